@@ -1,0 +1,39 @@
+# Set-up in two commands: `make demo` and `make test`; each creates what it needs.
+VENV := .venv/bin
+OUT ?= out/demo
+export PYTHONUNBUFFERED = 1
+
+.PHONY: demo test lint check format bench results constraints clean venv
+
+venv:
+	@tools/make-venv
+
+demo: venv
+	@$(VENV)/semla demo --out $(OUT) $(ARGS)
+
+test: venv
+	@$(VENV)/python -m pytest -n auto -q $(ARGS)
+
+lint: venv
+	@$(VENV)/ruff check .
+	@$(VENV)/ruff format --check .
+	@$(VENV)/mypy
+
+check: lint test
+
+format: venv
+	@$(VENV)/ruff format .
+	@$(VENV)/ruff check --fix .
+
+bench: venv
+	@$(VENV)/semla bench all --out out/bench $(ARGS)
+
+results: venv
+	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 100 --json out/results/results.json --html out/results/report.html $(ARGS)
+
+constraints: venv
+	@{ echo "# What the requirements pull in, as tested together (Python 3.11). Written by 'make constraints'."; \
+	  $(VENV)/python -m pip freeze --exclude-editable | grep -v -i '^torch==' | grep -v ' @ ' | sed 's/$$/; python_version >= "3.11"/'; } > constraints.txt
+
+clean:
+	rm -rf .venv out build install log *.egg-info

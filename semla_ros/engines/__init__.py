@@ -1,0 +1,1 @@
+"""What runs the forward pass: torch, ONNX Runtime, TensorRT."""

@@ -1,0 +1,52 @@
+"""One family of errors, so that a caller can catch what this package reports and nothing else.
+
+Each message names the item, what was expected, what came, and what to do next.
+"""
+
+
+class SemlaError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(SemlaError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class CheckpointError(SemlaError):
+    """A model file is unreadable, incomplete or made for another architecture."""
+
+
+class AdapterError(SemlaError):
+    """One adapter cannot be used: damaged, unsupported or made for another base model."""
+
+
+class LibraryError(SemlaError):
+    """An adapter library as a whole cannot be used."""
+
+
+class ImageError(SemlaError):
+    """An image or image message cannot be decoded."""
+
+
+class VocabularyError(SemlaError):
+    """A class name or list of classes cannot be used as a vocabulary."""
+
+
+class EngineError(SemlaError):
+    """An engine cannot be built, loaded or trusted."""
+
+
+class DatasetError(SemlaError):
+    """A data set folder lacks what the protocol needs, or holds something unreadable."""
+
+
+class BagError(SemlaError):
+    """A bag cannot be read, or lacks a topic."""
+
+
+class FetchError(SemlaError):
+    """A published file cannot be downloaded or does not have the expected digest."""
+
+
+class TrainingError(SemlaError):
+    """A training run cannot start or go on."""

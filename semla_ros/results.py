@@ -1,0 +1,150 @@
+"""The small typed results that the steps hand to each other, checked once when made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.errors import ImageError
+
+FloatArray = NDArray[np.float32] | NDArray[np.float64]
+ImageArray = NDArray[np.uint8]
+MaskArray = NDArray[np.uint8] | NDArray[np.uint16]
+
+UNLABELLED = 255  # index of "no class" in an 8-bit mask; 65535 in a 16-bit one
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """One camera image on its way through the pipeline.
+
+    Attributes:
+        image: RGB, shape (H, W, 3), uint8, H and W >= 1. Not copied; the maker must not change it afterwards.
+        stamp_ns: Acquisition time in nanoseconds, in the clock of the source.
+        camera: Name of the camera, empty for the only one.
+        frame_id: tf frame of the source message.
+    """
+
+    image: ImageArray
+    stamp_ns: int
+    camera: str = ""
+    frame_id: str = ""
+
+    def __post_init__(self) -> None:
+        image = self.image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ImageError(
+                f"frame of camera '{self.camera}' at {self.stamp_ns} ns: expected a uint8 RGB image of shape (H, W, 3) "
+                f"with H and W at least 1, got {image.dtype} of shape {tuple(image.shape)}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdapterMix:
+    """Which adapters a model is fused from, and why.
+
+    `weights` and `base_weight` sum to 1; `base_weight` is the part that the mix fades towards the base model where the
+    scene lies outside the library.
+
+    Attributes:
+        names: Adapter names, heaviest first, length K; empty for the base model.
+        weights: Fusion weights, shape (K,), float64, >= 0.
+        distances: Scene embedding to each adapter's centroid, shape (K,), float64; NaN where not known.
+        base_weight: Weight left to the unadapted base model, 0..1.
+        is_out_of_library: True where even the nearest centroid is farther than the library's own spread.
+    """
+
+    names: tuple[str, ...] = ()
+    weights: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    distances: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    base_weight: float = 1.0
+    is_out_of_library: bool = False
+
+    def __post_init__(self) -> None:
+        count = len(self.names)
+        if self.weights.shape != (count,) or self.distances.shape != (count,):
+            raise ValueError(
+                f"mix of {count} adapters has weights {self.weights.shape}, distances {self.distances.shape}"
+            )
+        total = float(self.weights.sum()) + self.base_weight
+        if not np.isfinite(total) or abs(total - 1.0) > 1e-6 or (self.weights < 0).any():
+            raise ValueError(
+                f"weights of a mix must be >= 0 and sum to 1 with base_weight, got {self.weights} + {self.base_weight}"
+            )
+
+    def as_dict(self) -> dict[str, float]:
+        """Weights by adapter name, heaviest first."""
+        return {name: float(weight) for name, weight in zip(self.names, self.weights, strict=True)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generation:
+    """What one generation of the fused model is made of. Generation 0 is the base model.
+
+    Attributes:
+        number: Grows by one with every swap, never repeats in a process.
+        mix: The adapters in it.
+        class_names: The vocabulary, index in the mask -> name.
+        vocabulary_version: Grows with every change of the class list.
+        scene_stamp_ns: Stamp of the frame whose scene embedding chose the mix; None for the base model.
+        reason: Why it was made: "base", "drift", "vocabulary", "library", "parameters", "reset".
+    """
+
+    number: int
+    mix: AdapterMix
+    class_names: tuple[str, ...]
+    vocabulary_version: int
+    scene_stamp_ns: int | None = None
+    reason: str = "base"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Segmentation:
+    """The answer to one frame.
+
+    Attributes:
+        mask: Class index per pixel, shape (H, W) of the source image (or of the model where so configured), uint8
+            (uint16 above 254 classes).
+        confidence: Probability of the chosen class scaled to 0..255, shape of `mask`, uint8; None where not asked for.
+        generation: The generation that made this mask.
+        stamp_ns: Copied from the frame.
+        camera: Copied from the frame.
+        frame_id: Copied from the frame.
+        latency_ms: Milliseconds by stage ("preprocess", "forward", "postprocess", "total").
+    """
+
+    mask: MaskArray
+    confidence: NDArray[np.uint8] | None
+    generation: Generation
+    stamp_ns: int
+    camera: str
+    frame_id: str
+    latency_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdaptationStep:
+    """What one turn of the adaptation path decided.
+
+    Attributes:
+        action: "throttled" (too early, nothing computed), "steady" (embedded, no drift), "dwell" (drifted, but the
+            present mix is younger than `min_dwell_s`), "frozen", "fused" (a new generation was committed), "failed".
+        stamp_ns: Stamp of the scene frame.
+        drift: Distance between the smoothed scene embedding and the one the present mix was made for, relative to
+            the latter's length; None if not computed.
+        mix: The mix retrieved for the scene, where retrieval ran.
+        generation: The generation serving after this step.
+        error: Why it failed, for "failed".
+        latency_ms: Milliseconds by stage ("embed", "retrieve", "prepare", "commit").
+    """
+
+    action: str
+    stamp_ns: int
+    generation: Generation
+    drift: float | None = None
+    mix: AdapterMix | None = None
+    error: str | None = None
+    latency_ms: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""CAT-Seg in plain PyTorch: CLIP, cost aggregation, decoder, prompts and checkpoints."""

@@ -1,0 +1,1 @@
+"""Training of the tiny CLIP, the segmenter, the adapters and their centroids."""
