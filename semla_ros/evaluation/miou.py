@@ -1,0 +1,107 @@
+"""Mean intersection over union from a confusion matrix, which adds up over frames, segments and data sets."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.errors import DatasetError
+from semla_ros.results import UNLABELLED, FloatArray, MaskArray
+
+Counts = NDArray[np.int64]
+
+
+def confusion_matrix(
+    truth: MaskArray, predicted: MaskArray, class_count: int, *, ignore: int | tuple[int, ...] = UNLABELLED
+) -> Counts:
+    """Count pixels by true and predicted class.
+
+    Args:
+        truth: True class index per pixel, shape (H, W).
+        predicted: Predicted class index per pixel, shape (H, W).
+        class_count: Number of classes K, >= 1.
+        ignore: Truth value or values that take no part, whatever was predicted there.
+
+    Returns:
+        Counts, shape (K, K + 1), int64: row = true class, column = predicted class. The last column holds what was
+        predicted as none of the K classes (unlabelled or out of range), which is an error like any other.
+
+    Raises:
+        DatasetError: The shapes differ, or the truth holds a value that is neither a class nor ignored.
+    """
+    if truth.shape != predicted.shape:
+        raise DatasetError(f"truth of shape {truth.shape} and prediction of shape {predicted.shape} must be the same")
+    if class_count < 1:
+        raise DatasetError(f"expected at least 1 class to compare masks, got {class_count}")
+    rows = truth.ravel().astype(np.int64)
+    columns = np.minimum(predicted.ravel().astype(np.int64), class_count)
+    counted = ~np.isin(rows, ignore)
+    rows, columns = rows[counted], columns[counted]
+    if rows.size and rows.max() >= class_count:
+        raise DatasetError(
+            f"truth holds the value {rows.max()}, expected classes 0 to {class_count - 1} or the ignored {ignore}"
+        )
+    flat = np.bincount(rows * (class_count + 1) + columns, minlength=class_count * (class_count + 1))
+    return flat.reshape(class_count, class_count + 1)
+
+
+def iou_per_class(counts: Counts) -> FloatArray:
+    """Intersection over union of each class.
+
+    Args:
+        counts: Confusion matrix (K, K + 1) from `confusion_matrix`, or a sum of several.
+
+    Returns:
+        IoU, shape (K,), float64, 0..1; NaN for classes that the truth does not contain.
+    """
+    class_count = counts.shape[0]
+    hits = np.diagonal(counts).astype(np.float64)
+    in_truth = counts.sum(axis=1).astype(np.float64)
+    union = in_truth + counts[:, :class_count].sum(axis=0) - hits
+    return np.where(in_truth > 0, hits / np.maximum(union, 1), np.nan)
+
+
+def mean_iou(counts: Counts) -> float:
+    """Mean IoU over the classes that the truth contains, 0..1; NaN where it contains none."""
+    values = iou_per_class(counts)
+    present = ~np.isnan(values)
+    return float(values[present].mean()) if present.any() else float("nan")
+
+
+def pixel_accuracy(counts: Counts) -> float:
+    """Share of the counted pixels that got their class, 0..1; NaN where none was counted."""
+    total = counts.sum()
+    return float(np.trace(counts) / total) if total else float("nan")
+
+
+class MiouMeter:
+    """Adds frames up and answers with their common mIoU.
+
+    Attributes:
+        counts: Confusion matrix so far, shape (K, K + 1), int64.
+        frames: Number of frames added.
+    """
+
+    def __init__(self, class_count: int, *, ignore: int | tuple[int, ...] = UNLABELLED) -> None:
+        self.counts: Counts = np.zeros((class_count, class_count + 1), np.int64)
+        self.frames = 0
+        self._ignore = ignore
+
+    def add(self, truth: MaskArray, predicted: MaskArray) -> None:
+        """Add one frame; see `confusion_matrix`."""
+        self.add_counts(confusion_matrix(truth, predicted, self.counts.shape[0], ignore=self._ignore))
+
+    def add_counts(self, counts: Counts, frames: int = 1) -> None:
+        """Add a confusion matrix that was counted elsewhere over `frames` frames."""
+        self.counts += counts
+        self.frames += frames
+
+    @property
+    def per_class(self) -> FloatArray:
+        """IoU of each class, shape (K,); NaN where the truth has not contained it."""
+        return iou_per_class(self.counts)
+
+    @property
+    def mean(self) -> float:
+        """Mean IoU over the classes seen in the truth; NaN before the first frame."""
+        return mean_iou(self.counts)
