@@ -1,0 +1,149 @@
+"""What the pipeline has done so far, counted as it happens and read in one piece."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from semla_ros.results import AdaptationStep, Generation, Segmentation
+
+WINDOW = 512  # latest samples that latency statistics are taken over
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencySummary:
+    """Milliseconds of one stage over the latest `WINDOW` runs."""
+
+    p50: float
+    p95: float
+    max: float
+    count: int  # runs ever, not only those in the window
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PipelineStatus:
+    """A snapshot of the pipeline's state and counters.
+
+    Attributes:
+        engine: Name of the engine that serves.
+        generation: The generation in use.
+        frames: Frames segmented.
+        retrievals: Scene embeddings that led to a retrieval.
+        embeddings: Scene embeddings computed.
+        fusions: Generations committed.
+        failures: Turns of the adaptation path, or changes asked for, that failed.
+        replaced_scenes: Frames offered to the background thread that a newer one replaced.
+        drift: Latest drift; None before the first scene embedding or after a reset.
+        last_action: Action of the latest adaptation step; empty before the first.
+        last_error: Latest failure; empty where there was none since the start.
+        is_frozen: Adaptation is switched off.
+        is_running: The background thread runs.
+        frame_latency_ms: By stage of the frame path.
+        adaptation_latency_ms: By stage of the adaptation path.
+        library_size: Adapters that can be used.
+        library_problems: Adapter name -> why it cannot be used.
+        adapted_weights_bytes: Memory of base, live and standby weights.
+        resident_adapters: Adapters whose matrices are in memory.
+    """
+
+    engine: str
+    generation: Generation
+    frames: int
+    embeddings: int
+    retrievals: int
+    fusions: int
+    failures: int
+    replaced_scenes: int
+    drift: float | None
+    last_action: str
+    last_error: str
+    is_frozen: bool
+    is_running: bool
+    frame_latency_ms: Mapping[str, LatencySummary]
+    adaptation_latency_ms: Mapping[str, LatencySummary]
+    library_size: int
+    library_problems: Mapping[str, str]
+    adapted_weights_bytes: int
+    resident_adapters: tuple[str, ...]
+
+
+class LatencyWindow:
+    """The latest milliseconds of several stages. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._samples: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self._counts: Counter[str] = Counter()
+
+    def add(self, latency_ms: Mapping[str, float]) -> None:
+        """Count one run of each stage."""
+        with self._lock:
+            for stage, milliseconds in latency_ms.items():
+                self._samples[stage].append(milliseconds)
+                self._counts[stage] += 1
+
+    def summary(self) -> dict[str, LatencySummary]:
+        """Statistics by stage."""
+        with self._lock:
+            samples = {stage: list(values) for stage, values in self._samples.items()}
+            counts = dict(self._counts)
+        result = {}
+        for stage, values in samples.items():
+            p50, p95, largest = np.percentile(values, (50, 95, 100))
+            result[stage] = LatencySummary(p50=float(p50), p95=float(p95), max=float(largest), count=counts[stage])
+        return result
+
+    def clear(self) -> None:
+        """Start anew."""
+        with self._lock:
+            self._samples.clear()
+            self._counts.clear()
+
+
+class Tally:
+    """The pipeline's counters. Each field has one writer: the frame path or the adaptation path."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.failures = 0
+        self.actions: Counter[str] = Counter()
+        self.embeddings = 0
+        self.retrievals = 0
+        self.fusions = 0
+        self.drift: float | None = None
+        self.last_action = ""
+        self.last_error = ""
+        self.frame_latency = LatencyWindow()
+        self.adaptation_latency = LatencyWindow()
+
+    def count_frame(self, segmentation: Segmentation) -> None:
+        """Count one answer of the frame path."""
+        self.frames += 1
+        self.frame_latency.add(segmentation.latency_ms)
+
+    def count_step(self, step: AdaptationStep) -> None:
+        """Count one turn of the adaptation path."""
+        self.last_action = step.action
+        self.actions[step.action] += 1
+        self.embeddings += "embed" in step.latency_ms
+        self.retrievals += step.mix is not None
+        if step.drift is not None:
+            self.drift = step.drift
+        if step.error is not None:
+            self.count_failure(step.error)
+        self.adaptation_latency.add(step.latency_ms)
+
+    def count_failure(self, error: str) -> None:
+        """Remember what went wrong."""
+        self.failures += 1
+        self.last_error = error
+
+    def clear_statistics(self) -> None:
+        """Forget latencies and drift, as a recording that starts over asks for; counters go on."""
+        self.drift = None
+        self.frame_latency.clear()
+        self.adaptation_latency.clear()
