@@ -1,0 +1,196 @@
+"""CAT-Seg: dense CLIP features, a cost volume against class embeddings, and its aggregation.
+
+One code path for every size; module names follow the published checkpoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, einsum, nn
+
+from semla_ros.errors import ConfigError
+from semla_ros.segmentation.clip import Clip, ClipConfig, DenseFeatures, SelfAttention
+from semla_ros.segmentation.cost_aggregation import AggregatorConfig, CostAggregator
+
+CLIP_PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)  # 0..255, RGB
+CLIP_PIXEL_STD = (68.5005327, 66.6321579, 70.3231630)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatSegConfig:
+    """Everything that fixes the architecture of one model; the defaults are the published B size."""
+
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    guidance_layers: tuple[int, int] = (3, 7)  # visual blocks whose output guides the decoder, 0-based
+    pixel_mean: tuple[float, float, float] = CLIP_PIXEL_MEAN  # 0..255, RGB
+    pixel_std: tuple[float, float, float] = CLIP_PIXEL_STD
+
+    def __post_init__(self) -> None:
+        for name in ("embed_dim",):
+            if getattr(self.clip, name) != getattr(self.aggregator, name):
+                raise ConfigError(
+                    f"'{name}' of the aggregator must be CLIP's {getattr(self.clip, name)}, "
+                    f"got {getattr(self.aggregator, name)}"
+                )
+        if self.clip.working_grid != self.aggregator.grid:
+            raise ConfigError(
+                f"'grid' of the aggregator must be CLIP's working grid {self.clip.working_grid}, "
+                f"got {self.aggregator.grid}"
+            )
+        first, second = self.guidance_layers
+        if not 0 <= first < second < self.clip.visual_layers - 1:
+            raise ConfigError(
+                f"'guidance_layers' must ascend and stand before the last of {self.clip.visual_layers} visual blocks, "
+                f"got {self.guidance_layers}"
+            )
+
+    @classmethod
+    def catseg_b(cls) -> CatSegConfig:
+        """The published model on ViT-B/16 at 384 pixels."""
+        return cls()
+
+    @classmethod
+    def catseg_l(cls) -> CatSegConfig:
+        """The published model on ViT-L/14 at 336 pixels."""
+        clip = ClipConfig(
+            patch=14,
+            visual_width=1024,
+            visual_layers=24,
+            native_grid=(24, 24),
+            working_grid=(24, 24),
+            embed_dim=768,
+            text_width=768,
+            text_layers=12,
+        )
+        return cls(clip=clip, aggregator=AggregatorConfig(embed_dim=768), guidance_layers=(7, 15))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as stored in a model file's header."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CatSegConfig:
+        """The inverse of `as_dict`; lists pass for tuples.
+
+        Raises:
+            ConfigError: A key is unknown or a value is out of range.
+        """
+        settings = dict(values)
+        parts: dict[str, Any] = {}
+        for name, part in (("clip", ClipConfig), ("aggregator", AggregatorConfig)):
+            parts[name] = part(**_known_fields(part, settings.pop(name, {})))
+        return cls(**parts, **_known_fields(cls, settings))
+
+
+def _known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    known = {item.name for item in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown model setting '{unknown[0]}'; known: {', '.join(sorted(known))}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
+class CatSeg(nn.Module):
+    """The segmentation model.
+
+    Weights may be overwritten in place, or swapped through `parameter.data`, between two calls: nothing derived from
+    them is kept.
+    """
+
+    def __init__(self, config: CatSegConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.duplicated_hooks = False  # published training quirk: both guidance maps from the first guidance block
+        width = config.clip.visual_width
+        predictor = nn.ModuleDict({"clip_model": Clip(config.clip), "transformer": CostAggregator(config.aggregator)})
+        self.sem_seg_head = nn.ModuleDict({"predictor": predictor})
+        first, second = config.aggregator.decoder_guidance_dims
+        self.upsample1 = nn.ConvTranspose2d(width, first, 2, stride=2)
+        self.upsample2 = nn.ConvTranspose2d(width, second, 4, stride=4)
+
+    @property
+    def clip(self) -> Clip:
+        """Both CLIP towers."""
+        module = self.sem_seg_head["predictor"]["clip_model"]  # type: ignore[index]
+        assert isinstance(module, Clip)
+        return module
+
+    @property
+    def aggregator(self) -> CostAggregator:
+        """Cost aggregation and decoder."""
+        module = self.sem_seg_head["predictor"]["transformer"]  # type: ignore[index]
+        assert isinstance(module, CostAggregator)
+        return module
+
+    @property
+    def exact_rewrites(self) -> bool:
+        """Whether work that is the same for all classes or pixels is done once; False computes as published."""
+        return self.aggregator.exact_rewrites
+
+    @exact_rewrites.setter
+    def exact_rewrites(self, enabled: bool) -> None:
+        self.aggregator.exact_rewrites = enabled
+
+    def set_inert_clip_qkv(self, inert: bool) -> None:
+        """Make LoRA layers on CLIP's q, k, v have no effect, as in the published code (for comparison only)."""
+        for module in self.clip.modules():
+            if isinstance(module, SelfAttention):
+                module.inert_deltas = inert
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Class embeddings of prompts (T, L), shape (T, embed_dim), unit length; see `Clip.encode_text`."""
+        return self.clip.encode_text(token_ids)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """The ordinary CLIP image feature, shape (B, embed_dim), not normalised; see `Clip.encode_image`."""
+        return self.clip.encode_image(images)
+
+    def encode_dense(self, images: Tensor) -> DenseFeatures:
+        """Dense features of normalised images (B, 3, h, w) at the working resolution.
+
+        Raises:
+            ConfigError: The images have another size.
+        """
+        expected = self.config.clip.working_resolution
+        if tuple(images.shape[-2:]) != expected:
+            raise ConfigError(f"images must be {expected[0]}x{expected[1]} pixels, got {tuple(images.shape[-2:])}")
+        layers = self.config.guidance_layers
+        if self.duplicated_hooks:
+            layers = (layers[0], layers[0])
+        return self.clip.visual.dense(images, layers)
+
+    def cost_volume(self, features: Tensor, text: Tensor) -> Tensor:
+        """Cosine similarity of dense features (B, C, h, w) with class embeddings (T, C), shape (B, T, h, w)."""
+        return einsum("bchw,tc->bthw", F.normalize(features, dim=1), F.normalize(text, dim=-1).to(features.dtype))
+
+    def forward_with_cost(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Like `forward`, and the cost volume (B, T, h, w) too: training also supervises that."""
+        dense = self.encode_dense(images)
+        features = dense.feature_map()
+        guidance = self.upsample1(dense.guidance_map(0)), self.upsample2(dense.guidance_map(1))
+        cost = self.cost_volume(features, text)
+        logits: Tensor = self.aggregator(cost, features, guidance, text)
+        return logits, cost
+
+    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+        """Segment images.
+
+        Args:
+            images: Normalised with `pixel_mean` and `pixel_std`, shape (B, 3, h, w), the working resolution.
+            text: Class embeddings, shape (T, embed_dim), unit length.
+
+        Returns:
+            One logit map per class, shape (B, T, 4*rows, 4*columns) of the working grid; sigmoid makes probabilities.
+        """
+        return self.forward_with_cost(images, text)[0]
+
+    def parameter_count(self) -> int:
+        """Number of weights."""
+        return sum(math.prod(item.shape) for item in self.parameters())
