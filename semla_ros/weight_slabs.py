@@ -1,6 +1,6 @@
 """Weights of one shape in one block of memory, so that one batched product fuses all of them.
 
-A model has some 150 adapted matrices but only about ten shapes. Stacked by shape, `W0 + sum_i w_i * scaling_i * B_i A_i`
+A model has some 150 adapted matrices but only about ten shapes. Stacked by shape, `W0 + sum_i w_i * scaling_i B_i A_i`
 is one `baddbmm` per shape: the adapters' ranks are concatenated, their weights go into the A side, and the product
 lands in the memory the model reads. Nothing large is allocated per fusion.
 """
