@@ -1,1 +1,33 @@
 """Procedural street scenes with exact masks and continuous weather."""
+
+from semla_ros.scenes.caption import SYNONYMS, caption
+from semla_ros.scenes.cities import CITIES, SOURCE_CITIES, CityStyle
+from semla_ros.scenes.classes import CLASS_NAMES, PALETTE
+from semla_ros.scenes.conditions import Conditions
+from semla_ros.scenes.drive import DEMO_DRIVE, Drive, demo_drive, drive_through
+from semla_ros.scenes.render import Scene, render
+from semla_ros.scenes.world import BENCHMARK, DOMAINS, UNSEEN, Domain, DomainScene, domain_named, split_seed
+
+__all__ = [
+    "BENCHMARK",
+    "CITIES",
+    "CLASS_NAMES",
+    "DEMO_DRIVE",
+    "DOMAINS",
+    "PALETTE",
+    "SOURCE_CITIES",
+    "SYNONYMS",
+    "UNSEEN",
+    "CityStyle",
+    "Conditions",
+    "Domain",
+    "DomainScene",
+    "Drive",
+    "Scene",
+    "caption",
+    "demo_drive",
+    "domain_named",
+    "drive_through",
+    "render",
+    "split_seed",
+]

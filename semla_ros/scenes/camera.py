@@ -1,0 +1,69 @@
+"""Pinhole camera in a street: x to the right of the road's centre, y up from the road, z ahead of the camera (metres).
+
+Pitch shifts the horizon rather than turning the image plane (a shift lens), so that uprights stay upright and each
+plane's inverse depth stays affine in the image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Point = tuple[float, float, float]  # x, y, z in metres
+Pixel = tuple[float, float]  # u to the right, v down; the centre of the first pixel is (0.5, 0.5)
+
+NEAR_M = 0.7  # nothing nearer than this is drawn
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One view of one street."""
+
+    width: int
+    height: int
+    focal_px: float
+    horizon_px: float  # row of the horizon
+    height_m: float
+    x_m: float  # sideways place in the street
+    position_m: float  # how far along the street
+    bend_per_m: float  # curvature of the street, 1/m; positive bends to the right
+
+    def project(self, point: Point) -> Pixel:
+        """Image place of a point with z > 0."""
+        x, y, z = point
+        u = self.width / 2 + self.focal_px * (x - self.x_m + 0.5 * self.bend_per_m * z * z) / z
+        return u, self.horizon_px + self.focal_px * (self.height_m - y) / z
+
+    def pixels_per_metre(self, z: float) -> float:
+        """Scale of the image at depth `z`."""
+        return self.focal_px / z
+
+
+def clip_near(points: Sequence[Point], near_m: float = NEAR_M) -> list[Point]:
+    """Cut a polygon at the near plane; empty where all of it is nearer."""
+    if all(point[2] >= near_m for point in points):
+        return list(points)
+    kept: list[Point] = []
+    for index, (x1, y1, z1) in enumerate(points):
+        x0, y0, z0 = points[index - 1]
+        if (z0 < near_m) != (z1 < near_m):
+            t = (near_m - z0) / (z1 - z0)
+            kept.append((x0 + t * (x1 - x0), y0 + t * (y1 - y0), near_m))
+        if z1 >= near_m:
+            kept.append((x1, y1, z1))
+    return kept
+
+
+def plane_of(corners: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Inverse depth over the image, 1/z = a + b u + c v, through three image points (u, v, 1/z).
+
+    Falls back to the nearest point's depth where the three lie almost on a line.
+    """
+    (u0, v0, w0), (u1, v1, w1), (u2, v2, w2) = corners
+    determinant = (u1 - u0) * (v2 - v0) - (u2 - u0) * (v1 - v0)
+    if math.fabs(determinant) < 1e-3:
+        return max(w0, w1, w2), 0.0, 0.0
+    b = ((w1 - w0) * (v2 - v0) - (w2 - w0) * (v1 - v0)) / determinant
+    c = ((u1 - u0) * (w2 - w0) - (u2 - u0) * (w1 - w0)) / determinant
+    return w0 - b * u0 - c * v0, b, c
