@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from semla_ros.errors import ConfigError
 
-DECODER_MAPS_PER_CHUNK = 16  # class maps decoded at once without gradients: keeps the work in the caches
+DECODER_MAPS_PER_CHUNK = 4  # class maps decoded at once on a CPU without gradients: keeps the work in its caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +99,19 @@ def split_convolution(module: nn.Module, x: Tensor, guidance: Tensor, *, exact_r
 
     Args:
         module: nn.Conv2d or a wrapper of one.
-        x: Class maps, shape (N, C, H, W).
-        guidance: Guidance shared by all N maps, shape (1, G, H, W).
-        exact_rewrites: Convolve the guidance once instead of once for each map.
+        x: Class maps, shape (B*T, C, H, W).
+        guidance: Shared by the T maps of an image, shape (B, G, H, W).
+        exact_rewrites: Convolve the guidance once for each image instead of once for each map.
     """
+    images = len(guidance)
     if not exact_rewrites or type(module) is not nn.Conv2d:
-        literal: Tensor = module(torch.cat([x, guidance.expand(len(x), -1, -1, -1)], dim=1))
+        repeated = guidance.repeat_interleave(len(x) // images, dim=0)
+        literal: Tensor = module(torch.cat([x, repeated.to(x.dtype)], dim=1))
         return literal
     channels = x.shape[1]
     shared = F.conv2d(guidance, module.weight[:, channels:], padding=1)
-    return F.conv2d(x, module.weight[:, :channels], padding=1) + shared
+    own = F.conv2d(x, module.weight[:, :channels], padding=1)
+    return (own.view(images, -1, *own.shape[1:]) + shared[:, None]).flatten(0, 1)
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -366,7 +369,7 @@ class DoubleConvolution(nn.Module):
         )
 
     def forward(self, x: Tensor, guidance: Tensor, *, exact_rewrites: bool) -> Tensor:
-        """Map (N, C, H, W) and guidance (1, G, H, W) to (N, C_out, H, W)."""
+        """Map (B*T, C, H, W) and guidance (B, G, H, W) to (B*T, C_out, H, W)."""
         first, *rest = self.double_conv
         x = split_convolution(first, x, guidance, exact_rewrites=exact_rewrites)
         for module in rest:
@@ -383,7 +386,7 @@ class DecoderStep(nn.Module):
         self.conv = DoubleConvolution(channels_in, channels_out)
 
     def forward(self, x: Tensor, guidance: Tensor, *, exact_rewrites: bool) -> Tensor:
-        """Map (N, C, H, W) and guidance (1, G, 2H, 2W) to (N, C_out, 2H, 2W)."""
+        """Map (B*T, C, H, W) and guidance (B, G, 2H, 2W) to (B*T, C_out, 2H, 2W)."""
         doubled: Tensor = self.conv(self.up(x), guidance, exact_rewrites=exact_rewrites)
         return doubled
 
@@ -452,19 +455,28 @@ class CostAggregator(nn.Module):
         return cost.amax(dim=(2, 3)).topk(self.config.pad_len, dim=1).indices
 
     def _decode(self, x: Tensor, guidance: tuple[Tensor, Tensor]) -> Tensor:
-        """Decode (B, T, H, W, C) to (B, T, 4H, 4W), one image after the other."""
-        maps = x.permute(0, 1, 4, 2, 3)
-        projected = [project(item) for project, item in zip(self.decoder_guidance_projection, guidance, strict=True)]
-        per_chunk = maps.shape[1]
-        if self.exact_rewrites and not torch.is_grad_enabled():
-            per_chunk = DECODER_MAPS_PER_CHUNK
-        decoded = []
-        for image in range(len(maps)):
-            first, second = (item[image : image + 1] for item in projected)
-            parts = []
-            for chunk in torch.split(maps[image], per_chunk):
-                y = self.decoder1(chunk, first, exact_rewrites=self.exact_rewrites)
-                y = self.decoder2(y, second, exact_rewrites=self.exact_rewrites)
-                parts.append(self.head(y))
-            decoded.append(torch.cat(parts)[:, 0])
-        return torch.stack(decoded)
+        """Decode (B, T, H, W, C) to (B, T, 4H, 4W)."""
+        b, t = x.shape[:2]
+        # The maps are channels-last already, and convolutions are several times faster that way; the literal form
+        # keeps the published layout.
+        layout = torch.channels_last if self.exact_rewrites else torch.contiguous_format
+        maps = x.flatten(0, 1).permute(0, 3, 1, 2).contiguous(memory_format=layout)  # (B*T, C, H, W)
+        first, second = (
+            projection(item).contiguous(memory_format=layout)
+            for projection, item in zip(self.decoder_guidance_projection, guidance, strict=True)
+        )
+        if not self.exact_rewrites or torch.is_grad_enabled() or x.device.type != "cpu":
+            return self._decode_maps(maps, first, second).view(b, t, *second.shape[2:])
+        parts = [
+            self._decode_maps(chunk, first[image : image + 1], second[image : image + 1])
+            for image in range(b)
+            for chunk in torch.split(maps[image * t : image * t + t], DECODER_MAPS_PER_CHUNK)
+        ]
+        return torch.cat(parts).view(b, t, *second.shape[2:])
+
+    def _decode_maps(self, maps: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Decode class maps (B*T, C, H, W) under guidance (B, ., 2H, 2W) and (B, ., 4H, 4W) to (B*T, 1, 4H, 4W)."""
+        y = self.decoder1(maps, first, exact_rewrites=self.exact_rewrites)
+        y = self.decoder2(y, second, exact_rewrites=self.exact_rewrites)
+        logits: Tensor = self.head(y)
+        return logits
