@@ -1,0 +1,162 @@
+"""The table that the demo shows while the nodes run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from semla_ros.demo.recording import BASE_MIX, FrameRecord, MixEvent, Recording
+from semla_ros.demo.score import LiveFigures, is_transition
+from semla_ros.evaluation.pictures import domain_colour
+
+RECENT_S = 3.0  # window of rate and latency
+BAR_WIDTH = 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveState:
+    """What one refresh of the table shows.
+
+    Attributes:
+        elapsed_s: Time of the drive so far.
+        duration_s: Length of the drive.
+        segment: Where the drive is.
+        rate_hz: Masks per second, lately.
+        latency_ms: Median time from image to mask, lately; None where no mask came.
+        frames: Images seen.
+        masks: Masks that answer them.
+        drift: As the node reports it; empty where it did not.
+        mix: In use.
+        figures: mIoU of sampled frames.
+        status: Level and message of the node's diagnostics.
+    """
+
+    elapsed_s: float
+    duration_s: float
+    segment: str = ""
+    rate_hz: float = 0.0
+    latency_ms: float | None = None
+    frames: int = 0
+    masks: int = 0
+    drift: str = ""
+    mix: MixEvent = BASE_MIX
+    figures: LiveFigures = field(default_factory=LiveFigures)
+    status: tuple[str, str] = ("", "")
+
+
+def observe(
+    recording: Recording, figures: LiveFigures, *, now_s: float, elapsed_s: float, duration_s: float
+) -> LiveState:
+    """Sum a recording up for the table.
+
+    Args:
+        recording: What the monitor has collected.
+        figures: mIoU of sampled frames.
+        now_s: Monotonic time in seconds.
+        elapsed_s: Time of the drive so far.
+        duration_s: Length of the drive.
+    """
+    frames = recording.frames()
+    recent = [frame for frame in frames if frame.mask_s is not None and frame.mask_s > now_s - RECENT_S]
+    latencies = latencies_ms(recent)
+    seen = [frame for frame in frames if frame.image_s is not None]
+    mix = recording.mixes[-1] if recording.mixes else BASE_MIX
+    diagnostics = recording.diagnostics
+    return LiveState(
+        elapsed_s=elapsed_s,
+        duration_s=duration_s,
+        segment=seen[-1].segment if seen else "",
+        rate_hz=len(recent) / min(RECENT_S, max(elapsed_s, 0.5)),
+        latency_ms=float(np.median(latencies)) if latencies else None,
+        frames=len(seen),
+        masks=sum(frame.is_answered for frame in frames),
+        drift=next((value for key, value in diagnostics.values.items() if key.lower().startswith("drift")), ""),
+        mix=mix,
+        figures=figures,
+        status=(diagnostics.level, diagnostics.message),
+    )
+
+
+def latencies_ms(frames: Sequence[FrameRecord]) -> list[float]:
+    """Milliseconds from an image's arrival at the monitor to its mask's, of the answered frames.
+
+    Both travel over DDS to the same process, so one way is counted once. A mask that overtakes its image counts as 0.
+    """
+    return [
+        max(0.0, (frame.mask_s - frame.image_s) * 1e3)
+        for frame in frames
+        if frame.is_answered and frame.mask_s is not None and frame.image_s is not None
+    ]
+
+
+def render(state: LiveState) -> RenderableType:
+    """The table for a terminal of 80 columns or more."""
+    progress = Table.grid(padding=(0, 1), expand=True)
+    progress.add_column(min_width=18)
+    progress.add_column(ratio=1)
+    progress.add_column(justify="right", min_width=11)
+    colour = domain_colour(state.segment.split(" to ")[-1])
+    progress.add_row(
+        Text(state.segment or "waiting", style=f"bold rgb({colour[0]},{colour[1]},{colour[2]})"),
+        ProgressBar(total=max(state.duration_s, 1e-6), completed=min(state.elapsed_s, state.duration_s)),
+        f"{state.elapsed_s:.0f} / {state.duration_s:.0f} s",
+    )
+    columns = Table.grid(padding=(0, 4), expand=True)
+    columns.add_column(ratio=2)
+    columns.add_column(ratio=3)
+    columns.add_row(_figures(state), _mix(state.mix))
+    title = "[bold]semla demo[/]  real ROS 2 nodes on a drive through changing weather"
+    return Panel(Group(progress, Text(), columns), title=title, border_style="grey50", padding=(1, 2))
+
+
+def _figures(state: LiveState) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="grey62")
+    table.add_column(justify="left")
+    table.add_row("frame rate", f"{state.rate_hz:.1f} Hz")
+    table.add_row("latency", "-" if state.latency_ms is None else f"{state.latency_ms:.0f} ms")
+    table.add_row("frames, masks", f"{state.frames}, {state.masks}")
+    table.add_row("drift", state.drift or "-")
+    table.add_row("generation", f"{state.mix.generation}  ({state.mix.reason})")
+    table.add_row("mIoU base", _figure(state.figures.base))
+    gain = state.figures.adapted - state.figures.base
+    change = "" if np.isnan(gain) else f"  [bold {'green' if gain >= 0 else 'red'}]{gain:+.2f}[/]"
+    table.add_row("mIoU adapted", f"[bold]{_figure(state.figures.adapted)}[/]{change}")
+    level, message = state.status
+    style = {"OK": "green", "WARN": "yellow", "ERROR": "red", "STALE": "yellow"}.get(level, "grey62")
+    table.add_row("node", Text(f"{level or '-'}  {message}"[:40], style=style))
+    return table
+
+
+def _figure(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def _mix(mix: MixEvent) -> Table:
+    table = Table.grid(padding=(0, 1))
+    table.add_column(justify="right", min_width=11)
+    table.add_column(min_width=BAR_WIDTH)
+    table.add_column(justify="right", min_width=4)
+    for name, share in mix.shares.items():
+        red, green, blue = domain_colour(name)
+        bar = Text("█" * round(share * BAR_WIDTH) or "▏", style=f"rgb({red},{green},{blue})")
+        table.add_row(name, bar, f"{share:.0%}")
+    return table
+
+
+def status_line(state: LiveState) -> str:
+    """The same in one line, for logs and terminals without cursor movement."""
+    shares = " ".join(f"{name} {share:.0%}" for name, share in list(state.mix.shares.items())[:3])
+    latency = "-" if state.latency_ms is None else f"{state.latency_ms:.0f} ms"
+    name = "transition" if is_transition(state.segment) and not state.segment else state.segment
+    return (
+        f"{state.elapsed_s:5.1f} s  {name:<18} {state.rate_hz:4.1f} Hz  {latency:>7}  generation "
+        f"{state.mix.generation:<3} {shares}  mIoU {_figure(state.figures.base)} -> {_figure(state.figures.adapted)}"
+    )

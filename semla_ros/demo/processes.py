@@ -1,0 +1,139 @@
+"""Child processes that never outlive the demo: output in log files, watched while they run, ended by their own pid."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from semla_ros.errors import SemlaError
+
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+class ChildError(SemlaError):
+    """A child process could not start, or ended when it should have gone on."""
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this child when the demo is killed in a way that it cannot handle."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Child:
+    """One process in a session of its own, so that Ctrl-C in the terminal reaches it only through `stop`.
+
+    Attributes:
+        name: What messages call it.
+        log: File with everything that it printed.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        """Start the process.
+
+        Raises:
+            ChildError: The program cannot be started.
+        """
+        self.name, self.log = name, log
+        with log.open("wb") as output:
+            try:
+                self._process = subprocess.Popen(
+                    list(command),
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                )
+            except OSError as error:
+                raise ChildError(f"{name} cannot be started with {command[0]}: {error}") from None
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Exit status, negative where a signal ended it; None while it runs."""
+        return self._process.poll()
+
+    def last_lines(self, count: int = 20) -> str:
+        """The end of what it printed."""
+        try:
+            return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-count:])
+        except OSError as error:
+            return f"(no log: {error})"
+
+    def stop(self, grace_s: float = 5.0) -> int:
+        """End the process and what it started: interrupt first, as Ctrl-C does, then terminate, then kill.
+
+        Args:
+            grace_s: Seconds to wait after each of the first two.
+
+        Returns:
+            Exit status, negative where a signal ended it.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is not None:
+                break
+            self._send(number)
+            try:
+                self._process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                continue
+        return self._process.wait()
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+            os.killpg(self._process.pid, number)  # its own session: the group holds only what this child started
+
+
+class Children:
+    """The processes of one demo; leaving the context ends all that still run, last started first."""
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Child:
+        """Start one; see `Child`."""
+        child = Child(name, command, environment, log)
+        self._children.append(child)
+        return child
+
+    def check(self) -> None:
+        """Make sure that none has failed.
+
+        Raises:
+            ChildError: One ended with a non-zero status; the message holds the end of its output.
+        """
+        for child in self._children:
+            status = child.status
+            if status:
+                cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+                raise ChildError(
+                    f"{child.name} (pid {child.pid}) ended with {cause}; the end of {child.log}:\n{child.last_lines()}"
+                )
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """End all that still run."""
+        for child in reversed(self._children):
+            child.stop(grace_s)
+
+    def __enter__(self) -> Children:
+        """Return the empty group."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End all that still run."""
+        self.stop()
