@@ -1,0 +1,110 @@
+"""Write a bag of a shipped drive: cameras, calibration, ground truth, and the weather's name for each stretch.
+
+Example: semla record-demo --out out/demo-bag --frames 1000 --seed 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from semla_ros.errors import ConfigError
+from semla_ros.evaluation.demo_bag import DemoBagOptions, record_demo_bag
+from semla_ros.scenes.cities import CITIES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    default = DemoBagOptions()
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the bag; must not exist")
+    parser.add_argument(
+        "--frames", type=int, default=default.frames, metavar="N", help="images of each camera (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, help="which streets (%(default)s)")
+    parser.add_argument(
+        "--rate", type=float, default=default.rate_hz, metavar="HZ", help="images per second (%(default)s)"
+    )
+    parser.add_argument(
+        "--cameras", default=",".join(default.cameras), metavar="A,B", help="names of the cameras (%(default)s)"
+    )
+    parser.add_argument(
+        "--size", default=f"{default.width}x{default.height}", metavar="WxH", help="pixels (%(default)s)"
+    )
+    parser.add_argument("--city", choices=sorted(CITIES), default=default.city, help="where (%(default)s)")
+    parser.add_argument(
+        "--transport", choices=("raw", "jpeg", "png"), default=default.transport, help="image messages (%(default)s)"
+    )
+    parser.add_argument(
+        "--storage", choices=("mcap", "sqlite3"), default=default.storage, help="bag format (%(default)s)"
+    )
+    parser.add_argument(
+        "--compression",
+        choices=("none", "chunk", "message", "file"),
+        default=default.compression,
+        help="of the bag (%(default)s); 'chunk' is mcap's own",
+    )
+    parser.add_argument("--no-truth", action="store_true", help="leave the label topics out")
+    parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes that render; 0 = one per core")
+    parser.add_argument("--json", action="store_true", help="print what was written as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the bag."""
+    width, _, height = arguments.size.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ConfigError(f"--size must be WIDTHxHEIGHT in pixels, as in 256x192, got '{arguments.size}'")
+    options = DemoBagOptions(
+        frames=arguments.frames,
+        seed=arguments.seed,
+        rate_hz=arguments.rate,
+        cameras=tuple(arguments.cameras.split(",")),
+        width=int(width),
+        height=int(height),
+        city=arguments.city,
+        transport=arguments.transport,
+        storage=arguments.storage,
+        compression=arguments.compression,
+        has_truth=not arguments.no_truth,
+    )
+    began = time.perf_counter()
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("recording"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as progress:
+        task = progress.add_task("frames", total=options.frames)
+        record_demo_bag(
+            arguments.out,
+            options,
+            jobs=arguments.jobs or os.cpu_count() or 1,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+    size_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
+    written = {
+        "bag": str(arguments.out),
+        "frames": options.frames,
+        "cameras": list(options.cameras),
+        "duration_s": options.frames / options.rate_hz,
+        "bytes": size_bytes,
+    }
+    if arguments.json:
+        print(json.dumps(written))
+    else:
+        took_s = time.perf_counter() - began
+        console.print(
+            f"wrote {arguments.out}: {options.frames} frames of {len(options.cameras)} cameras, {size_bytes / 1e6:.0f} MB "
+            f"in {took_s:.0f} s; replay it with: semla replay {arguments.out} --out out/replay",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return 0
