@@ -24,11 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = DemoBagOptions()
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the bag; must not exist")
     parser.add_argument(
-        "--frames", type=int, default=default.frames, metavar="N", help="images of each camera (%(default)s)"
+        "--frames",
+        type=int,
+        default=default.frames,
+        metavar="N",
+        help="images in all, of the cameras in turn (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=default.seed, help="which streets (%(default)s)")
     parser.add_argument(
-        "--rate", type=float, default=default.rate_hz, metavar="HZ", help="images per second (%(default)s)"
+        "--rate", type=float, default=0.0, metavar="HZ", help="images of each camera per second; 0 = a drive of 90 s"
     )
     parser.add_argument(
         "--cameras", default=",".join(default.cameras), metavar="A,B", help="names of the cameras (%(default)s)"
@@ -94,16 +98,19 @@ def run(arguments: argparse.Namespace) -> int:
         "bag": str(arguments.out),
         "frames": options.frames,
         "cameras": list(options.cameras),
-        "duration_s": options.frames / options.rate_hz,
+        "rate_hz": options.rate_hz,
+        "duration_s": options.duration_s,
         "bytes": size_bytes,
     }
     if arguments.json:
         print(json.dumps(written))
     else:
         took_s = time.perf_counter() - began
+        names = " and ".join(options.cameras)
         console.print(
-            f"wrote {arguments.out}: {options.frames} frames of {len(options.cameras)} cameras, {size_bytes / 1e6:.0f} MB "
-            f"in {took_s:.0f} s; replay it with: semla replay {arguments.out} --out out/replay",
+            f"wrote {arguments.out}: {options.frames} frames ({names}), {options.duration_s:.0f} s at "
+            f"{options.rate_hz:g} Hz, {size_bytes / 1e6:.0f} MB, in {took_s:.0f} s\n"
+            f"replay it: semla replay {arguments.out} --out out/replay",
             soft_wrap=True,
             highlight=False,
         )

@@ -18,6 +18,7 @@ from semla_ros.scenes.classes import CLASS_NAMES
 from semla_ros.scenes.drive import Drive, demo_drive
 from semla_ros.scenes.render import Scene
 
+DRIVE_S = 90.0
 START_NS = 1_750_000_000 * NANOSECONDS
 SEGMENT_TOPIC = "/scene/segment"
 TRANSITION = "transition"  # name of the stretches between two pure ones
@@ -28,9 +29,10 @@ class DemoBagOptions:
     """What is recorded.
 
     Attributes:
-        frames: Images of each camera.
+        frames: Images in all, taken by the cameras in turn.
         seed: Which streets the drive goes through.
-        rate_hz: Images per second; the drive is stretched over the whole recording.
+        rate_hz: Images of each camera per second; 0 = such that the drive takes 90 s, within 1 to 30 Hz. The drive is
+            stretched over the whole recording.
         cameras: Names; the first looks along the demo's own street, each other one along another street of the
             same city, under the same sky.
         width: Image width in pixels.
@@ -44,7 +46,7 @@ class DemoBagOptions:
 
     frames: int = 1000
     seed: int = 7
-    rate_hz: float = 10.0
+    rate_hz: float = 0.0
     cameras: tuple[str, ...] = ("front", "rear")
     width: int = 256
     height: int = 192
@@ -55,8 +57,10 @@ class DemoBagOptions:
     has_truth: bool = True
 
     def __post_init__(self) -> None:
-        if self.frames < 1 or not self.rate_hz > 0:
+        if self.frames < 1 or not 0 <= self.rate_hz <= 1000:
             raise ConfigError(f"a recording needs frames and a rate, got {self.frames} frames at {self.rate_hz:g} Hz")
+        if self.rate_hz == 0:
+            object.__setattr__(self, "rate_hz", min(30.0, max(1.0, round(self.instants / DRIVE_S, 1))))
         if self.seed < 0:
             raise ConfigError(f"--seed must be at least 0, got {self.seed}")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
@@ -65,10 +69,20 @@ class DemoBagOptions:
             raise ConfigError(f"--cameras: '{bad[0]}' cannot be part of a topic name; use letters, digits and _")
         city_style(self.city)
 
+    @property
+    def instants(self) -> int:
+        """How many times the cameras take their images."""
+        return -(-self.frames // max(1, len(self.cameras)))
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the recording in seconds."""
+        return self.instants / self.rate_hz
+
 
 def drives(options: DemoBagOptions) -> tuple[Drive, ...]:
     """The drive of each camera."""
-    own = demo_drive(options.seed, city=options.city, duration_s=options.frames / options.rate_hz)
+    own = demo_drive(options.seed, city=options.city, duration_s=options.duration_s)
     return tuple(replace(own, seed=own.seed + 1000 * number) for number in range(len(options.cameras)))
 
 
@@ -99,10 +113,11 @@ def record_demo_bag(
             if name != segment:
                 bag.string(SEGMENT_TOPIC, name, stamp_ns)
                 segment = name
-            for camera, scene in zip(options.cameras, scenes, strict=True):
+            first = index * len(options.cameras)
+            for camera, scene in zip(options.cameras[: options.frames - first], scenes, strict=False):
                 _write_camera(bag, camera, scene, stamp_ns, options)
             if progress is not None:
-                progress(index + 1)
+                progress(min(options.frames, first + len(options.cameras)))
 
 
 def _write_camera(bag: BagWriter, camera: str, scene: Scene, stamp_ns: int, options: DemoBagOptions) -> None:
@@ -134,7 +149,7 @@ def _render(all_drives: Sequence[Drive], t_s: float, width: int, height: int) ->
 def _rendered(options: DemoBagOptions, jobs: int) -> Iterator[list[Scene]]:
     """Scenes of all cameras, frame by frame, rendered ahead by several processes."""
     all_drives = drives(options)
-    times = (index / options.rate_hz for index in range(options.frames))
+    times = (index / options.rate_hz for index in range(options.instants))
     if jobs <= 1:
         for t_s in times:
             yield _render(all_drives, t_s, options.width, options.height)

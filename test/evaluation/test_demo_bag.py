@@ -12,7 +12,7 @@ from semla_ros.evaluation.replay_frames import FrameOptions, FrameSource
 from semla_ros.evaluation.rosbag_reader import BagReader
 from semla_ros.scenes.classes import CLASS_NAMES
 
-SMALL = DemoBagOptions(frames=4, width=64, height=48, rate_hz=0.1)
+SMALL = DemoBagOptions(frames=8, width=64, height=48, rate_hz=0.1)
 
 
 def contents(path: Path) -> list[tuple[str, int, bytes]]:
@@ -38,6 +38,17 @@ def test_the_bag_holds_images_truth_and_calibration_of_every_camera(tmp_path: Pa
     assert np.array_equal(frames[1].frame.image, rear.image)
     assert frames[0].segment == "clear"
     assert len(frames) == 8
+
+
+def test_frames_are_counted_over_all_cameras(tmp_path: Path) -> None:
+    record_demo_bag(tmp_path / "bag", DemoBagOptions(frames=5, width=64, height=48))
+    with BagReader(tmp_path / "bag") as bag:
+        assert (bag.topics["/front/image"].count, bag.topics["/rear/image"].count) == (3, 2)
+
+
+def test_the_drive_takes_90_s_where_frames_allow_it() -> None:
+    assert DemoBagOptions(frames=1000).duration_s == pytest.approx(90, rel=0.02)
+    assert DemoBagOptions(frames=20).rate_hz == 1
 
 
 def test_the_number_of_rendering_processes_does_not_change_the_bag(tmp_path: Path) -> None:
