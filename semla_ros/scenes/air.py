@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float32]
 def reflect_on_wet_ground(image: FloatArray, geometry: Geometry, wetness: float, coarse: FloatArray) -> None:
     """Mirror what stands on the ground into it (in place); grazing views reflect more, puddles most."""
     ground = (geometry.facing == UP) & (geometry.y_m < 0.3)
-    height, width = ground.shape
+    height = ground.shape[0]
     rows = np.arange(height, dtype=np.int32)[:, None]
     contact = np.maximum.accumulate(np.where(ground, -1, rows), axis=0)  # lowest thing above each ground pixel
     ripple = (coarse * np.float32(0.012 * height)).astype(np.int32)
@@ -35,15 +35,16 @@ def add_atmosphere(
     image: FloatArray, geometry: Geometry, weather: Weather, *, headlights: float, enclosed_from_m: float | None
 ) -> None:
     """Fade everything to airlight with its depth (in place): Beer-Lambert attenuation."""
-    path = (
-        geometry.depth_m
-        if enclosed_from_m is None
-        else np.minimum(geometry.depth_m, np.float32(max(enclosed_from_m, 0.0)))
-    )
+    camera = geometry.camera
+    # Haze thins out upwards: looking at the sky one leaves it after a few hundred metres.
+    rows = np.arange(camera.height, dtype=np.float32)[:, None]
+    up = np.clip((np.float32(camera.horizon_px) - rows) / np.float32(camera.focal_px), 0, 1)
+    path = np.minimum(geometry.depth_m, np.float32(420) / (1 + np.float32(12) * up))
+    if enclosed_from_m is not None:
+        path = np.minimum(path, np.float32(max(enclosed_from_m, 0.0)))
     lost = 1 - np.exp(np.float32(-weather.extinction) * path)
     light: FloatArray | np.floating = weather.airlight
     if headlights > 0.2 and weather.extinction > 0.008:  # fog and snow throw the own beams back
-        camera = geometry.camera
         u = (np.arange(camera.width, dtype=np.float32)[None, :] - np.float32(camera.width / 2)) / np.float32(
             camera.width
         )
@@ -70,9 +71,7 @@ def bloom(image: FloatArray, strength: float) -> None:
     image += np.float32(strength) * cv2.resize(halo, (width, height), interpolation=cv2.INTER_LINEAR)
 
 
-def add_glare(
-    image: FloatArray, geometry: Geometry, weather: Weather, street: Street, severity: float, wetness: float
-) -> None:
+def add_glare(image: FloatArray, geometry: Geometry, street: Street, severity: float, wetness: float) -> None:
     """A low sun in the picture (in place): disc, halo, veil over everything, streak on the road, lens ghosts."""
     camera = geometry.camera
     height, width = image.shape[:2]
@@ -83,13 +82,13 @@ def add_glare(
     radius = np.sqrt(u * u + v * v) / np.float32(width)
     row, column = int(np.clip(sun_v, 0, height - 1)), int(np.clip(sun_u, 0, width - 1))
     patch = geometry.mask[max(0, row - 3) : row + 4, max(0, column - 3) : column + 4]
-    seen = 0.45 + 0.55 * float((patch == SKY).mean())  # a hidden sun still floods the lens
-    warm = np.array([1.0, 0.86, 0.6], np.float32)
+    seen = 0.6 + 0.4 * float((patch == SKY).mean())  # a hidden sun still floods the lens
+    warm = np.array([1.0, 0.8, 0.54], np.float32)
     disc = np.clip(1 - (radius - np.float32(0.028)) * 90, 0, 1) * (geometry.mask == SKY) * np.float32(6)
     halo = (
         np.float32(1.5) * np.exp(-radius / np.float32(0.07))
-        + np.float32(0.62) * np.exp(-radius / np.float32(0.3))
-        + np.float32(0.1)
+        + np.float32(0.6) * np.exp(-radius / np.float32(0.22))
+        + np.float32(0.06)
     )
     veil = (disc + halo) * np.float32(seen * severity)
     ground = (geometry.facing == UP) & (geometry.y_m < 0.3)
@@ -110,7 +109,7 @@ def add_glare(
 
 
 def add_rain(image: FloatArray, geometry: Geometry, severity: float, light: float, rng: np.random.Generator) -> None:
-    """Streaks of falling drops (in place): near ones long and few, far ones short and many, hidden by nearer surfaces."""
+    """Streaks of falling drops (in place): near ones long and few, far ones short, hidden by nearer surfaces."""
     height, width = image.shape[:2]
     layer = np.zeros((height, width), np.uint8)
     slant = float(rng.uniform(-0.25, 0.25))
@@ -138,17 +137,27 @@ def add_flakes(
     height, width = image.shape[:2]
     layer = np.zeros((height, width), np.uint8)
     number = int(520 * severity)
-    depths = 1.2 + 22.0 * rng.random(number) ** 1.6
+    depths = 1.7 + 22.0 * rng.random(number) ** 1.6
     us, vs = rng.uniform(0, width, number), rng.uniform(0, height, number)
-    sizes = geometry.camera.focal_px * 0.02 / depths * rng.uniform(0.6, 1.3, number)
+    sizes = geometry.camera.focal_px * 0.0145 / depths * rng.uniform(0.6, 1.3, number)
     wind = rng.uniform(-0.8, 0.8)
     for u, v, depth, size in zip(us.tolist(), vs.tolist(), depths.tolist(), sizes.tolist(), strict=True):
         if geometry.depth_m[min(int(v), height - 1), min(int(u), width - 1)] <= depth:
             continue
         value = int(min(235, 90 + 120 * min(size, 1.2)))
         if size > 1.4:  # near flakes blur along their fall
-            cv2.ellipse(layer, (round(8 * u), round(8 * v)), (round(8 * size), round(12 * size)), 15 * wind, 0, 360, value // 2 + 40, -1,
-                        cv2.LINE_AA, 3)  # fmt: skip
+            cv2.ellipse(
+                layer,
+                (round(8 * u), round(8 * v)),
+                (round(8 * size), round(12 * size)),
+                15 * wind,
+                0,
+                360,
+                value // 2 + 40,
+                -1,
+                cv2.LINE_AA,
+                3,
+            )
         else:
             cv2.circle(layer, (round(8 * u), round(8 * v)), max(4, round(8 * size)), value, -1, cv2.LINE_AA, 3)
     layer = cv2.blur(layer, (3, 3)) if width >= 512 else layer
@@ -195,7 +204,8 @@ def develop(
     image = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     # A response curve by table: gamma, then a shoulder that keeps highlights apart.
     levels = np.clip(image * np.float32(1024), 0, 4095).astype(np.int32)
-    return _response(city.contrast)[levels]
+    developed: NDArray[np.uint8] = _response(city.contrast)[levels]
+    return developed
 
 
 def _response(contrast: float) -> NDArray[np.uint8]:

@@ -26,6 +26,8 @@ UP, LEFT, RIGHT, FRONT, ROUND, DOWN, NONE = range(7)  # which way a surface look
 
 _OVERSAMPLING = 2
 _SUBPIXEL_BITS = 3
+_FARTHEST = 1 << 18
+_LEAST_PX = 0.3  # polygons narrower or lower than this leave no trace at twice the resolution
 _LINEAR = tuple(float((value / 255) ** 2.2) for value in range(256))
 
 
@@ -121,9 +123,18 @@ class Canvas:
         self._fill(pixels, label, colour, facing, plane, grain, glow, windows)
 
     def ellipse(
-        self, centre: Point, radius_x: float, radius_y: float, label: int, colour: Colour, *,
-        facing: int = FRONT, grain: float = 0.05, glow: tuple[float, float, float] = (0.0, 0.0, 0.0), corners: int = 12,
-    ) -> None:  # fmt: skip
+        self,
+        centre: Point,
+        radius_x: float,
+        radius_y: float,
+        label: int,
+        colour: Colour,
+        *,
+        facing: int = FRONT,
+        grain: float = 0.05,
+        glow: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        corners: int = 12,
+    ) -> None:
         """Draw an ellipse that faces the camera; radii in metres."""
         x, y, z = centre
         outline = [(x + radius_x * c, y + radius_y * s, z) for c, s in _unit_circle(corners)]
@@ -135,8 +146,13 @@ class Canvas:
         if len(visible) < 3:
             return
         value = int(255 * min(max(strength, 0.0), 1.0))
-        cv2.fillPoly(self._shadow, [_fixed_point([self.camera.project(p) for p in visible], 1)], value, cv2.LINE_AA,
-                     _SUBPIXEL_BITS)  # fmt: skip
+        cv2.fillPoly(
+            self._shadow,
+            [_fixed_point([self.camera.project(p) for p in visible], 1)],
+            value,
+            cv2.LINE_AA,
+            _SUBPIXEL_BITS,
+        )
 
     def _fill(
         self,
@@ -151,7 +167,10 @@ class Canvas:
     ) -> None:
         us = [pixel[0] for pixel in pixels]
         vs = [pixel[1] for pixel in pixels]
-        if max(us) < 0 or min(us) > self.camera.width or max(vs) < 0 or min(vs) > self.camera.height:
+        left, right, top, bottom = min(us), max(us), min(vs), max(vs)
+        if right < 0 or left > self.camera.width or bottom < 0 or top > self.camera.height:
+            return
+        if right - left < _LEAST_PX or bottom - top < _LEAST_PX:
             return
         number = len(self._classes)
         if number > np.iinfo(np.uint16).max:
@@ -177,6 +196,7 @@ class Canvas:
         v = np.arange(camera.height, dtype=np.float32)[:, None] + 0.5
         inverse = planes[:, 0][surface] + planes[:, 1][surface] * u + planes[:, 2][surface] * v
         depth: FloatArray = 1.0 / np.clip(inverse, 1.0 / SKY_DEPTH_M, 2.0)
+        depth[surface == 0] = SKY_DEPTH_M  # exactly
         metres_per_pixel = depth / np.float32(camera.focal_px)
         x = (u - np.float32(camera.width / 2)) * metres_per_pixel + np.float32(camera.x_m)
         x -= np.float32(0.5 * camera.bend_per_m) * depth * depth
@@ -212,15 +232,11 @@ def _average(table: FloatArray, ids: NDArray[np.uint16]) -> FloatArray:
 def _fixed_point(pixels: Sequence[Pixel], factor: int) -> NDArray[np.int32]:
     # OpenCV's integer coordinates name pixel centres; ours name corners: hence the half.
     scale = factor * (1 << _SUBPIXEL_BITS)
-    half = (1 << _SUBPIXEL_BITS) / 2
-    limit = 1 << 18  # keeps OpenCV's fixed-point arithmetic from overflowing; far outside any image
-    return np.array(
-        [
-            (min(max(round(u * scale - half), -limit), limit), min(max(round(v * scale - half), -limit), limit))
-            for u, v in pixels
-        ],
-        np.int32,
-    )
+    points = np.array(pixels) * scale
+    points -= (1 << _SUBPIXEL_BITS) / 2
+    # Keeps OpenCV's fixed-point arithmetic from overflowing; far outside any image.
+    fixed: NDArray[np.int32] = np.rint(np.minimum(np.maximum(points, -_FARTHEST), _FARTHEST)).astype(np.int32)
+    return fixed
 
 
 def _unit_circle(corners: int) -> list[tuple[float, float]]:

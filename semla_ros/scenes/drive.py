@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from semla_ros.errors import ConfigError
 from semla_ros.scenes.cities import CityStyle, city_style
@@ -32,7 +33,7 @@ class Drive:
         times = [time for time, _ in self.timeline]
         if not times:
             raise ConfigError("a drive's timeline must have at least one point, got none")
-        if any(b <= a for a, b in zip(times, times[1:], strict=False)) or not all(math.isfinite(t) for t in times):
+        if any(b <= a for a, b in pairwise(times)) or not all(math.isfinite(t) for t in times):
             raise ConfigError(f"a drive's timeline must have finite, rising times, got {times}")
         if self.names and len(self.names) != len(self.timeline):
             raise ConfigError(f"a drive of {len(self.timeline)} points needs as many names, got {len(self.names)}")
@@ -74,9 +75,13 @@ class Drive:
     def render(self, t_s: float, width: int = 256, height: int = 192) -> Scene:
         """The frame at a time in seconds."""
         return render(
-            city=self.city, seed=self.seed, conditions=self.conditions(t_s), width=width, height=height,
+            city=self.city,
+            seed=self.seed,
+            conditions=self.conditions(t_s),
+            width=width,
+            height=height,
             position_m=self.position_m(t_s),
-        )  # fmt: skip
+        )
 
 
 DEMO_SEGMENTS: tuple[tuple[str, Conditions], ...] = (
@@ -94,13 +99,19 @@ DEMO_SEGMENTS: tuple[tuple[str, Conditions], ...] = (
 
 
 def drive_through(
-    segments: Sequence[tuple[str, Conditions]], *, city: str | CityStyle, seed: int, pure_s: float, transition_s: float,
+    segments: Sequence[tuple[str, Conditions]],
+    *,
+    city: str | CityStyle,
+    seed: int,
+    pure_s: float,
+    transition_s: float,
     speed_m_s: float = 8.0,
-) -> Drive:  # fmt: skip
+) -> Drive:
     """A drive that holds each condition for `pure_s` seconds, with transitions of `transition_s` seconds between."""
     if not segments or pure_s <= 0 or transition_s <= 0:
         raise ConfigError(
-            f"a drive needs segments and positive times, got {len(segments)} segments, pure_s={pure_s!r}, transition_s={transition_s!r}"
+            f"a drive needs segments and positive times, got {len(segments)} segments, "
+            f"pure_s={pure_s!r}, transition_s={transition_s!r}"
         )
     timeline: list[tuple[float, Conditions]] = []
     names: list[str] = []

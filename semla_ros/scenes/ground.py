@@ -96,6 +96,8 @@ def draw_ground(
                     0.11,
                 )
     if enclosed:
+        # Chords of a bend leave slits between floor and wall: let the floor reach beyond the wall.
+        _strip(canvas, -wall_x_m - 4.0, wall_x_m + 4.0, 0.0, SIDEWALK, shaded(city.sidewalk, 0.8), 0.1, start)
         for side in (-1.0, 1.0):
             _strip(canvas, side * kerb, side * wall_x_m, high, SIDEWALK, city.sidewalk, 0.1, start)
         _strip(canvas, -kerb, kerb, 0.0, ROAD, shaded(city.road, 0.95), 0.11, start)

@@ -34,12 +34,13 @@ class Weather:
     airlight: FloatArray  # (3,) what distance fades to
     lamps: float  # 0..1: how far artificial light is on
     gain: float  # sensor gain over a clear day
+    sunset: float  # 0..1: clouds lose the light
 
 
 def weather_of(conditions: Conditions, city: CityStyle, street: Street) -> Weather:
     """Physical quantities of the open air under `conditions`."""
     c = conditions
-    night_level = math.exp(-4.6 * c.night)
+    night_level = math.exp(-5.6 * c.night)
     dusk_level = math.exp(-1.9 * c.dusk)
     level = night_level * dusk_level
     overcast = max(0.95 * _soft(c.rain), 0.9 * _soft(c.snow), 0.98 * _soft(c.fog))
@@ -63,25 +64,40 @@ def weather_of(conditions: Conditions, city: CityStyle, street: Street) -> Weath
     zenith = np.array([0.2, 0.36, 0.72], np.float32) * np.float32(level * exposure)
     zenith = _mix(zenith, np.array([0.1, 0.1, 0.3], np.float32) * np.float32(exposure * max(level, 0.02)) * 2.2, c.dusk)
     horizon = np.array([0.62, 0.72, 0.86], np.float32) * np.float32(level * exposure)
-    sunset = np.array([0.95, 0.36, 0.12], np.float32) * np.float32(exposure * night_level * 0.62)
+    sunset = np.array([0.95, 0.36, 0.12], np.float32) * np.float32(exposure * night_level * 0.5)
     horizon = _mix(horizon, sunset, min(1.0, 1.4 * c.dusk) * (1 - 0.8 * overcast))
     horizon = _mix(
         horizon, np.array([0.95, 0.78, 0.5], np.float32) * np.float32(exposure), 0.8 * c.glare * (1 - c.night)
     )
-    cloud = np.array([0.7, 0.72, 0.75], np.float32) * np.float32(exposure * level * (1 - 0.38 * c.rain + 0.1 * c.snow))
+    moonless = np.float32(1 - 0.6 * c.night)
+    zenith, horizon = zenith * moonless, horizon * moonless
+    cloud = (
+        moonless
+        * np.array([0.7, 0.72, 0.75], np.float32)
+        * np.float32(exposure * level * (1 - 0.38 * c.rain + 0.1 * c.snow))
+    )
     glow = np.array(linear(street.lamp_colour), np.float32) * np.float32(
-        0.02 * c.night * (1 + 1.5 * overcast)
+        0.013 * c.night * (1 + 1.5 * overcast)
     )  # city light
     zenith = _mix(zenith, cloud * np.float32(0.9), overcast) + glow * np.float32(0.35)
     horizon = _mix(horizon, cloud, overcast) + glow
-    fog = 0.115 * c.fog**1.5
+    fog = 0.085 * c.fog**1.5
     extinction = city.haze + fog + 0.013 * c.rain**1.2 + 0.017 * c.snow**1.2 + 0.004 * c.glare
     airlight = horizon * np.float32(1.0 - 0.1 * c.fog)
     return Weather(
-        ambient=ambient, sun=sun_colour * np.float32(sun_level), sun_azimuth=azimuth, sun_elevation=elevation, zenith=zenith,
-        horizon=horizon, overcast=overcast, extinction=extinction, airlight=airlight,
-        lamps=_step(c.darkness + 0.15 * max(c.fog, c.rain), 0.22, 0.5), gain=level**-0.5 * (1 + 2.2 * c.tunnel),
-    )  # fmt: skip
+        ambient=ambient,
+        sun=sun_colour * np.float32(sun_level),
+        sun_azimuth=azimuth,
+        sun_elevation=elevation,
+        zenith=zenith,
+        horizon=horizon,
+        overcast=overcast,
+        extinction=extinction,
+        airlight=airlight,
+        lamps=_step(c.darkness + 0.15 * max(c.fog, c.rain), 0.22, 0.5),
+        gain=level**-0.5 * (1 + 2.2 * c.tunnel),
+        sunset=c.dusk,
+    )
 
 
 def texture(geometry: Geometry) -> tuple[FloatArray, FloatArray]:
@@ -115,7 +131,7 @@ def dress_facades(geometry: Geometry, lit_level: float) -> None:
     y = geometry.y_m[rows, columns] - table[:, 2]
     pixel = depth / np.float32(geometry.camera.focal_px)  # metres per pixel facing the camera
     x = np.abs(geometry.x_m[rows, columns] - np.float32(geometry.camera.x_m)) + np.float32(0.5)
-    pixel_s = np.where(along_z, pixel * depth / x, pixel)
+    pixel_s = np.where(along_z, pixel * depth / x, pixel).astype(np.float32)
     cell_s, cell_y = s / table[:, 4], y / table[:, 5]
     column, storey = np.floor(cell_s), np.floor(cell_y)
     cover = _box_cover(cell_s - column, table[:, 6], pixel_s / table[:, 4])
@@ -162,13 +178,11 @@ def light_surfaces(
     direct[ROUND] = 0.35 + 0.35 * direct[FRONT]
     diffuse = np.zeros(7, np.float32)
     diffuse[[UP, LEFT, RIGHT, FRONT, ROUND, DOWN, NONE]] = (1.0, 0.7, 0.7, 0.72, 0.75, 0.35, 0.0)
-    sunlit = direct[facing]
+    sunlit: FloatArray = direct[facing]
     ground = facing == UP
-    sunlit = np.where(ground & (geometry.y_m < 0.3), sunlit * (1 - np.float32(0.85) * geometry.shadow), sunlit)
+    sunlit *= 1 - np.float32(0.85) * geometry.shadow * (ground & (geometry.y_m < 0.3))
     if conditions.dusk > 0:  # the low sun only reaches what stands above the roofs across the street
-        sunlit = sunlit * (
-            1 - np.float32(conditions.dusk) * np.clip(1 - (geometry.y_m - 3) / 5, 0, 1) * np.float32(0.9)
-        )
+        sunlit *= 1 - np.float32(conditions.dusk) * np.clip(1 - (geometry.y_m - 3) / 5, 0, 1) * np.float32(0.9)
     open_sky = diffuse[facing] * (np.float32(0.82) + np.float32(0.18) * np.clip(geometry.y_m / 4, 0, 1))
     contact = 1 - np.float32(0.45) * geometry.shadow * (geometry.y_m < 0.3)
     light: FloatArray = (open_sky * contact)[..., None] * weather.ambient + sunlit[..., None] * weather.sun
@@ -184,11 +198,11 @@ def light_surfaces(
     if weather.lamps > 0 and not city.indoor:
         outside = 1 - inside if inside is not None else np.float32(1)
         lamp = np.array(linear(street.lamp_colour), np.float32)
-        strength = np.float32(0.5 * weather.lamps * max(conditions.night, 0.35 * conditions.dusk))
+        strength = np.float32(0.75 * weather.lamps * max(conditions.night, 0.35 * conditions.dusk))
         light += (outside * strength * _street_lamps(geometry, street, city))[..., None] * lamp
     beam = max(conditions.night, 0.3 * conditions.dusk, (0.2 if city.indoor else 0.5) * conditions.tunnel)
     if beam > 0.2:
-        light += (np.float32(1.15 * beam) * _headlights(geometry, city))[..., None] * np.array(
+        light += (np.float32(1.5 * beam) * _headlights(geometry, city))[..., None] * np.array(
             [1.0, 0.96, 0.84], np.float32
         )
     return light
@@ -230,7 +244,7 @@ def _street_lamps(geometry: Geometry, street: Street, city: CityStyle) -> FloatA
         if street.lamp_side in (0, side):
             across = geometry.x_m - side * lamp_x
             squared = along * along + across * across + down * down
-            total += height * height * 0.9 * np.sqrt(down / squared) * down**0.5 / squared
+            total += height * height * down / (squared * np.sqrt(squared))  # E = I cos / d**2, 1 below the lamp
     total *= geometry.y_m < height
     faces = np.array([1.0, 0.75, 0.75, 0.6, 0.65, 0.1, 0.3], np.float32)[geometry.facing]
     light: FloatArray = np.minimum(total, 1.6) * faces
@@ -247,8 +261,8 @@ def _headlights(geometry: Geometry, city: CityStyle) -> FloatArray:
     cutoff = 1 / (
         1 + np.exp((upward + np.float32(0.012) - np.float32(0.05 * side) * np.clip(side * sideways, 0, 0.3)) * 70)
     )
-    spread = np.exp(-np.square(sideways / np.float32(0.34)))
-    reach = 1 / (1 + np.square(z / np.float32(13)))
+    spread = np.exp(-np.square(sideways / np.float32(0.24)))
+    reach = 1 / (1 + np.square(z / np.float32(9)))
     near = 1 - np.exp(-np.square(z / np.float32(3.2)))
     faces = np.array([0.75, 0.35, 0.35, 1.0, 0.9, 0.1, 0.5], np.float32)[geometry.facing]
     light: FloatArray = faces * spread * reach * near * (cutoff + np.float32(0.05))
@@ -273,7 +287,9 @@ def paint_sky(geometry: Geometry, weather: Weather, street: Street) -> FloatArra
     amount = np.clip((cloud + np.float32(street.clouds * 1.3 - 0.75)) * 1.8, 0, 1) * np.clip(up * 6, 0, 1)
     bright = (weather.horizon * np.float32(1.05) + np.float32(0.22) * weather.sun) * np.float32(1 - weather.overcast)
     lit = bright + weather.zenith * np.float32(weather.overcast * 1.15)
-    sky = sky + (amount * np.float32(0.75 - 0.55 * weather.overcast))[..., None] * (lit - sky)
+    sky = sky + (amount * np.float32((0.75 - 0.55 * weather.overcast) * (1 - 0.65 * weather.sunset)))[..., None] * (
+        lit - sky
+    )
     return np.asarray(sky, np.float32)
 
 

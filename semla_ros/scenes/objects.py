@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from semla_ros.scenes.camera import NEAR_M, Point
 from semla_ros.scenes.canvas import DOWN, FRONT, LEFT, NONE, RIGHT, ROUND, UP, Canvas, Windows, linear, shaded
@@ -68,22 +69,56 @@ class ObjectPainter:
         """Orientation of a wall across the street's axis, as the camera sees it."""
         return LEFT if x > self._camera.x_m else RIGHT
 
-    def _upright(self, x0: float, x1: float, y0: float, y1: float, z: float, label: int, colour: Colour, *,
-                 grain: float = 0.08, glow: tuple[float, float, float] = _DARK, windows: Windows | None = None) -> None:  # fmt: skip
+    def _upright(
+        self,
+        x0: float,
+        x1: float,
+        y0: float,
+        y1: float,
+        z: float,
+        label: int,
+        colour: Colour,
+        *,
+        grain: float = 0.08,
+        glow: tuple[float, float, float] = _DARK,
+        windows: Windows | None = None,
+    ) -> None:
         """Rectangle that faces the camera."""
         if z < NEAR_M:
             return
         corners = [(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)]
         self._canvas.polygon(corners, label, colour, FRONT, grain=grain, glow=glow, windows=windows)
 
-    def _along(self, x: float, z0: float, z1: float, y0: float, y1: float, label: int, colour: Colour, *,
-               grain: float = 0.08, windows: Windows | None = None) -> None:  # fmt: skip
+    def _along(
+        self,
+        x: float,
+        z0: float,
+        z1: float,
+        y0: float,
+        y1: float,
+        label: int,
+        colour: Colour,
+        *,
+        grain: float = 0.08,
+        windows: Windows | None = None,
+    ) -> None:
         """Rectangle along the street."""
         corners = [(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)]
         self._canvas.polygon(corners, label, colour, self._side_facing(x), grain=grain, windows=windows)
 
-    def _box(self, x: float, width: float, z0: float, z1: float, y0: float, y1: float, label: int, colour: Colour, *,
-             grain: float = 0.08) -> None:  # fmt: skip
+    def _box(
+        self,
+        x: float,
+        width: float,
+        z0: float,
+        z1: float,
+        y0: float,
+        y1: float,
+        label: int,
+        colour: Colour,
+        *,
+        grain: float = 0.08,
+    ) -> None:
         """Far to near: top where it is below the eye, the side in view, the near end."""
         left, right = x - width / 2, x + width / 2
         if y1 < self._camera.height_m:
@@ -144,14 +179,27 @@ class ObjectPainter:
 
         def windows(along_z: bool) -> Windows:
             origin = (item.along_m % 4096.0) if along_z else item.x_m
-            return Windows(along_z, origin, base, top - 0.5, period, share, linear(city.glass), lit * self._lamps.windows,
-                           v + (0 if along_z else 77))  # fmt: skip
+            return Windows(
+                along_z,
+                origin,
+                base,
+                top - 0.5,
+                period,
+                share,
+                linear(city.glass),
+                lit * self._lamps.windows,
+                v + (0 if along_z else 77),
+            )
 
         gable = city.roof == "gable"
         ridge_x, ridge_y = item.x_m + side * item.width_m / 2, top + item.width_m * 0.32
         if gable:
-            roof: list[Point] = [(item.x_m - side * 0.3, top, z0), (item.x_m - side * 0.3, top, z1), (ridge_x, ridge_y, z1),
-                                 (ridge_x, ridge_y, z0)]  # fmt: skip
+            roof: list[Point] = [
+                (item.x_m - side * 0.3, top, z0),
+                (item.x_m - side * 0.3, top, z1),
+                (ridge_x, ridge_y, z1),
+                (ridge_x, ridge_y, z0),
+            ]
             self._canvas.polygon(roof, BUILDING, item.second_colour, UP, grain=0.16)
             if z0 > NEAR_M:
                 end: list[Point] = [(item.x_m, top, z0), (outer, top, z0), (ridge_x, ridge_y, z0)]
@@ -169,8 +217,15 @@ class ObjectPainter:
             step = 3.2 + (v >> 5 & 3)
             while at + 1.2 < z1 and (v & 1 or at < z0 + 4):
                 width = 1.1 if not v & 1 else step * 0.7
-                self._along(item.x_m - side * 0.03, at, min(at + width, z1 - 0.2), base, base + 2.3, BUILDING,
-                            shaded((96, 84, 72) if not v & 1 else _GLASS, 0.7 + 0.1 * (v >> 4 & 7)))  # fmt: skip
+                self._along(
+                    item.x_m - side * 0.03,
+                    at,
+                    min(at + width, z1 - 0.2),
+                    base,
+                    base + 2.3,
+                    BUILDING,
+                    shaded((96, 84, 72) if not v & 1 else _GLASS, 0.7 + 0.1 * (v >> 4 & 7)),
+                )
                 at += step
         if abs(item.x_m) < 25:
             self._cast(item.x_m + side * item.width_m / 2, item.width_m, z0, z1, top)
@@ -207,11 +262,24 @@ class ObjectPainter:
             if self._pixels(radius, z) < 7:
                 self._crown(x, crown_y, z, radius, radius_y, item.colour, v)
             else:
-                lobes = ((0.0, 0.0, 1.0, 0.74), (-0.45, -0.25, 0.62, 0.9), (0.45, -0.2, 0.6, 1.04), (-0.2, 0.35, 0.6, 1.16),
-                         (0.28, 0.42, 0.5, 1.26), (0.05, -0.5, 0.45, 0.68))  # fmt: skip
+                lobes = (
+                    (0.0, 0.0, 1.0, 0.74),
+                    (-0.45, -0.25, 0.62, 0.9),
+                    (0.45, -0.2, 0.6, 1.04),
+                    (-0.2, 0.35, 0.6, 1.16),
+                    (0.28, 0.42, 0.5, 1.26),
+                    (0.05, -0.5, 0.45, 0.68),
+                )
                 for index, (dx, dy, size, light) in enumerate(lobes):
-                    self._crown(x + dx * radius, crown_y + dy * radius_y, z - 0.02 * index, radius * size, radius_y * size,
-                                shaded(item.colour, light), v + index)  # fmt: skip
+                    self._crown(
+                        x + dx * radius,
+                        crown_y + dy * radius_y,
+                        z - 0.02 * index,
+                        radius * size,
+                        radius_y * size,
+                        shaded(item.colour, light),
+                        v + index,
+                    )
         self._cast(x, item.width_m * 1.4, z - 0.8, z + 0.8, height)
 
     def _hedge(self, item: Item, z: float) -> None:
@@ -229,8 +297,9 @@ class ObjectPainter:
     def _light(self, x: float, y: float, z: float, size: float, label: int, front: bool) -> None:
         power = self._lamps.vehicle
         glow = (power, power * 0.95, power * 0.82) if front else (0.3 * power + 0.02, 0.012 * power, 0.01 * power)
-        self._canvas.ellipse((x, y, z), size * 1.25, size * 0.8, label, (228, 226, 214) if front else (150, 22, 20), glow=glow,
-                             corners=8)  # fmt: skip
+        self._canvas.ellipse(
+            (x, y, z), size * 1.25, size * 0.8, label, (228, 226, 214) if front else (150, 22, 20), glow=glow, corners=8
+        )
 
     def _wheels(self, x: float, z0: float, length: float, radius: float, label: int) -> None:
         if self._pixels(radius, z0 + length * 0.3) < 1.2:
@@ -299,8 +368,12 @@ class ObjectPainter:
                     self._canvas.polygon(pane, CAR, _GLASS, self._side_facing(side_x), grain=0.02)
             self._wheels(side_x, z0, length, 0.32, CAR)
         if height < self._camera.height_m:
-            roof: list[Point] = [(left + inset, height, c0 + slope), (right - inset, height, c0 + slope),
-                                 (right - inset, height, c1 - slope), (left + inset, height, c1 - slope)]  # fmt: skip
+            roof: list[Point] = [
+                (left + inset, height, c0 + slope),
+                (right - inset, height, c0 + slope),
+                (right - inset, height, c1 - slope),
+                (left + inset, height, c1 - slope),
+            ]
             self._canvas.polygon(roof, CAR, colour, UP)
         if c0 > NEAR_M:
             rear: list[Point] = [
@@ -310,8 +383,12 @@ class ObjectPainter:
                 (left + inset, height, c0 + slope),
             ]
             self._canvas.polygon(rear, CAR, colour, FRONT)
-            pane = [(left + 0.16, belt + 0.04, c0), (right - 0.16, belt + 0.04, c0), (right - 0.26, height - 0.09, c0 + slope),
-                    (left + 0.26, height - 0.09, c0 + slope)]  # fmt: skip
+            pane = [
+                (left + 0.16, belt + 0.04, c0),
+                (right - 0.16, belt + 0.04, c0),
+                (right - 0.26, height - 0.09, c0 + slope),
+                (left + 0.26, height - 0.09, c0 + slope),
+            ]
             self._canvas.polygon(pane, CAR, _GLASS, FRONT, grain=0.02)
         if z0 > NEAR_M and self._pixels(width, z0) > 4:
             self._upright(left + 0.04, right - 0.04, clearance, clearance + 0.18, z0, CAR, (44, 44, 46))
@@ -369,10 +446,27 @@ class ObjectPainter:
             self._wheels(side_x, z0, length, 0.48, BUS)
         if z0 > NEAR_M:
             front = item.towards_camera
-            self._upright(left + 0.12, right - 0.12, low - (0.35 if front else 0.0), high, z0, BUS, _GLASS, grain=0.03,
-                          glow=(glow * 0.5, glow * 0.43, glow * 0.3))  # fmt: skip
-            self._upright(x - width * 0.32, x + width * 0.32, height * 0.85, height * 0.95, z0, BUS, (26, 26, 24),
-                          glow=(0.5 * self._lamps.windows, 0.28 * self._lamps.windows, 0.02) if front else _DARK)  # fmt: skip
+            self._upright(
+                left + 0.12,
+                right - 0.12,
+                low - (0.35 if front else 0.0),
+                high,
+                z0,
+                BUS,
+                _GLASS,
+                grain=0.03,
+                glow=(glow * 0.5, glow * 0.43, glow * 0.3),
+            )
+            self._upright(
+                x - width * 0.32,
+                x + width * 0.32,
+                height * 0.85,
+                height * 0.95,
+                z0,
+                BUS,
+                (26, 26, 24),
+                glow=(0.5 * self._lamps.windows, 0.28 * self._lamps.windows, 0.02) if front else _DARK,
+            )
             self._upright(left + 0.05, right - 0.05, 0.28, 0.5, z0, BUS, shaded(trim, 0.6))
             for edge in (left + 0.3, right - 0.3):
                 self._light(edge, 0.72, z0, 0.17, BUS, front)
@@ -395,17 +489,31 @@ class ObjectPainter:
         if detailed:
             for sign in (-1, 1):
                 foot = x + sign * stride * half * 1.6
-                leg: list[Point] = [(foot - half * 0.3, base, z), (foot + half * 0.36, base, z), (x + (0.9 if sign > 0 else 0.05) * half, hip + 0.05, z),
-                                    (x - (0.9 if sign < 0 else 0.05) * half, hip + 0.05, z)]  # fmt: skip
+                leg: list[Point] = [
+                    (foot - half * 0.3, base, z),
+                    (foot + half * 0.36, base, z),
+                    (x + (0.9 if sign > 0 else 0.05) * half, hip + 0.05, z),
+                    (x - (0.9 if sign < 0 else 0.05) * half, hip + 0.05, z),
+                ]
                 self._canvas.polygon(leg, PERSON, shaded(trousers, 0.85 if sign < 0 else 1.0), FRONT)
                 swing = sign * stride * half * 0.9
-                arm: list[Point] = [(x + sign * half * 0.75, neck - 0.03, z), (x + sign * half * 1.05, neck - 0.1, z),
-                                    (x + sign * half * 1.15 + swing, hip, z), (x + sign * half * 0.8 + swing, hip, z)]  # fmt: skip
+                arm: list[Point] = [
+                    (x + sign * half * 0.75, neck - 0.03, z),
+                    (x + sign * half * 1.05, neck - 0.1, z),
+                    (x + sign * half * 1.15 + swing, hip, z),
+                    (x + sign * half * 0.8 + swing, hip, z),
+                ]
                 self._canvas.polygon(arm, PERSON, shaded(shirt, 0.8), FRONT)
         else:
             self._upright(x - half * 0.72, x + half * 0.72, base, hip, z, PERSON, trousers)
-        torso: list[Point] = [(x - half * 0.72, hip - 0.08, z), (x + half * 0.72, hip - 0.08, z), (x + half * 0.92, neck - 0.06, z),
-                              (x + half * 0.45, neck, z), (x - half * 0.45, neck, z), (x - half * 0.92, neck - 0.06, z)]  # fmt: skip
+        torso: list[Point] = [
+            (x - half * 0.72, hip - 0.08, z),
+            (x + half * 0.72, hip - 0.08, z),
+            (x + half * 0.92, neck - 0.06, z),
+            (x + half * 0.45, neck, z),
+            (x - half * 0.45, neck, z),
+            (x - half * 0.92, neck - 0.06, z),
+        ]
         self._canvas.polygon(torso, PERSON, shirt, FRONT)
         head = max(0.078 * height, 0.32 * half)
         self._canvas.ellipse(
@@ -439,8 +547,16 @@ class ObjectPainter:
         kind = v % 7
         if indoor:
             green = 0.12 + 0.25 * self._lamps.street
-            self._upright(x - size, x + size, y - size * 0.5, y + size * 0.5, z, SIGN, (30, 120, 66) if v & 1 else (40, 70, 150),
-                          glow=(0.02, green * 0.5, 0.12 * green))  # fmt: skip
+            self._upright(
+                x - size,
+                x + size,
+                y - size * 0.5,
+                y + size * 0.5,
+                z,
+                SIGN,
+                (30, 120, 66) if v & 1 else (40, 70, 150),
+                glow=(0.02, green * 0.5, 0.12 * green),
+            )
             self._upright(x - size * 0.6, x + size * 0.2, y - size * 0.12, y + size * 0.14, z, SIGN, (230, 232, 226))
             return
         if not item.towards_camera and v & 8:  # the back of a sign for the other direction
@@ -455,8 +571,11 @@ class ObjectPainter:
             self._upright(x - size * 0.3, x + size * 0.3, y - size * 0.3, y + size * 0.3, z, SIGN, (40, 40, 42))
         elif kind in (2, 3):
             for factor, colour in ((1.15, red), (0.74, white)):
-                triangle: list[Point] = [(x - size * factor, y - size * 0.6 * factor, z), (x + size * factor, y - size * 0.6 * factor, z),
-                                         (x, y + size * 1.1 * factor, z)]  # fmt: skip
+                triangle: list[Point] = [
+                    (x - size * factor, y - size * 0.6 * factor, z),
+                    (x + size * factor, y - size * 0.6 * factor, z),
+                    (x, y + size * 1.1 * factor, z),
+                ]
                 self._canvas.polygon(triangle, SIGN, colour, FRONT, grain=0.03)
             self._upright(x - size * 0.1, x + size * 0.1, y - size * 0.3, y + size * 0.3, z, SIGN, (40, 40, 42))
         elif kind == 4:
@@ -505,9 +624,18 @@ class ObjectPainter:
 
 
 def draw_enclosure(
-    canvas: Canvas, *, half_width: float, ceiling: float, from_z: float, lamp_glow: tuple[float, float, float],
-    lamp_spacing: float, lamp_offset: float, walls: Colour, portal: bool, lamp_rows: tuple[float, ...],
-) -> None:  # fmt: skip
+    canvas: Canvas,
+    *,
+    half_width: float,
+    ceiling: float,
+    from_z: float,
+    lamp_glow: tuple[float, float, float],
+    lamp_spacing: float,
+    lamp_offset: float,
+    walls: Colour,
+    portal: bool,
+    lamp_rows: tuple[float, ...],
+) -> None:
     """Walls and ceiling of a tunnel or garage from `from_z` on; the portal is its concrete face.
 
     The enclosure ends in darkness (still class building) far ahead.
@@ -532,7 +660,7 @@ def draw_enclosure(
     canvas.polygon(end, BUILDING, (50, 48, 46), FRONT, grain=0.05)
     depths = [far, 110.0, 70.0, 45.0, 30.0, 20.0, 13.0, 8.0, 5.0, 3.0, 1.8, start] if inside_eye else [far, start]
     depths = [z for z in depths if z > start] + [start]
-    for z1, z0 in zip(depths, depths[1:], strict=False):
+    for z1, z0 in pairwise(depths):
         top: list[Point] = [
             (-half_width, ceiling, z0),
             (half_width, ceiling, z0),

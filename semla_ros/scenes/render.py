@@ -101,8 +101,14 @@ def _enclosed_from(city: CityStyle, conditions: Conditions) -> float | None:
 
 
 def _paint(
-    camera: Camera, city: CityStyle, street: Street, seed: int, conditions: Conditions, weather: lighting.Weather, enclosed: float | None
-) -> Geometry:  # fmt: skip
+    camera: Camera,
+    city: CityStyle,
+    street: Street,
+    seed: int,
+    conditions: Conditions,
+    weather: lighting.Weather,
+    enclosed: float | None,
+) -> Geometry:
     canvas = Canvas(camera)
     items = items_in_view(city, seed, camera.position_m)
     wall = street.half_width_m + (street.sidewalk_m + 0.4 if city.indoor else 1.5)
@@ -191,7 +197,7 @@ def _photograph(
     if weather.lamps > 0.05 or c.glare > 0 or city.indoor:
         air.bloom(image, 0.35 + 0.5 * max(c.fog, c.rain, c.glare, c.snow))
     if c.glare > 0 and not sheltered:
-        air.add_glare(image, geometry, weather, street, c.glare * (1 - 0.9 * c.night), wetness)
+        air.add_glare(image, geometry, street, c.glare * (1 - 0.9 * c.night), wetness)
     ambient = float(weather.ambient.mean())
     if c.snow > 0 and not sheltered:
         lit = np.float32(1.6) * weather.ambient + np.float32(0.35 * c.night) * np.array([1.0, 0.95, 0.85], np.float32)

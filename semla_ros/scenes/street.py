@@ -15,16 +15,38 @@ VISIBLE_M = 170.0
 _JUNCTION_M = 9.0  # width of a cross street
 
 _CAR_COLOURS: tuple[Colour, ...] = (
-    (206, 206, 204), (150, 152, 154), (92, 94, 98), (40, 42, 46), (120, 24, 26), (44, 62, 110), (176, 172, 160),
-    (70, 84, 74), (190, 150, 60), (60, 100, 130),
-)  # fmt: skip
+    (206, 206, 204),
+    (150, 152, 154),
+    (92, 94, 98),
+    (40, 42, 46),
+    (120, 24, 26),
+    (44, 62, 110),
+    (176, 172, 160),
+    (70, 84, 74),
+    (190, 150, 60),
+    (60, 100, 130),
+)
 _BUS_COLOURS: tuple[Colour, ...] = (
-    (196, 170, 60), (186, 44, 40), (206, 204, 198), (60, 96, 150), (86, 130, 84), (130, 132, 134), (210, 120, 50),
-)  # fmt: skip
+    (196, 170, 60),
+    (186, 44, 40),
+    (206, 204, 198),
+    (60, 96, 150),
+    (86, 130, 84),
+    (130, 132, 134),
+    (210, 120, 50),
+)
 _CLOTHES: tuple[Colour, ...] = (
-    (52, 54, 62), (92, 76, 66), (150, 40, 44), (44, 74, 130), (190, 186, 178), (120, 122, 126), (196, 160, 60),
-    (70, 100, 70), (128, 66, 118), (26, 28, 32),
-)  # fmt: skip
+    (52, 54, 62),
+    (92, 76, 66),
+    (150, 40, 44),
+    (44, 74, 130),
+    (190, 186, 178),
+    (120, 122, 126),
+    (196, 160, 60),
+    (70, 100, 70),
+    (128, 66, 118),
+    (26, 28, 32),
+)
 _HILLS: tuple[Colour, ...] = ((96, 110, 84), (110, 116, 112), (84, 100, 70))
 
 
@@ -168,22 +190,39 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
                 gap = rng.uniform(0.0, 2.5) if city.front_yard_m > 2 else (0.0 if rng.random() < 0.8 else 1.5)
                 height = rng.uniform(*city.building_height_m)
                 items.append(
-                    Item("building", at, facade + side * rng.uniform(0, 0.8) * (city.front_yard_m > 0.3),
-                         max(length - gap, 2.5), rng.uniform(8, 12), height, _pick(rng, city.facades),
-                         _pick(rng, ((128, 66, 52), (92, 74, 66), (88, 90, 94), (110, 84, 70))),
-                         int(rng.integers(1 << 16)))
-                )  # fmt: skip
+                    Item(
+                        "building",
+                        at,
+                        facade + side * rng.uniform(0, 0.8) * (city.front_yard_m > 0.3),
+                        max(length - gap, 2.5),
+                        rng.uniform(8, 12),
+                        height,
+                        _pick(rng, city.facades),
+                        _pick(rng, ((128, 66, 52), (92, 74, 66), (88, 90, 94), (110, 84, 70))),
+                        int(rng.integers(1 << 16)),
+                    )
+                )
                 at += length
         elif not city.indoor:
             for _ in range(int(rng.integers(2, 5))):
-                items.append(
-                    _tree(rng, city, street, free_from + rng.uniform(0, 14), facade + side * rng.uniform(0, 7))
-                )
+                at = free_from + rng.uniform(0, 14)
+                items.append(_tree(rng, city, street, at, facade + side * rng.uniform(0, 7)))
         if not city.indoor and rng.random() < (city.hedge_density if built else 0.6):
             line = side * (street.facade_m - min(street.yard_m * 0.6, 3.0)) if built else facade
             length = min(rng.uniform(6, 20), start + BLOCK_M - free_from)
-            items.append(Item("hedge", free_from, line, length, rng.uniform(0.6, 1.0), rng.uniform(0.7, 1.7),
-                              _pick(rng, city.leaves), none, int(rng.integers(1 << 16))))  # fmt: skip
+            items.append(
+                Item(
+                    "hedge",
+                    free_from,
+                    line,
+                    length,
+                    rng.uniform(0.6, 1.0),
+                    rng.uniform(0.7, 1.7),
+                    _pick(rng, city.leaves),
+                    none,
+                    int(rng.integers(1 << 16)),
+                )
+            )
 
         edge = kerb + max(0.55, street.verge_m * 0.45)
         for slot in range(3):
@@ -193,15 +232,36 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
                     items.append(_tree(rng, city, street, at, side * (edge + rng.uniform(0, 0.4))))
         for _ in range(int(rng.poisson(city.sign_density))):
             at = rng.uniform(free_from + 0.5, start + BLOCK_M)
-            items.append(Item("sign", at, side * (kerb + rng.uniform(0.35, 0.7)), 0.0, rng.uniform(0.7, 1.0),
-                              rng.uniform(2.1, 2.9), city.pole_colour, none, int(rng.integers(1 << 16)),
-                              towards_camera=side == (-1 if city.left_traffic else 1)))  # fmt: skip
+            items.append(
+                Item(
+                    "sign",
+                    at,
+                    side * (kerb + rng.uniform(0.35, 0.7)),
+                    0.0,
+                    rng.uniform(0.7, 1.0),
+                    rng.uniform(2.1, 2.9),
+                    city.pole_colour,
+                    none,
+                    int(rng.integers(1 << 16)),
+                    towards_camera=side == (-1 if city.left_traffic else 1),
+                )
+            )
         for _ in range(int(rng.poisson(0.45))):
             if not city.indoor:
                 at = rng.uniform(free_from, start + BLOCK_M)
-                items.append(Item("pole", at, side * (kerb + rng.uniform(0.4, 0.9)), 0.0, rng.uniform(0.14, 0.3),
-                                  rng.uniform(1.0, 8.5), _pick(rng, (city.pole_colour, (92, 78, 62), (64, 72, 66))),
-                                  none, int(rng.integers(1 << 16))))  # fmt: skip
+                items.append(
+                    Item(
+                        "pole",
+                        at,
+                        side * (kerb + rng.uniform(0.4, 0.9)),
+                        0.0,
+                        rng.uniform(0.14, 0.3),
+                        rng.uniform(1.0, 8.5),
+                        _pick(rng, (city.pole_colour, (92, 78, 62), (64, 72, 66))),
+                        none,
+                        int(rng.integers(1 << 16)),
+                    )
+                )
         for _ in range(int(rng.poisson(city.person_density))):
             x = side * (kerb + street.verge_m + rng.uniform(0.1, 0.95) * street.sidewalk_m)
             if city.kerb_m == 0 and rng.random() < 0.45:
@@ -217,9 +277,20 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
                     )
         if city.indoor:
             for slot in range(3):
-                items.append(Item("pillar", start + 8.0 * slot, side * (kerb + 0.35), 0.55, 0.55, city.ceiling_m,
-                                  city.pole_colour, _pick(rng, ((196, 168, 40), (60, 110, 170), (170, 60, 52))),
-                                  int(rng.integers(1 << 16))))  # fmt: skip
+                at = start + 8.0 * slot
+                items.append(
+                    Item(
+                        "pillar",
+                        at,
+                        side * (kerb + 0.35),
+                        0.55,
+                        0.55,
+                        city.ceiling_m,
+                        city.pole_colour,
+                        _pick(rng, ((196, 168, 40), (60, 110, 170), (170, 60, 52))),
+                        int(rng.integers(1 << 16)),
+                    )
+                )
     return tuple(items)
 
 
@@ -228,13 +299,31 @@ def _tree(rng: np.random.Generator, city: CityStyle, street: Street, along_m: fl
     shift = street.foliage_shift
     colour = (min(255, int(red * shift)), min(255, int(green * (0.5 + 0.5 * shift))), min(255, int(blue * shift)))
     height = rng.uniform(*city.tree_height_m)
-    return Item("tree", along_m, x_m, 0.0, height * rng.uniform(0.28, 0.42), height, colour, (84, 70, 56),
-                int(rng.integers(1 << 16)))  # fmt: skip
+    return Item(
+        "tree",
+        along_m,
+        x_m,
+        0.0,
+        height * rng.uniform(0.28, 0.42),
+        height,
+        colour,
+        (84, 70, 56),
+        int(rng.integers(1 << 16)),
+    )
 
 
 def _person(rng: np.random.Generator, along_m: float, x_m: float) -> Item:
-    return Item("person", along_m, x_m, 0.4, rng.uniform(0.46, 0.6), rng.uniform(1.55, 1.92), _pick(rng, _CLOTHES),
-                _pick(rng, _CLOTHES), int(rng.integers(1 << 16)))  # fmt: skip
+    return Item(
+        "person",
+        along_m,
+        x_m,
+        0.4,
+        rng.uniform(0.46, 0.6),
+        rng.uniform(1.55, 1.92),
+        _pick(rng, _CLOTHES),
+        _pick(rng, _CLOTHES),
+        int(rng.integers(1 << 16)),
+    )
 
 
 def _vehicle(
@@ -255,8 +344,18 @@ def _vehicle(
         return Item("rickshaw", along_m, x_m, 2.7, 1.4, 1.75, colour, (40, 44, 44), variant, towards_camera)
     if city.vehicles == "boxy" and rng.random() < 0.45:
         return Item("van", along_m, x_m, 5.2, 1.95, rng.uniform(2.0, 2.4), colour, second, variant, towards_camera)
-    return Item("car", along_m, x_m, rng.uniform(3.9, 4.7), rng.uniform(1.7, 1.9), rng.uniform(1.42, 1.68), colour,
-                second, variant, towards_camera)  # fmt: skip
+    return Item(
+        "car",
+        along_m,
+        x_m,
+        rng.uniform(3.9, 4.7),
+        rng.uniform(1.7, 1.9),
+        rng.uniform(1.42, 1.68),
+        colour,
+        second,
+        variant,
+        towards_camera,
+    )
 
 
 def _lamps(city: CityStyle, street: Street, position_m: float) -> list[Item]:
@@ -269,10 +368,11 @@ def _lamps(city: CityStyle, street: Street, position_m: float) -> list[Item]:
         math.floor((position_m + VISIBLE_M - street.lamp_offset_m) / spacing) + 1,
     ):
         at = index * spacing + street.lamp_offset_m
-        for side in (-1, 1):
-            if street.lamp_side in (0, side):
-                items.append(Item("lamp", at, side * (street.half_width_m + 0.45), 0.0, 0.17, city.lamp_height_m,
-                                  city.pole_colour, street.lamp_colour, index & 0xFFFF))  # fmt: skip
+        for side in (-1, 1) if street.lamp_side == 0 else (street.lamp_side,):
+            x = side * (street.half_width_m + 0.45)
+            items.append(
+                Item("lamp", at, x, 0.0, 0.17, city.lamp_height_m, city.pole_colour, street.lamp_colour, index & 0xFFFF)
+            )
     return items
 
 
@@ -288,8 +388,16 @@ def _traffic(city: CityStyle, street: Street, seed: int, position_m: float) -> l
             if rng.random() < city.oncoming_density / street.lanes:
                 ahead = cell * BLOCK_M + rng.uniform(0, 10) - travelled
                 if ahead > -14.0:
-                    items.append(_vehicle(rng, city, position_m + ahead, x + rng.uniform(-0.2, 0.2),
-                                          towards_camera=True, bus_share=city.bus_share))  # fmt: skip
+                    items.append(
+                        _vehicle(
+                            rng,
+                            city,
+                            position_m + ahead,
+                            x + rng.uniform(-0.2, 0.2),
+                            towards_camera=True,
+                            bus_share=city.bus_share,
+                        )
+                    )
     rng = np.random.default_rng([seed, 61])
     for lane in range(street.lanes):
         x = side * street.lane_width_m * (lane + 0.5)
@@ -302,6 +410,14 @@ def _traffic(city: CityStyle, street: Street, seed: int, position_m: float) -> l
                 _vehicle(rng, city, position_m + max(gap, 6.5), x, towards_camera=False, bus_share=city.bus_share)
             )
             if rng.random() < 0.6:
-                items.append(_vehicle(rng, city, position_m + gap + 20.0 + 8.0 * rng.random(), x, towards_camera=False,
-                                      bus_share=city.bus_share))  # fmt: skip
+                items.append(
+                    _vehicle(
+                        rng,
+                        city,
+                        position_m + gap + 20.0 + 8.0 * rng.random(),
+                        x,
+                        towards_camera=False,
+                        bus_share=city.bus_share,
+                    )
+                )
     return items

@@ -123,14 +123,23 @@ BENCHMARK: dict[str, Domain] = _table(
     Domain("harbour-clear", "clear", ("harbour",)),
     Domain("monsoon-clear", "clear", ("monsoon",)),
     Domain(
-        "downtown-mixed", "mixed", ("downtown",),
-        mixed=({}, {"night": (0.5, 0.9)}, {"rain": (0.4, 0.9)}, {"dusk": (0.5, 1.0)}, {"snow": (0.4, 0.8)}, {"fog": (0.4, 0.7)}),
+        "downtown-mixed",
+        "mixed",
+        ("downtown",),
+        mixed=(
+            {},
+            {"night": (0.5, 0.9)},
+            {"rain": (0.4, 0.9)},
+            {"dusk": (0.5, 1.0)},
+            {"snow": (0.4, 0.8)},
+            {"fog": (0.4, 0.7)},
+        ),
     ),
     Domain("harbour-dusk", "low-sun", ("harbour",), {"dusk": _STRONG}),
     Domain("suburb-glare", "low-sun", ("suburb",), {"glare": _STRONG}),
     Domain("downtown-tunnel", "enclosed", ("downtown",), {"tunnel": (0.65, 1.0)}),
     Domain("garage-indoor", "enclosed", ("garage",), {"night": (0.0, 0.5)}),
-)  # fmt: skip
+)
 
 UNSEEN: dict[str, Domain] = _table(
     Domain("alpine-snow-night", "night", ("alpine",), {"snow": (0.6, 1.0), "night": (0.6, 0.95)}),
