@@ -308,6 +308,22 @@ class Clip(nn.Module):
         embeddings: Tensor = F.normalize(last @ self.text_projection, dim=-1)
         return embeddings
 
+    def encode_ensemble(self, token_ids: Tensor) -> Tensor:
+        """Embed an ensemble of prompts, averaged over synonyms.
+
+        Args:
+            token_ids: Shape (T, P, S, L): classes, templates, synonyms; a synonym of nothing but padding is absent.
+
+        Returns:
+            Shape (T, P, embed_dim), unit length.
+        """
+        present = token_ids.any(dim=-1)  # (T, P, S)
+        every = torch.zeros(*present.shape, self.config.embed_dim, device=token_ids.device)
+        embeddings = self.encode_text(token_ids[present])
+        every = every.to(embeddings.dtype).index_put((present,), embeddings)
+        mean: Tensor = F.normalize(every.sum(dim=2), dim=-1)  # the sum and the mean point the same way
+        return mean
+
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename an open_clip (or original CLIP) state dict to the names used here.

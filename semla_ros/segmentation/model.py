@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, einsum, nn
@@ -23,6 +23,34 @@ CLIP_PIXEL_STD = (68.5005327, 66.6321579, 70.3231630)
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlidingConfig:
+    """Windows of the published sliding inference, in pixels."""
+
+    kernel: tuple[int, int] = (384, 384)  # height and width of a window
+    canvas: tuple[int, int] = (640, 640)  # the image is resized to this; the windows cover it exactly
+    overlap: float = 0.333  # of two neighbouring windows, relative to the kernel, 0..1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"'overlap' must be in [0, 1), got {self.overlap}")
+        for canvas, kernel, stride in zip(self.canvas, self.kernel, self.stride, strict=True):
+            if canvas < kernel or (canvas - kernel) % stride:
+                raise ConfigError(f"windows of {kernel} pixels at stride {stride} do not cover a canvas of {canvas}")
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Rows and columns between two windows."""
+        height, width = (max(1, int(size * (1 - self.overlap))) for size in self.kernel)
+        return height, width
+
+    @classmethod
+    def around(cls, kernel: tuple[int, int]) -> SlidingConfig:
+        """Two by two windows of a size, with the published overlap."""
+        stride = cls(kernel=kernel, canvas=kernel).stride
+        return cls(kernel=kernel, canvas=(kernel[0] + stride[0], kernel[1] + stride[1]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class CatSegConfig:
     """Everything that fixes the architecture of one model; the defaults are the published B size."""
 
@@ -31,14 +59,16 @@ class CatSegConfig:
     guidance_layers: tuple[int, int] = (3, 7)  # visual blocks whose output guides the decoder, 0-based
     pixel_mean: tuple[float, float, float] = CLIP_PIXEL_MEAN  # 0..255, RGB
     pixel_std: tuple[float, float, float] = CLIP_PIXEL_STD
+    sliding: SlidingConfig | None = field(default_factory=SlidingConfig)  # None: windows of the working resolution
+    probability: Literal["sigmoid", "softmax"] = "sigmoid"  # how the logits were trained: per class, or over classes
 
     def __post_init__(self) -> None:
-        for name in ("embed_dim",):
-            if getattr(self.clip, name) != getattr(self.aggregator, name):
-                raise ConfigError(
-                    f"'{name}' of the aggregator must be CLIP's {getattr(self.clip, name)}, "
-                    f"got {getattr(self.aggregator, name)}"
-                )
+        if self.clip.embed_dim != self.aggregator.embed_dim:
+            raise ConfigError(
+                f"'embed_dim' of the aggregator must be CLIP's {self.clip.embed_dim}, got {self.aggregator.embed_dim}"
+            )
+        if self.probability not in ("sigmoid", "softmax"):
+            raise ConfigError(f"'probability' must be 'sigmoid' or 'softmax', got {self.probability!r}")
         if self.clip.working_grid != self.aggregator.grid:
             raise ConfigError(
                 f"'grid' of the aggregator must be CLIP's working grid {self.clip.working_grid}, "
@@ -50,6 +80,16 @@ class CatSegConfig:
                 f"'guidance_layers' must ascend and stand before the last of {self.clip.visual_layers} visual blocks, "
                 f"got {self.guidance_layers}"
             )
+
+    @property
+    def working_resolution(self) -> tuple[int, int]:
+        """Height and width in pixels that images are resized to."""
+        return self.clip.working_resolution
+
+    @property
+    def sliding_windows(self) -> SlidingConfig:
+        """Windows of the sliding inference."""
+        return self.sliding or SlidingConfig.around(self.working_resolution)
 
     @classmethod
     def catseg_b(cls) -> CatSegConfig:
@@ -86,6 +126,8 @@ class CatSegConfig:
         parts: dict[str, Any] = {}
         for name, part in (("clip", ClipConfig), ("aggregator", AggregatorConfig)):
             parts[name] = part(**_known_fields(part, settings.pop(name, {})))
+        if settings.get("sliding") is not None:
+            parts["sliding"] = SlidingConfig(**_known_fields(SlidingConfig, settings.pop("sliding")))
         return cls(**parts, **_known_fields(cls, settings))
 
 
@@ -145,7 +187,15 @@ class CatSeg(nn.Module):
                 module.inert_deltas = inert
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
-        """Class embeddings of prompts (T, L), shape (T, embed_dim), unit length; see `Clip.encode_text`."""
+        """Class embeddings, shape (T, embed_dim), unit length.
+
+        Args:
+            token_ids: One prompt per class, shape (T, L), see `Clip.encode_text`; or an ensemble of shape (T, P, S, L),
+                see `Clip.encode_ensemble`, whose templates are averaged and normalised again.
+        """
+        if token_ids.ndim == 4:
+            embeddings: Tensor = F.normalize(self.clip.encode_ensemble(token_ids).mean(dim=1), dim=-1)
+            return embeddings
         return self.clip.encode_text(token_ids)
 
     def encode_image(self, images: Tensor) -> Tensor:
@@ -158,7 +208,7 @@ class CatSeg(nn.Module):
         Raises:
             ConfigError: The images have another size.
         """
-        expected = self.config.clip.working_resolution
+        expected = self.config.working_resolution
         if tuple(images.shape[-2:]) != expected:
             raise ConfigError(f"images must be {expected[0]}x{expected[1]} pixels, got {tuple(images.shape[-2:])}")
         layers = self.config.guidance_layers

@@ -1,0 +1,184 @@
+"""Class names to prompts to token rows.
+
+Tokens are those of CLIP's byte-pair encoding. A model that keeps only the token rows it was trained with says which:
+`Vocabulary` renumbers, and refuses words that the model has no rows for. Renumbering keeps the order, so the
+end-of-text token still has the largest id, and row 0 still pads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semla_ros.errors import VocabularyError
+from semla_ros.torchvision_compat import import_open_clip
+
+SINGLE_TEMPLATE = "A photo of a {} in the scene"
+TEMPLATE_SETS = ("single", "select", "imagenet")  # 1, 8 and 80 templates
+_KNOWN_WORDS_SHOWN = 80
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    return import_open_clip().tokenizer.SimpleTokenizer()
+
+
+@functools.lru_cache(maxsize=8)
+def templates(name: str) -> tuple[str, ...]:
+    """Prompt templates by the name of a set, or the template itself.
+
+    Args:
+        name: One of `TEMPLATE_SETS`, or a prompt with one `{}` in it.
+
+    Raises:
+        VocabularyError: It is neither.
+    """
+    if name == "single":
+        return (SINGLE_TEMPLATE,)
+    if name in ("select", "imagenet"):
+        published = import_open_clip()
+        if name == "imagenet":
+            return tuple(make("{}") for make in published.OPENAI_IMAGENET_TEMPLATES)
+        return (*(make("{}") for make in published.SIMPLE_IMAGENET_TEMPLATES), SINGLE_TEMPLATE)
+    if name.count("{}") != 1:
+        raise VocabularyError(
+            f"template {name!r} must hold '{{}}' once, where the class name goes, or be one of "
+            f"{', '.join(TEMPLATE_SETS)}"
+        )
+    return (name,)
+
+
+def synonyms(class_name: str) -> list[str]:
+    """The words of a class name such as "person, pedestrian"."""
+    return [item.strip() for item in class_name.split(", ") if item.strip()]
+
+
+class Vocabulary:
+    """Maps text to rows of a model's token table.
+
+    Args:
+        bpe_ids: Byte-pair id of each row, ascending; None where the table is CLIP's own.
+        context_length: Longest prompt in tokens, start and end included.
+
+    Attributes:
+        bpe_ids: As given.
+        context_length: As given.
+    """
+
+    def __init__(self, bpe_ids: Sequence[int] | None = None, context_length: int = 77) -> None:
+        if bpe_ids is not None and sorted(set(bpe_ids)) != list(bpe_ids):
+            raise VocabularyError("the rows of a token table must stand in ascending order of their ids, each once")
+        self.bpe_ids = None if bpe_ids is None else tuple(int(item) for item in bpe_ids)
+        self.context_length = context_length
+        self._rows = None if self.bpe_ids is None else {item: row for row, item in enumerate(self.bpe_ids)}
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str], context_length: int) -> Vocabulary:
+        """The smallest table that can spell the given texts; say prompts, not bare class names."""
+        tokenizer = _tokenizer()
+        used = {0, tokenizer.sot_token_id, tokenizer.eot_token_id}
+        for text in texts:
+            used.update(tokenizer.encode(text))
+        return cls(sorted(used), context_length)
+
+    def __len__(self) -> int:
+        return len(_tokenizer().encoder) if self.bpe_ids is None else len(self.bpe_ids)
+
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """Whole words that have a row of their own, in alphabetical order."""
+        decoder = _tokenizer().decoder
+        spelled = (decoder[item] for item in (self.bpe_ids or decoder))
+        return tuple(sorted(item.removesuffix("</w>") for item in spelled if item.endswith("</w>")))
+
+    def encode_sentence(self, text: str) -> list[int]:
+        """Token rows of a text, start and end included.
+
+        Raises:
+            VocabularyError: It has a word that the model has no rows for, or is too long.
+        """
+        tokenizer = _tokenizer()
+        ids = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+        if len(ids) > self.context_length:
+            raise VocabularyError(
+                f"'{text}' has {len(ids)} tokens, this model reads at most {self.context_length}: shorten it"
+            )
+        if self._rows is None:
+            return ids
+        if any(item not in self._rows for item in ids):
+            raise VocabularyError(self._unknown_word(text))
+        return [self._rows[item] for item in ids]
+
+    def _unknown_word(self, text: str) -> str:
+        assert self._rows is not None
+        tokenizer = _tokenizer()
+        unknown = next(
+            (
+                word
+                for word in tokenizer.pat.findall(tokenizer.clean_fn(text))
+                if any(item not in self._rows for item in tokenizer.encode(word))
+            ),
+            text,
+        )
+        shown = [word for word in self.words if word.isalpha() and len(word) > 1]
+        more = f" and {len(shown) - _KNOWN_WORDS_SHOWN} more" if len(shown) > _KNOWN_WORDS_SHOWN else ""
+        return (
+            f"'{unknown}' is a word this model was not trained with; it knows: "
+            f"{', '.join(shown[:_KNOWN_WORDS_SHOWN])}{more}"
+        )
+
+    def tokenize(self, class_names: Sequence[str], template: str = "single") -> Tensor:
+        """Prompts of a class list.
+
+        Args:
+            class_names: Of a class with synonyms ("person, pedestrian") a single template takes the first only, an
+                ensemble averages over all.
+            template: Name of a template set or a prompt with `{}`, see `templates`.
+
+        Returns:
+            int64, shape (T, L) for a single template, else (T, P, S, L) for P templates and up to S synonyms, for
+            `CatSeg.encode_text`; rows of 0 pad, also in place of absent synonyms. L is `context_length`.
+
+        Raises:
+            VocabularyError: The list is empty, a name is empty, given twice, too long or has an unknown word.
+        """
+        check_class_names(class_names)
+        prompts = templates(template)
+        if len(prompts) == 1:
+            return torch.stack([self._padded(prompts[0].format(synonyms(name)[0])) for name in class_names])
+        words = [synonyms(name) for name in class_names]
+        most = max(map(len, words))
+        ids = torch.zeros(len(words), len(prompts), most, self.context_length, dtype=torch.int64)
+        for row, names in enumerate(words):
+            for column, prompt in enumerate(prompts):
+                for index, name in enumerate(names):
+                    ids[row, column, index] = self._padded(prompt.format(name))
+        return ids
+
+    def _padded(self, text: str) -> Tensor:
+        ids = self.encode_sentence(text)
+        row = torch.zeros(self.context_length, dtype=torch.int64)
+        row[: len(ids)] = torch.tensor(ids)
+        return row
+
+
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Refuse a list that cannot be a vocabulary.
+
+    Raises:
+        VocabularyError: The list is empty, a name is empty or given twice.
+    """
+    if not class_names:
+        raise VocabularyError("the class list is empty; give at least one class name")
+    seen: dict[str, int] = {}
+    for index, name in enumerate(class_names):
+        if not synonyms(name):
+            raise VocabularyError(f"class {index} has an empty name")
+        key = " ".join(name.lower().split())
+        if key in seen:
+            raise VocabularyError(f"class '{name.strip()}' is given twice, as class {seen[key]} and {index}")
+        seen[key] = index
