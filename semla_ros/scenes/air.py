@@ -87,8 +87,8 @@ def add_glare(image: FloatArray, geometry: Geometry, street: Street, severity: f
     disc = np.clip(1 - (radius - np.float32(0.028)) * 90, 0, 1) * (geometry.mask == SKY) * np.float32(6)
     halo = (
         np.float32(1.5) * np.exp(-radius / np.float32(0.07))
-        + np.float32(0.6) * np.exp(-radius / np.float32(0.22))
-        + np.float32(0.06)
+        + np.float32(0.85) * np.exp(-radius / np.float32(0.22))
+        + np.float32(0.1)
     )
     veil = (disc + halo) * np.float32(seen * severity)
     ground = (geometry.facing == UP) & (geometry.y_m < 0.3)

@@ -45,7 +45,7 @@ def weather_of(conditions: Conditions, city: CityStyle, street: Street) -> Weath
     level = night_level * dusk_level
     overcast = max(0.95 * _soft(c.rain), 0.9 * _soft(c.snow), 0.98 * _soft(c.fog))
     # The camera opens up in the dark, but not all the way.
-    exposure = street.exposure * level**-0.32 * (1.0 - 0.42 * c.glare) * (1 + 0.12 * c.snow)
+    exposure = street.exposure * level**-0.32 * (1.0 - 0.52 * c.glare) * (1 + 0.12 * c.snow)
     blue_hour = np.array([0.62, 0.56, 1.0], np.float32)
     night_sky = np.array([0.75, 0.85, 1.3], np.float32)
     sky_colour = _mix(np.array([0.88, 1.0, 1.17], np.float32), blue_hour, c.dusk)

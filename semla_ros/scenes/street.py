@@ -176,7 +176,8 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
         items.append(Item("crossing", free_from + 0.8, 0.0, 3.4, 2 * kerb, 0.0, (214, 212, 206), none, 0))
         for _ in range(int(rng.poisson(0.9))):
             x = rng.uniform(-0.95, 0.95) * kerb
-            items.append(_person(rng, free_from + rng.uniform(1.2, 3.6), x))
+            if abs(x - street.driving_x_m) > 1.0:  # nobody is run over
+                items.append(_person(rng, free_from + rng.uniform(1.2, 3.6), x))
 
     for side in (-1, 1):
         facade = side * street.facade_m
