@@ -50,12 +50,14 @@ class Sample:
 
     Attributes:
         name: File name of the image without its suffix.
+        scene: RGB as stored, shape (H, W, 3), uint8; what scene embeddings are made from.
         image: RGB at the size that the model is shown, shape (h, w, 3), uint8.
         labels: Class index per pixel at the size that is scored, shape (H, W), uint8, 255 = not evaluated.
         answer_size: (height, width) that the model's per-class maps are asked for at.
     """
 
     name: str
+    scene: NDArray[np.uint8]
     image: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     answer_size: tuple[int, int]
@@ -100,6 +102,7 @@ class DomainImages:
         sizes = self.domain.sizes
         return Sample(
             name=paths.image.stem,
+            scene=image,
             image=sizes.apply(image),
             labels=labels,
             answer_size=sizes.fixed or (int(labels.shape[0]), int(labels.shape[1])),
