@@ -31,6 +31,11 @@ class BaseModel:
         """Index in the mask -> name."""
         return tuple(self._pipeline.class_names)
 
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """Adapters of the library that the node chooses from."""
+        return frozenset(self._pipeline.library.names)
+
     def mask(self, image: ImageArray, stamp_ns: int) -> MaskArray:
         """Segment one RGB image (H, W, 3) without any adapter."""
         answer = self._pipeline.segment(Frame(image=image, stamp_ns=stamp_ns), want_confidence=False)

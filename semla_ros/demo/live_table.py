@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semla_ros.demo.recording import BASE_MIX, FrameRecord, MixEvent, Recording
-from semla_ros.demo.score import LiveFigures, is_transition
+from semla_ros.demo.score import LiveFigures
 from semla_ros.evaluation.pictures import domain_colour
 
 RECENT_S = 3.0  # window of rate and latency
@@ -77,7 +77,7 @@ def observe(
         latency_ms=float(np.median(latencies)) if latencies else None,
         frames=len(seen),
         masks=sum(frame.is_answered for frame in frames),
-        drift=next((value for key, value in diagnostics.values.items() if key.lower().startswith("drift")), ""),
+        drift=diagnostics.values.get("adaptation: Drift", ""),
         mix=mix,
         figures=figures,
         status=(diagnostics.level, diagnostics.message),
@@ -104,7 +104,7 @@ def render(state: LiveState) -> RenderableType:
     progress.add_column(justify="right", min_width=11)
     colour = domain_colour(state.segment.split(" to ")[-1])
     progress.add_row(
-        Text(state.segment or "waiting", style=f"bold rgb({colour[0]},{colour[1]},{colour[2]})"),
+        Text(_place(state), style=f"bold rgb({colour[0]},{colour[1]},{colour[2]})"),
         ProgressBar(total=max(state.duration_s, 1e-6), completed=min(state.elapsed_s, state.duration_s)),
         f"{state.elapsed_s:.0f} / {state.duration_s:.0f} s",
     )
@@ -114,6 +114,11 @@ def render(state: LiveState) -> RenderableType:
     columns.add_row(_figures(state), _mix(state.mix))
     title = "[bold]semla demo[/]  real ROS 2 nodes on a drive through changing weather"
     return Panel(Group(progress, Text(), columns), title=title, border_style="grey50", padding=(1, 2))
+
+
+def _place(state: LiveState) -> str:
+    """Where the drive is; the camera names pure segments only."""
+    return state.segment or ("transition" if state.frames else "waiting")
 
 
 def _figures(state: LiveState) -> Table:
@@ -155,8 +160,7 @@ def status_line(state: LiveState) -> str:
     """The same in one line, for logs and terminals without cursor movement."""
     shares = " ".join(f"{name} {share:.0%}" for name, share in list(state.mix.shares.items())[:3])
     latency = "-" if state.latency_ms is None else f"{state.latency_ms:.0f} ms"
-    name = "transition" if is_transition(state.segment) and not state.segment else state.segment
     return (
-        f"{state.elapsed_s:5.1f} s  {name:<18} {state.rate_hz:4.1f} Hz  {latency:>7}  generation "
+        f"{state.elapsed_s:5.1f} s  {_place(state):<12} {state.rate_hz:4.1f} Hz  {latency:>7}  generation "
         f"{state.mix.generation:<3} {shares}  mIoU {_figure(state.figures.base)} -> {_figure(state.figures.adapted)}"
     )

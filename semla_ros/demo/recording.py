@@ -68,9 +68,15 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class DiagnosticsSnapshot:
-    """The latest diagnostics of the perception node: what it says of itself."""
+    """The latest diagnostics of the perception node: what it says of itself.
 
-    level: str = ""  # "OK", "WARN", "ERROR", "STALE"
+    Attributes:
+        level: The worst level among its statuses: "OK", "WARN", "ERROR" or "STALE"; empty before the first.
+        message: Message of the first status of that level.
+        values: "<what>: <key>" -> value, where <what> is the status's name without the node's.
+    """
+
+    level: str = ""
     message: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,6 +86,15 @@ class DiagnosticsSnapshot:
             return float(self.values[key])
         except (KeyError, ValueError):
             return None
+
+    def count(self, key: str) -> int:
+        """A counter; 0 where it is missing."""
+        return int(self.number(key) or 0)
+
+    def dropped(self) -> dict[str, int]:
+        """Reason -> images of the camera that the node dropped for it."""
+        prefix = "camera: Dropped: "
+        return {key.removeprefix(prefix): self.count(key) for key in self.values if key.startswith(prefix)}
 
 
 class Recording:
@@ -92,7 +107,7 @@ class Recording:
         class_names: Index in the mask -> name, as the node last published it; empty before.
         drive_ended: The camera has said that the drive is over.
         frames_sent: Frames that the camera says it has published; None before it spoke.
-        stray_masks: Masks whose stamp belongs to no image seen.
+        last_heard_s: Monotonic time of the latest image or mask.
     """
 
     def __init__(self, store: FrameStore) -> None:
@@ -102,6 +117,7 @@ class Recording:
         self.class_names: tuple[str, ...] = ()
         self.drive_ended = False
         self.frames_sent: int | None = None
+        self.last_heard_s = 0.0
         self._frames: dict[int, FrameRecord] = {}
         self._lock = threading.Lock()
 
@@ -111,6 +127,7 @@ class Recording:
         with self._lock:
             record = self._frames.setdefault(stamp_ns, FrameRecord(stamp_ns))
             record.frame_id, record.image_s = frame_id, now_s
+            self.last_heard_s = now_s
 
     def add_truth(self, stamp_ns: int, mask: ImageArray) -> None:
         """Keep a ground-truth mask (H, W)."""
@@ -127,6 +144,7 @@ class Recording:
         with self._lock:
             record = self._frames.setdefault(stamp_ns, FrameRecord(stamp_ns))
             record.mask_s, record.mask_frame_id = now_s, frame_id
+            self.last_heard_s = now_s
             record.mix = self.mixes[-1] if self.mixes else BASE_MIX
 
     def add_mix(self, mix: MixEvent) -> None:
@@ -140,12 +158,23 @@ class Recording:
         with self._lock:
             return [self._frames[stamp] for stamp in sorted(self._frames)]
 
+    def name_transitions(self) -> None:
+        """Call nameless stretches "a to b" after the segments around them; the camera names pure segments only."""
+        before, nameless = "", list[FrameRecord]()
+        for record in self.frames():
+            if not record.segment:
+                nameless.append(record)
+                continue
+            for member in nameless:
+                member.segment = f"{before} to {record.segment}" if before else ""
+            before, nameless = record.segment, []
+
     @property
     def stray_masks(self) -> int:
         """Masks that answer no image seen, or carry another tf frame than it."""
         return sum(record.mask_s is not None and not record.is_answered for record in self.frames())
 
     @property
-    def last_mask_s(self) -> float | None:
-        """Monotonic time at which the latest mask came."""
-        return max((record.mask_s for record in self.frames() if record.mask_s is not None), default=None)
+    def has_images(self) -> bool:
+        """At least one camera image has come."""
+        return any(record.image_s is not None for record in self.frames())

@@ -11,7 +11,7 @@ from semla_ros.demo.score import LiveFigures
 @pytest.fixture
 def state(drive):
     recording = drive.recording
-    recording.diagnostics = DiagnosticsSnapshot("OK", "all is well", {"Drift": "0.21"})
+    recording.diagnostics = DiagnosticsSnapshot("OK", "all is well", {"adaptation: Drift": "0.21"})
     last_s = recording.frames()[-1].mask_s
     return observe(recording, LiveFigures(0.42, 0.61, 5), now_s=last_s, elapsed_s=7.5, duration_s=90.0)
 

@@ -1,0 +1,65 @@
+"""What a demo run is asked to do."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from semla_ros.errors import ConfigError
+
+FULL_DRIVE_S, FAST_DRIVE_S = 90.0, 18.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Checked options of `semla demo`."""
+
+    out: Path = Path("out/demo")  # folder for summary, pictures, video and logs
+    is_fast: bool = False  # a short drive, for tests
+    seed: int = 7  # street, traffic and noise
+    rate_hz: float = 0.0  # camera frames per second; 0 = by the number of processor cores
+    width: int = 256  # camera image, pixels
+    height: int = 192
+    shows_live: bool = True  # the live table, where the output is a terminal
+    model: str = "semla-tiny"  # model id or path
+    library: str = ""  # adapter library folder; empty = the model's own
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate_hz <= 60:
+            raise ConfigError(f"'rate_hz' must be between 0 (automatic) and 60, got {self.rate_hz:g}")
+        for name, value in (("width", self.width), ("height", self.height)):
+            if not 32 <= value <= 4096:
+                raise ConfigError(f"image {name} must be between 32 and 4096 pixels, got {value}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"'seed' must be between 0 and {2**31 - 1}, got {self.seed}")
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the drive."""
+        return FAST_DRIVE_S if self.is_fast else FULL_DRIVE_S
+
+    @property
+    def camera_rate_hz(self) -> float:
+        """Frames per second that the camera sends.
+
+        On two cores a frame of the tiny model takes about 80 ms and rendering one 40 ms, so 5 Hz leaves room for the
+        rest; where there are more cores, camera and model have their own.
+        """
+        if self.rate_hz:
+            return self.rate_hz
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 5.0 if cores <= 2 else 8.0 if cores <= 4 else 10.0
+
+
+def parse_size(words: str) -> tuple[int, int]:
+    """Read "256x192" as (width, height).
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", words.strip().lower())
+    if match is None:
+        raise ConfigError(f"image size must be WIDTHxHEIGHT in pixels, such as 256x192, got '{words}'")
+    return int(match[1]), int(match[2])
