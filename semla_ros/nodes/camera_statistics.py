@@ -1,0 +1,141 @@
+"""What became of each image of a camera: every one received is answered, or dropped for a reason."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+OVERTAKEN = "overtaken"  # a newer image of the camera came before this one's turn
+BROKEN = "broken image"
+DISABLED = "disabled"  # by the enable service
+FAILED = "failed"  # the segmentation raised an error
+STOPPED = "stopped"  # the node was deactivated while it waited
+
+_SAMPLES = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Milliseconds over the latest images."""
+
+    p50: float
+    p95: float
+    max: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraSnapshot:
+    """The state of one camera's statistics at one moment.
+
+    Attributes:
+        received: Images that arrived, ever.
+        answered: Masks published, ever.
+        dropped: Reason -> images, ever.
+        recent_received: Images within the window.
+        recent_dropped: Reason -> images within the window.
+        image_rate_hz: Images per second within the window.
+        mask_rate_hz: Masks per second within the window.
+        silence_s: Time since the latest image; None before the first.
+        latency_ms: By stage.
+        age_ms: Time between stamp and publication; None before the first mask.
+        last_error: Latest error; empty where there was none.
+        error_age_s: Time since it; None where there was none.
+    """
+
+    received: int
+    answered: int
+    dropped: Mapping[str, int]
+    recent_received: int
+    recent_dropped: Mapping[str, int]
+    image_rate_hz: float
+    mask_rate_hz: float
+    silence_s: float | None
+    latency_ms: Mapping[str, Spread] = field(default_factory=dict)
+    age_ms: Spread | None = None
+    last_error: str = ""
+    error_age_s: float | None = None
+
+
+class CameraStatistics:
+    """Counts for one camera. Thread-safe; all times are seconds of the node's clock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._received = 0
+        self._answered = 0
+        self._dropped: Counter[str] = Counter()
+        self._last_error = ""
+        self._forget()
+
+    def _forget(self) -> None:
+        self._arrivals: deque[float] = deque(maxlen=4096)
+        self._answers: deque[float] = deque(maxlen=4096)
+        self._drops: deque[tuple[float, str]] = deque(maxlen=4096)
+        self._latency: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
+        self._age: deque[float] = deque(maxlen=_SAMPLES)
+        self._error_s: float | None = None
+
+    def clear(self) -> None:
+        """Forget rates, latencies and the latest error's time, as when the clock jumps back; the counters go on."""
+        with self._lock:
+            self._forget()
+
+    def receive(self, now_s: float) -> None:
+        """Count an image that arrived."""
+        with self._lock:
+            self._received += 1
+            self._arrivals.append(now_s)
+
+    def drop(self, now_s: float, reason: str, error: str = "") -> None:
+        """Count an image that gets no mask, and why."""
+        with self._lock:
+            self._dropped[reason] += 1
+            self._drops.append((now_s, reason))
+            if error:
+                self._last_error, self._error_s = error, now_s
+
+    def answer(self, now_s: float, latency_ms: Mapping[str, float], age_ms: float) -> None:
+        """Count a published mask."""
+        with self._lock:
+            self._answered += 1
+            self._answers.append(now_s)
+            self._age.append(age_ms)
+            for stage, milliseconds in latency_ms.items():
+                self._latency[stage].append(milliseconds)
+
+    def snapshot(self, now_s: float, window_s: float) -> CameraSnapshot:
+        """Everything at once, with rates over the last `window_s` seconds."""
+        with self._lock:
+            since = now_s - window_s
+            recent = Counter(reason for time_s, reason in self._drops if time_s >= since)
+            return CameraSnapshot(
+                received=self._received,
+                answered=self._answered,
+                dropped=dict(self._dropped),
+                recent_received=sum(time_s >= since for time_s in self._arrivals),
+                recent_dropped=dict(recent),
+                image_rate_hz=_rate_hz(self._arrivals, since),
+                mask_rate_hz=_rate_hz(self._answers, since),
+                silence_s=now_s - self._arrivals[-1] if self._arrivals else None,
+                latency_ms={stage: _spread(values) for stage, values in self._latency.items()},
+                age_ms=_spread(self._age) if self._age else None,
+                last_error=self._last_error,
+                error_age_s=None if self._error_s is None else now_s - self._error_s,
+            )
+
+
+def _rate_hz(times_s: deque[float], since_s: float) -> float:
+    """Events per second between the first and the last one since `since_s`."""
+    recent = [time_s for time_s in times_s if time_s >= since_s]
+    if len(recent) < 2 or recent[-1] <= recent[0]:
+        return 0.0
+    return (len(recent) - 1) / (recent[-1] - recent[0])
+
+
+def _spread(values: deque[float]) -> Spread:
+    p50, p95, largest = np.percentile(list(values), (50, 95, 100))
+    return Spread(p50=float(p50), p95=float(p95), max=float(largest))

@@ -1,0 +1,101 @@
+"""Use cv_bridge for decoding where it is there and safe."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any
+
+import numpy as np
+
+from semla_ros.errors import ConfigError, ImageError
+from semla_ros.nodes import image_codec
+from semla_ros.results import ImageArray
+
+logger = logging.getLogger(__name__)
+
+# Decoded here in any case: cv_bridge has no conversion for them, or only in some distributions.
+_NOT_FOR_CV_BRIDGE = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
+
+
+def why_unsafe() -> str:
+    """Why cv_bridge must not be imported in this process; empty where nothing speaks against it."""
+    if importlib.util.find_spec("cv_bridge") is None:
+        return "cv_bridge is not installed"
+    if int(np.__version__.split(".")[0]) >= 2:
+        # Built against numpy 1, its compiled part ends the process with a segmentation fault on the first image.
+        return f"cv_bridge crashes with numpy {np.__version__}; it needs numpy 1"
+    if importlib.util.find_spec("cv_bridge.boost") is None:
+        return "the compiled module cv_bridge.boost is missing"
+    return ""
+
+
+def should_use(setting: str) -> bool:
+    """Decide by the `cv_bridge` parameter.
+
+    Args:
+        setting: "auto", "never" or "always".
+
+    Raises:
+        ConfigError: "always", but it is not installed or would crash.
+    """
+    if setting == "never":
+        return False
+    reason = why_unsafe()
+    if reason and setting == "always":
+        raise ConfigError(f"cv_bridge is set to 'always', but {reason}; set it to 'auto' or 'never'")
+    if reason:
+        logger.debug("images are decoded without cv_bridge: %s", reason)
+    return not reason
+
+
+class ImageDecoder:
+    """Decodes image messages, with cv_bridge where it may.
+
+    Args:
+        uses_cv_bridge: Result of `should_use`.
+    """
+
+    def __init__(self, uses_cv_bridge: bool) -> None:
+        self.uses_cv_bridge = uses_cv_bridge
+        self._bridge: Any = None
+        if uses_cv_bridge:
+            from cv_bridge import CvBridge
+
+            self._bridge = CvBridge()
+
+    def __call__(self, message: Any) -> ImageArray:
+        """RGB of a `sensor_msgs/Image` or `CompressedImage`, shape (H, W, 3), uint8.
+
+        Raises:
+            ImageError: The message cannot be decoded.
+        """
+        if not hasattr(message, "encoding"):
+            return image_codec.decode_compressed(message.data, message.format)
+        if self._bridge is None or not _suits_cv_bridge(message):
+            return image_codec.decode(
+                encoding=message.encoding,
+                width=message.width,
+                height=message.height,
+                step=message.step,
+                data=message.data,
+                is_bigendian=bool(message.is_bigendian),
+            )
+        try:
+            return np.ascontiguousarray(self._bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+        except Exception as error:  # CvBridgeError, cv2.error, KeyError, depending on what is wrong
+            raise ImageError(
+                f"{message.encoding} image of {message.width}x{message.height} pixels with step {message.step}: "
+                f"cv_bridge says {error}"
+            ) from None
+
+
+def _suits_cv_bridge(message: Any) -> bool:
+    """It ignores padding in some cases and reads past the end of short data, so it gets only what is plain."""
+    return message.encoding not in _NOT_FOR_CV_BRIDGE and image_codec.is_tight(
+        encoding=message.encoding,
+        width=message.width,
+        height=message.height,
+        step=message.step,
+        size=len(message.data),
+    )

@@ -1,0 +1,167 @@
+"""ROS messages from arrays and results, made the way that is fast in rclpy."""
+
+from __future__ import annotations
+
+import array
+import copy
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from numpy.typing import NDArray
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
+
+from semla_ros.nodes.diagnostics import Report
+from semla_ros.results import Frame, Generation
+
+_ENCODING_OF = {("uint8", 2): "mono8", ("uint16", 2): "mono16", ("uint8", 3): "rgb8"}
+_PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # id masks shrink well at the fastest setting
+_JPEG_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 85]
+
+
+def stamp_ns(stamp: Time) -> int:
+    """Nanoseconds of a message stamp."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def to_stamp(nanoseconds: int) -> Time:
+    """Message stamp of nanoseconds."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return Time(sec=seconds, nanosec=rest)
+
+
+def byte_array(data: NDArray[Any] | bytes) -> array.array[int]:
+    """Bytes in the one container that rclpy takes over without looking at each byte."""
+    result = array.array("B")
+    result.frombytes(memoryview(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).cast("B"))
+    return result
+
+
+def image_message(header: Header, pixels: NDArray[Any]) -> Image:
+    """An image message.
+
+    Args:
+        header: Header of the source.
+        pixels: (H, W) uint8 or uint16 -> mono8 or mono16; (H, W, 3) uint8 RGB -> rgb8.
+
+    Returns:
+        The message; its data is a copy.
+    """
+    message = Image()
+    message.header = header
+    message.height, message.width = pixels.shape[:2]
+    message.encoding = _ENCODING_OF[pixels.dtype.name, pixels.ndim]
+    message.step = pixels.dtype.itemsize * int(np.prod(pixels.shape[1:]))
+    message.is_bigendian = int(sys.byteorder == "big")
+    message.data = byte_array(pixels)
+    return message
+
+
+def compressed_message(header: Header, pixels: NDArray[Any]) -> CompressedImage:
+    """A compressed image message: PNG for ids (H, W), which must stay what they are, JPEG for pictures (H, W, 3)."""
+    message = CompressedImage()
+    message.header = header
+    if pixels.ndim == 2:
+        encoding = _ENCODING_OF[pixels.dtype.name, 2]
+        message.format = f"{encoding}; png compressed {encoding}"
+        _, encoded = cv2.imencode(".png", pixels, _PNG_SPEED)
+    else:
+        message.format = "rgb8; jpeg compressed bgr8"
+        _, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _JPEG_QUALITY)
+    message.data = byte_array(encoded)
+    return message
+
+
+def rescaled_camera_info(source: CameraInfo, header: Header, width: int, height: int) -> CameraInfo:
+    """A camera's calibration for an image of another size, under the image's header.
+
+    The intrinsics scale with the image; distortion and rectification do not depend on its size.
+    """
+    info = copy.copy(source)
+    info.header = header
+    if (source.width, source.height) == (width, height) or not source.width or not source.height:
+        return info
+    scale_x, scale_y = width / source.width, height / source.height
+    scale = np.array([[scale_x], [scale_y], [1.0]])
+    info.width, info.height = width, height
+    info.k = (source.k.reshape(3, 3) * scale).reshape(-1)
+    info.p = (source.p.reshape(3, 4) * scale).reshape(-1)
+    info.roi = copy.copy(source.roi)
+    info.roi.x_offset, info.roi.width = round(source.roi.x_offset * scale_x), round(source.roi.width * scale_x)
+    info.roi.y_offset, info.roi.height = round(source.roi.y_offset * scale_y), round(source.roi.height * scale_y)
+    return info
+
+
+def diagnostic_message(reports: Iterable[Report], now: Time, hardware_id: str) -> DiagnosticArray:
+    """Reports as one message for /diagnostics."""
+    message = DiagnosticArray()
+    message.header.stamp = now
+    message.status = [
+        DiagnosticStatus(
+            level=bytes([report.level]),
+            name=report.name,
+            message=report.message,
+            hardware_id=hardware_id,
+            values=_key_values(report.values.items()),
+        )
+        for report in reports
+    ]
+    return message
+
+
+def adapter_weights_message(generation: Generation, hardware_id: str, now: Time) -> DiagnosticArray:
+    """The mix of one generation: a status per adapter, heaviest first, and one for the base model's part.
+
+    The header's stamp is that of the scene that the mix was retrieved for, or now for a mix without a scene.
+    """
+    mix = generation.mix
+    message = DiagnosticArray()
+    scene_ns = generation.scene_stamp_ns
+    message.header.stamp = now if scene_ns is None else to_stamp(scene_ns)
+    common = [
+        ("generation", str(generation.number)),
+        ("reason", generation.reason),
+        ("scene_stamp_ns", "" if scene_ns is None else str(scene_ns)),
+    ]
+
+    def status(name: str, weight: float, distance: float | None, level: bytes = DiagnosticStatus.OK) -> Any:
+        values = [("weight", f"{weight:.6f}"), ("distance", "" if distance is None else f"{distance:.6f}"), *common]
+        return DiagnosticStatus(
+            level=level, name=name, message=f"weight {weight:.3f}", hardware_id=hardware_id, values=_key_values(values)
+        )
+
+    message.status = [
+        status(name, float(weight), None if np.isnan(distance) else float(distance))
+        for name, weight, distance in zip(mix.names, mix.weights, mix.distances, strict=True)
+    ]
+    base_level = DiagnosticStatus.WARN if mix.is_out_of_library else DiagnosticStatus.OK
+    message.status.append(status("base", mix.base_weight, None, base_level))
+    if mix.is_out_of_library:
+        message.status[-1].message += "; the scene lies outside the library"
+    return message
+
+
+def label_info_message(header: Header, names: Sequence[str]) -> Any:
+    """`vision_msgs/LabelInfo` of a vocabulary; None where vision_msgs is not installed."""
+    try:
+        from vision_msgs.msg import LabelInfo, VisionClass
+    except ImportError:
+        return None
+    message = LabelInfo()
+    message.header = header
+    message.class_map = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(names)]
+    return message
+
+
+def make_frame(header: Header, pixels: NDArray[np.uint8], camera: str) -> Frame:
+    """The pipeline's frame of an image message's header and decoded pixels."""
+    return Frame(image=pixels, stamp_ns=stamp_ns(header.stamp), camera=camera, frame_id=header.frame_id)
+
+
+def _key_values(items: Iterable[tuple[str, str]]) -> list[KeyValue]:
+    return [KeyValue(key=key, value=value) for key, value in items]
