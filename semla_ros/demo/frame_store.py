@@ -1,8 +1,9 @@
-"""Frames of a drive on disk, losslessly compressed, so that memory stays the same however long the drive is."""
+"""Frames of a drive on disk, exactly as they came, so that memory stays the same however long the drive is."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -15,14 +16,27 @@ from semla_ros.results import ImageArray
 Key = tuple[str, int]  # kind ("image", "truth", "mask", "base") and stamp in nanoseconds
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a picture lies in the file; `shape` is None for a PNG."""
+
+    offset: int
+    size: int
+    shape: tuple[int, ...] | None
+
+
 class FrameStore:
-    """One append-only file of PNGs and an index in memory. Safe to use from several threads."""
+    """One append-only file and an index in memory. Safe to use from several threads.
+
+    Masks are kept as PNGs, a twentieth of their size. Camera images hardly shrink, because they are noisy, and cost ten
+    milliseconds each to compress, which the nodes would miss on a small machine: they are kept as they are.
+    """
 
     def __init__(self, path: Path) -> None:
         """Create the file, replacing what is there; its folder must exist."""
         self._path = path
         self._file = path.open("w+b")
-        self._places: dict[Key, tuple[int, int]] = {}
+        self._places: dict[Key, _Place] = {}
         self._lock = threading.Lock()
 
     def add(self, kind: str, stamp_ns: int, picture: ImageArray) -> None:
@@ -35,12 +49,14 @@ class FrameStore:
             raise ImageError(
                 f"{kind} at {stamp_ns} ns: expected a uint8 picture, got {picture.dtype} of shape {picture.shape}"
             )
-        # Level 1: a street frame takes 2 ms; higher levels take several times that for a few per cent.
-        _, packed = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        if picture.ndim == 2:
+            data, shape = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes(), None
+        else:
+            data, shape = picture.tobytes(), picture.shape
         with self._lock:
             offset = self._file.seek(0, 2)
-            self._file.write(packed.tobytes())
-            self._places[kind, stamp_ns] = (offset, len(packed))
+            self._file.write(data)
+            self._places[kind, stamp_ns] = _Place(offset, len(data), shape)
 
     def get(self, kind: str, stamp_ns: int) -> ImageArray:
         """Read a picture back, exactly as it was added.
@@ -49,12 +65,14 @@ class FrameStore:
             KeyError: Nothing of that kind and stamp was added.
         """
         with self._lock:
-            offset, size = self._places[kind, stamp_ns]
-            self._file.seek(offset)
-            packed = self._file.read(size)
-        picture = cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_UNCHANGED)
-        assert picture is not None  # encoded by `add`
-        return np.asarray(picture, np.uint8)
+            place = self._places[kind, stamp_ns]
+            self._file.seek(place.offset)
+            data = np.frombuffer(bytearray(self._file.read(place.size)), np.uint8)  # writable
+        if place.shape is not None:
+            return data.reshape(place.shape)
+        mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        assert mask is not None  # encoded by `add`
+        return np.asarray(mask, np.uint8)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._places

@@ -124,7 +124,7 @@ def _video_frame(
     return canvas.array()
 
 
-def pick_moments(score: DriveScore, most: int = 8) -> list[FrameScore]:
+def pick_moments(score: DriveScore, most: int = 10) -> list[FrameScore]:
     """One frame per pure segment: the one with the segment's median gain, so that neither luck nor bad luck is shown.
 
     Args:
