@@ -17,7 +17,7 @@ from semla_ros.demo.score import LiveFigures
 from semla_ros.evaluation.pictures import domain_colour
 
 RECENT_S = 3.0  # window of rate and latency
-BAR_WIDTH = 34
+BAR_WIDTH = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +102,19 @@ def render(state: LiveState) -> RenderableType:
     progress.add_column(min_width=18)
     progress.add_column(ratio=1)
     progress.add_column(justify="right", min_width=11)
-    colour = domain_colour(state.segment.split(" to ")[-1])
     progress.add_row(
-        Text(_place(state), style=f"bold rgb({colour[0]},{colour[1]},{colour[2]})"),
+        Text(_place(state), style=f"bold {_style(state.segment)}"),
         ProgressBar(total=max(state.duration_s, 1e-6), completed=min(state.elapsed_s, state.duration_s)),
         f"{state.elapsed_s:.0f} / {state.duration_s:.0f} s",
     )
-    columns = Table.grid(padding=(0, 4), expand=True)
-    columns.add_column(ratio=2)
-    columns.add_column(ratio=3)
+    columns = Table.grid(padding=(0, 3), expand=True)
+    columns.add_column()
+    columns.add_column(ratio=1)
     columns.add_row(_figures(state), _mix(state.mix))
     title = "[bold]semla demo[/]  real ROS 2 nodes on a drive through changing weather"
-    return Panel(Group(progress, Text(), columns), title=title, border_style="grey50", padding=(1, 2))
+    return Panel(
+        Group(progress, Text(), columns, Text(), _status(state)), title=title, border_style="grey50", padding=(1, 2)
+    )
 
 
 def _place(state: LiveState) -> str:
@@ -123,8 +124,8 @@ def _place(state: LiveState) -> str:
 
 def _figures(state: LiveState) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="grey62")
-    table.add_column(justify="left")
+    table.add_column(style="grey62", no_wrap=True)
+    table.add_column(no_wrap=True, min_width=14)
     table.add_row("frame rate", f"{state.rate_hz:.1f} Hz")
     table.add_row("latency", "-" if state.latency_ms is None else f"{state.latency_ms:.0f} ms")
     table.add_row("frames, masks", f"{state.frames}, {state.masks}")
@@ -134,10 +135,21 @@ def _figures(state: LiveState) -> Table:
     gain = state.figures.adapted - state.figures.base
     change = "" if np.isnan(gain) else f"  [bold {'green' if gain >= 0 else 'red'}]{gain:+.2f}[/]"
     table.add_row("mIoU adapted", f"[bold]{_figure(state.figures.adapted)}[/]{change}")
+    return table
+
+
+def _status(state: LiveState) -> Text:
+    """What the node says of itself, in one line."""
     level, message = state.status
     style = {"OK": "green", "WARN": "yellow", "ERROR": "red", "STALE": "yellow"}.get(level, "grey62")
-    table.add_row("node", Text(f"{level or '-'}  {message}"[:40], style=style))
-    return table
+    return Text(f"{level or 'no diagnostics yet'}  {message}", style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _style(domain: str) -> str:
+    """The domain's colour, light enough for a dark terminal."""
+    red, green, blue = domain_colour(domain)
+    lift = max(0, 105 - (299 * red + 587 * green + 114 * blue) // 1000)
+    return f"rgb({min(255, red + lift)},{min(255, green + lift)},{min(255, blue + lift)})"
 
 
 def _figure(value: float) -> str:
@@ -146,12 +158,11 @@ def _figure(value: float) -> str:
 
 def _mix(mix: MixEvent) -> Table:
     table = Table.grid(padding=(0, 1))
-    table.add_column(justify="right", min_width=11)
-    table.add_column(min_width=BAR_WIDTH)
-    table.add_column(justify="right", min_width=4)
+    table.add_column(justify="right", min_width=11, no_wrap=True)
+    table.add_column(min_width=BAR_WIDTH, no_wrap=True)
+    table.add_column(justify="right", min_width=4, no_wrap=True)
     for name, share in mix.shares.items():
-        red, green, blue = domain_colour(name)
-        bar = Text("█" * round(share * BAR_WIDTH) or "▏", style=f"rgb({red},{green},{blue})")
+        bar = Text("█" * round(share * BAR_WIDTH) or "▏", style=_style(name))
         table.add_row(name, bar, f"{share:.0%}")
     return table
 
