@@ -206,7 +206,11 @@ class WindowBlock(nn.Module):
         self.attn = WindowAttention(dim, config.appearance_guidance_dim, config.heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = WindowMlp(dim)
-        self.register_buffer("attn_mask", shifted_window_mask(self.grid, self.window, shift) if shift else None)
+        self.register_buffer("attn_mask", self.make_attn_mask() if shift else None)
+
+    def make_attn_mask(self) -> Tensor:
+        """The mask of a shifted block, computed from the grid."""
+        return shifted_window_mask(self.grid, self.window, self.shift)
 
     def forward(self, x: Tensor, guidance: Tensor, *, exact_rewrites: bool) -> Tensor:
         """Transform (B, T, H, W, C) under guidance (B, 1, H, W, G)."""

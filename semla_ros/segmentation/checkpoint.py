@@ -1,0 +1,411 @@
+"""Read and write model files: published checkpoints, and this package's own.
+
+A file is either understood whole or refused by name: missing, unexpected or misshapen tensors, values that are not
+finite, a pickle that holds more than tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from semla_ros.errors import CheckpointError, SemlaError
+from semla_ros.segmentation.clip import from_open_clip
+from semla_ros.segmentation.cost_aggregation import WindowBlock
+from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.text_prompts import Vocabulary
+
+SEGMENTER_FILE = "segmenter.safetensors"  # in a model folder
+_HEADER_KEY = "semla"  # metadata of our own files: JSON with config, class names, token rows, template, model id
+_FORMAT_VERSION = 1
+_CLIP = "sem_seg_head.predictor.clip_model."
+_AGGREGATOR = "sem_seg_head.predictor.transformer."
+_ALIAS = re.compile(r"\.attn\.([qkv])_proj_weight$")
+_NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedModel:
+    """A model with everything needed to use it.
+
+    Attributes:
+        model: On the asked device, fp32, in evaluation mode, no gradients.
+        tokenizer: Its vocabulary.
+        class_names: The classes it was trained for; empty where the file does not say.
+        template: Prompt template or set of templates.
+        model_id: "semla-tiny", "catseg-b", "catseg-l", or the file's name.
+        path: The file read.
+        metadata: What else the header of one of our own files holds.
+    """
+
+    model: CatSeg
+    tokenizer: Vocabulary
+    class_names: tuple[str, ...]
+    template: str
+    model_id: str
+    path: Path
+    metadata: Mapping[str, Any]
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the file; read when first asked for, it takes seconds for a published checkpoint."""
+        return file_sha256(self.path)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest()
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", *, settings: Mapping[str, Any] | None = None
+) -> LoadedModel:
+    """Load a segmentation model.
+
+    Args:
+        path: A published checkpoint (`.pth`, `.pt`, `.safetensors`), a file made by `save_model`, or a folder with one.
+        device: Where the weights go.
+        settings: What tensors cannot tell of a foreign file of unknown size, in the form of `CatSegConfig.as_dict`,
+            any part of it; counts over the file's header and the published defaults.
+
+    Returns:
+        The model and its vocabulary.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is not a whole and sound checkpoint of this architecture.
+    """
+    file = _model_file(Path(path))
+    tensors, header = _read(file)
+    try:
+        tensors = normalise_names(tensors)
+        config = derive_config({name: tuple(item.shape) for name, item in tensors.items()}, header, settings)
+        with torch.device("meta"):
+            model = CatSeg(config)
+        _check_whole(model, tensors)
+        _check_finite(tensors)
+    except SemlaError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    state = {name: item.to(device, torch.float32, copy=True) for name, item in tensors.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    _derive_buffers(model, device)
+    model.eval().requires_grad_(False)
+    rows = header.get("token_rows")
+    return LoadedModel(
+        model=model,
+        tokenizer=Vocabulary(rows, config.clip.context_length),
+        class_names=tuple(header.get("class_names", ())),
+        template=header.get("template", "single"),
+        model_id=header.get("model_id") or _published_id(config) or file.stem,
+        path=file,
+        metadata=header.get("extra", {}),
+    )
+
+
+def save_model(
+    model: CatSeg,
+    path: str | Path,
+    *,
+    class_names: Sequence[str],
+    vocabulary: Vocabulary,
+    template: str = "single",
+    model_id: str,
+    extra: Mapping[str, Any] | None = None,
+) -> str:
+    """Write a model as half-precision safetensors, under the published tensor names.
+
+    The file appears whole or not at all.
+
+    Args:
+        model: The model.
+        path: The file to write.
+        class_names: The classes it was trained for.
+        vocabulary: Whose rows its token table has.
+        template: Prompt template it was trained with.
+        model_id: Its name.
+        extra: Plain values to keep with it, such as how it was trained.
+
+    Returns:
+        SHA-256 of the file.
+
+    Raises:
+        CheckpointError: A weight is not finite in half precision.
+    """
+    derived = {name for name, _ in model.named_buffers()}
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name in derived:
+            continue
+        half = tensor.detach().to("cpu", torch.float16).contiguous()
+        if not half.isfinite().all():
+            raise CheckpointError(f"'{name}' has values that are not finite in half precision; nothing was written")
+        tensors[_published_name(name)] = half
+    header = {
+        "version": _FORMAT_VERSION,
+        "config": model.config.as_dict(),
+        "class_names": list(class_names),
+        "token_rows": None if vocabulary.bpe_ids is None else list(vocabulary.bpe_ids),
+        "template": template,
+        "model_id": model_id,
+        "extra": dict(extra or {}),
+    }
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    save_file(tensors, partial, metadata={_HEADER_KEY: json.dumps(header)})
+    os.replace(partial, target)
+    return file_sha256(target)
+
+
+def _model_file(path: Path) -> Path:
+    if path.is_dir():
+        if (path / SEGMENTER_FILE).is_file():
+            return path / SEGMENTER_FILE
+        files = sorted(item for item in path.iterdir() if item.suffix in (".pth", ".pt", ".safetensors"))
+        if len(files) != 1:
+            raise CheckpointError(f"{path}: expected {SEGMENTER_FILE} or a single checkpoint in it, found {len(files)}")
+        return files[0]
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such model file")
+    return path
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of a file by name, and the header of one of our own files (else empty)."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "{}"))
+                return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+        return _published_weights(path), {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); fetch or copy it again") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: damaged, or holds Python objects other than tensors, which are never executed here; "
+            "fetch it again or convert it to safetensors"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{path}: cannot be read ({first}); fetch or copy it again") from None
+
+
+def _published_weights(path: Path) -> dict[str, Tensor]:
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"  # older files are bare pickles, which cannot be mapped into memory
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    weights = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{path}: expected a dictionary with the weights under 'model'")
+    foreign = [str(name) for name, item in weights.items() if not isinstance(item, Tensor)]
+    if foreign:
+        raise CheckpointError(f"{path}: expected tensors, found something else under {_listed(foreign)}")
+    return dict(weights)
+
+
+def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of `CatSeg`: alias names and fused projections become three linear modules.
+
+    Raises:
+        CheckpointError: A tensor and its alias differ.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in from_open_clip(tensors).items():
+        known = _ALIAS.sub(r".attn.\1_proj.weight", name)
+        if known in renamed and not (tensor.is_meta or torch.equal(renamed[known], tensor)):
+            raise CheckpointError(f"'{known}' and its alias '{_published_name(known)}' hold different values")
+        renamed[known] = tensor
+    return renamed
+
+
+def _published_name(name: str) -> str:
+    return re.sub(r"\.attn\.([qkv])_proj\.weight$", r".attn.\1_proj_weight", name) if _CLIP in name else name
+
+
+def derive_config(
+    shapes: Mapping[str, tuple[int, ...]],
+    header: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> CatSegConfig:
+    """Read the architecture off the tensors' shapes.
+
+    What shapes cannot tell (guidance blocks, attention heads, class limit, pooling, pixel statistics, sliding windows)
+    comes from `settings`, else from the header, else from the published model of the same visual width.
+
+    Args:
+        shapes: Tensor name -> shape, names as in `CatSeg`.
+        header: JSON of one of our own files.
+        settings: See `load_model`.
+
+    Raises:
+        CheckpointError: A tensor that fixes a dimension is missing, or header and tensors contradict each other.
+        ConfigError: A setting is unknown or cannot work.
+    """
+    stored = dict((header or {}).get("config", {}))
+    base = stored or _published_settings(_shape(shapes, _CLIP + "visual.conv1.weight")[0])
+    if not base and settings is None:
+        width = _shape(shapes, _CLIP + "visual.conv1.weight")[0]
+        raise CheckpointError(
+            f"visual width {width} is of no published model and the file's header holds no config; "
+            "say what the tensors cannot tell"
+        )
+    merged = _merged(CatSegConfig.from_dict(base).as_dict(), settings or {})
+    derived = _derived(shapes, merged)
+    for part, values in derived.items():
+        for name, value in values.items():
+            told = stored.get(part, {}).get(name)
+            if told is not None and _plain(told) != _plain(value):
+                raise CheckpointError(f"the header says {part}.{name} is {_plain(told)}, the tensors say {value}")
+    return CatSegConfig.from_dict(_merged(merged, derived))
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if nested else value
+    return merged
+
+
+def _published_settings(visual_width: int) -> dict[str, Any]:
+    for config in (CatSegConfig.catseg_b(), CatSegConfig.catseg_l()):
+        if config.clip.visual_width == visual_width:
+            return config.as_dict()
+    return {}
+
+
+def _published_id(config: CatSegConfig) -> str | None:
+    known = {"catseg-b": CatSegConfig.catseg_b(), "catseg-l": CatSegConfig.catseg_l()}
+    return next((name for name, published in known.items() if published == config), None)
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise CheckpointError(f"'{name}' is missing; this is not a CAT-Seg checkpoint")
+    return shapes[name]
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:
+    numbers = {int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem)}
+    if numbers != set(range(len(numbers))):
+        raise CheckpointError(f"'{stem}*' is numbered {sorted(numbers)}, expected 0 to {len(numbers) - 1}")
+    return len(numbers)
+
+
+def _derived(shapes: Mapping[str, tuple[int, ...]], fallback: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Dimensions that the tensors fix, in the form of `CatSegConfig.as_dict`."""
+
+    def clip_shape(name: str) -> tuple[int, ...]:
+        return _shape(shapes, _CLIP + name)
+
+    def head_shape(name: str) -> tuple[int, ...]:
+        return _shape(shapes, _AGGREGATOR + name)
+
+    width, _, patch, _ = clip_shape("visual.conv1.weight")
+    embed_dim = clip_shape("visual.proj")[1]
+    rows = clip_shape("visual.positional_embedding")[0] - 1
+    hidden = head_shape("conv1.weight")[0]
+    clip: dict[str, Any] = {
+        "patch": patch,
+        "visual_width": width,
+        "visual_layers": _count(shapes, _CLIP + "visual.transformer.resblocks."),
+        "native_grid": _grid_of(rows, fallback["clip"]["native_grid"], "visual.positional_embedding"),
+        "embed_dim": embed_dim,
+        "text_width": clip_shape("token_embedding.weight")[1],
+        "text_layers": _count(shapes, _CLIP + "transformer.resblocks."),
+        "context_length": clip_shape("positional_embedding")[0],
+        "vocab_rows": clip_shape("token_embedding.weight")[0],
+    }
+    first, second = head_shape("decoder1.conv.double_conv.3.weight")[0], head_shape("head.weight")[1]
+    guidance = [head_shape(f"decoder_guidance_projection.{index}.0.weight") for index in (0, 1)]
+    aggregator: dict[str, Any] = {
+        "hidden_dim": hidden,
+        "layers": _count(shapes, _AGGREGATOR + "layers."),
+        "embed_dim": embed_dim,
+        "text_guidance_dim": head_shape("text_guidance_projection.0.weight")[0],
+        "appearance_guidance_dim": head_shape("guidance_projection.0.weight")[0],
+        "decoder_dims": (first, second),
+        "decoder_guidance_dims": (guidance[0][1], guidance[1][1]),
+        "decoder_guidance_proj_dims": (guidance[0][0], guidance[1][0]),
+    }
+    if _AGGREGATOR + "layers.0.attention.padding_tokens" not in shapes:
+        aggregator["pad_len"] = 0
+    mask = shapes.get(_AGGREGATOR + "layers.0.swin_block.block_2.attn_mask")
+    if mask is not None:
+        aggregator["window"] = math.isqrt(mask[1])
+        grid = _grid_of(mask[0] * mask[1], fallback["aggregator"]["grid"], "attn_mask")
+        clip["working_grid"] = aggregator["grid"] = grid
+    return {"clip": clip, "aggregator": aggregator}
+
+
+def _grid_of(cells: int, known: Sequence[int], name: str) -> tuple[int, int]:
+    """Rows and columns of a grid with so many cells: the known ones where they fit, else a square."""
+    if known[0] * known[1] == cells:
+        return known[0], known[1]
+    edge = math.isqrt(cells)
+    if edge * edge != cells:
+        raise CheckpointError(f"'{name}' is for {cells} cells, which is neither {known[0]}x{known[1]} nor a square")
+    return edge, edge
+
+
+def _check_whole(model: CatSeg, tensors: Mapping[str, Tensor]) -> None:
+    """Compare the names and shapes of a file with those of a model.
+
+    Raises:
+        CheckpointError: They differ; the message counts and names them.
+    """
+    expected = {name: tuple(item.shape) for name, item in model.state_dict().items()}
+    derived = {name for name, _ in model.named_buffers()}
+    missing = sorted(expected.keys() - tensors.keys() - derived)
+    unexpected = sorted(tensors.keys() - expected.keys())
+    misshapen = [
+        f"{name} {tuple(tensors[name].shape)} instead of {shape}"
+        for name, shape in sorted(expected.items())
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems = [
+        f"{len(names)} {kind}: {_listed(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise CheckpointError("tensors do not fit the architecture; " + "; ".join(problems))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"'{name}' holds values that are not finite; the file is damaged")
+
+
+def _derive_buffers(model: CatSeg, device: str | torch.device) -> None:
+    """Compute the attention masks that the file did not hold."""
+    for module in model.modules():
+        if isinstance(module, WindowBlock) and module.attn_mask is not None and module.attn_mask.is_meta:
+            module.attn_mask = module.make_attn_mask().to(device)

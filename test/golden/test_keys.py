@@ -1,0 +1,65 @@
+"""Names and shapes at the published sizes, without weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import read_json
+
+from semla_ros.segmentation import checkpoint
+from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.targets import lora_signature
+
+SIZES = {"vitb16": CatSegConfig.catseg_b, "vitl14_336": CatSegConfig.catseg_l}
+
+
+def meta_tensors(golden_dir: Path, size: str) -> dict[str, torch.Tensor]:
+    shapes = read_json(golden_dir / "keys" / f"{size}_state_dict.json")
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def meta_model(config: CatSegConfig) -> CatSeg:
+    with torch.device("meta"):
+        return CatSeg(config)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_published_tensor_has_its_place_and_no_place_stays_empty(golden_dir: Path, size: str) -> None:
+    tensors = checkpoint.normalise_names(meta_tensors(golden_dir, size))
+    expected = {name: item.shape for name, item in meta_model(SIZES[size]()).state_dict().items()}
+    assert {name: item.shape for name, item in tensors.items()} == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dimensions_are_derived_from_the_shapes(golden_dir: Path, size: str) -> None:
+    tensors = checkpoint.normalise_names(meta_tensors(golden_dir, size))
+    config = checkpoint.derive_config({name: tuple(item.shape) for name, item in tensors.items()})
+    assert config == SIZES[size]()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_alias_names_mean_the_same_tensors(golden_dir: Path, size: str) -> None:
+    published = meta_tensors(golden_dir, size)
+    aliases = read_json(golden_dir / "keys" / f"{size}_alias.json")["alias_keys"]
+    assert set(aliases.values()) <= published.keys()
+    doubled = {**published, **{alias: published[name] for alias, name in aliases.items()}}
+    only_aliases = {name: item for name, item in doubled.items() if name not in aliases.values()}
+    expected = checkpoint.normalise_names(published).keys()
+    assert checkpoint.normalise_names(doubled).keys() == expected
+    assert checkpoint.normalise_names(only_aliases).keys() == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_adapter_targets_are_the_published_ones(golden_dir: Path, size: str) -> None:
+    published = {
+        item["module"]: (item["out"], item["in"])
+        for item in read_json(golden_dir / "keys" / f"{size}_lora_targets.json")
+    }
+    assert lora_signature(meta_model(SIZES[size]())) == published
+
+
+def test_parameter_counts_are_the_published_ones() -> None:
+    counts = {size: round(meta_model(make()).parameter_count() / 1e6, 1) for size, make in SIZES.items()}
+    assert counts == {"vitb16": 154.3, "vitl14_336": 433.7}

@@ -1,0 +1,63 @@
+"""One training-mode loss and the length of each adapter gradient, with peft on the reference's adapter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from conftest import class_rows, load_golden_model, read_arrays, read_json
+
+from semla_ros.segmentation.inference import normalise, resize
+from semla_ros.torchvision_compat import import_peft
+
+LOSS_TOLERANCE = 1e-5  # relative
+GRADIENT_TOLERANCE = 1e-3  # relative
+
+
+@pytest.mark.parametrize(
+    ("rewrites", "duplicated_hooks"),
+    [(True, False), (True, True), (False, False)],
+    ids=["rewritten", "rewritten, hooks twice", "literal"],
+)
+def test_loss_and_gradients_match(golden_dir, golden_tokens, rewrites: bool, duplicated_hooks: bool) -> None:
+    reference = read_json(golden_dir / "train.json")
+    inputs = read_arrays(golden_dir / "train_inputs.npz")
+    model = load_golden_model(golden_dir).model
+    model.exact_rewrites = rewrites
+    model.duplicated_hooks = duplicated_hooks
+    model.set_inert_clip_qkv(True)
+    folder = golden_dir / "adapters" / reference["adapter"]
+    adapted = import_peft().PeftModel.from_pretrained(model, folder, is_trainable=True).train()
+
+    target = torch.from_numpy(inputs["target"]).long()
+    image = normalise(torch.from_numpy(inputs["image"])[None], model.config)
+    text = model.encode_text(class_rows(golden_tokens))
+    logits = adapted(resize(image, model.config.working_resolution), text)
+    wanted = target[None] == torch.arange(len(text))[:, None, None]  # ignored pixels belong to no class
+    loss = F.binary_cross_entropy_with_logits(resize(logits, tuple(target.shape))[0], wanted.float())
+    loss.backward()
+
+    suffix = "_with_duplicated_hooks" if duplicated_hooks else ""
+    assert loss.item() == pytest.approx(reference["loss" + suffix], rel=LOSS_TOLERANCE)
+    lengths = {
+        name.replace(".default", ""): None if item.grad is None else item.grad.norm().item()
+        for name, item in adapted.named_parameters()
+        if "lora_" in name
+    }
+    expected = reference["grad_l2_norm" + suffix]
+    assert lengths.keys() == expected.keys()
+    for name, length in expected.items():
+        if length is None:
+            assert lengths[name] is None, name
+        else:
+            assert lengths[name] == pytest.approx(length, rel=GRADIENT_TOLERANCE), name
+
+
+def test_query_key_and_value_adapters_of_clip_learn_unless_told_otherwise(golden_dir, golden_tokens) -> None:
+    reference = read_json(golden_dir / "train.json")
+    model = load_golden_model(golden_dir).model
+    folder = golden_dir / "adapters" / reference["adapter"]
+    adapted = import_peft().PeftModel.from_pretrained(model, folder, is_trainable=True)
+    model.encode_text(class_rows(golden_tokens)).square().sum(dim=0).sum().backward()
+    learning = [name for name, item in adapted.named_parameters() if ".attn.k_proj." in name and item.grad is not None]
+    assert learning

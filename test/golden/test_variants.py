@@ -1,0 +1,74 @@
+"""Other code paths: pooling, plain inference, more classes than the limit, duplicated hooks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import class_rows, image_tensor, largest_error, load_golden_model
+
+from semla_ros.segmentation.inference import probability_maps, segment_probabilities
+
+TOLERANCE = 5e-5
+PLAIN = {"plain_big_out32": "img_big", "plain_odd_out25": "img_odd", "plain_small_img0": "img0"}
+
+
+@pytest.mark.parametrize("rewrites", [True, False], ids=["rewritten", "literal"])
+def test_pooled_class_attention_matches(
+    golden_dir, golden_config, golden_tokens, golden_inputs, golden_variants, rewrites: bool
+) -> None:
+    for name, settings in golden_config["variants"].items():
+        changes = {key: tuple(value) for key, value in settings.items()}
+        model = load_golden_model(golden_dir, changes).model
+        model.exact_rewrites = rewrites
+        text = model.encode_text(class_rows(golden_tokens))
+        image = image_tensor(golden_inputs, name.split("_")[-1])
+        expected = golden_variants[name]
+        maps = segment_probabilities(model, image, text, expected.shape[1:], "sliding")
+        assert largest_error(maps, expected) < TOLERANCE, name
+
+
+@pytest.mark.parametrize("name", sorted(PLAIN))
+def test_plain_inference_matches(golden_model, golden_tokens, golden_inputs, golden_variants, name: str) -> None:
+    model, expected = golden_model.model, golden_variants[name]
+    text = model.encode_text(class_rows(golden_tokens))
+    maps = segment_probabilities(model, image_tensor(golden_inputs, PLAIN[name]), text, expected.shape[1:], "plain")
+    assert largest_error(maps, expected) < TOLERANCE
+
+
+def test_above_the_class_limit_the_best_classes_match(
+    golden_model, golden_tokens, golden_inputs, golden_variants
+) -> None:
+    model = golden_model.model
+    text = model.encode_text(class_rows(golden_tokens, "many"))
+    seen = {}
+
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        logits, seen["cost"] = model.forward_with_cost(images, text)
+        return logits
+
+    expected = golden_variants["many300_out12x15"]
+    with torch.no_grad():
+        maps = probability_maps(predict, model.config, image_tensor(golden_inputs, "img_big"), "plain")
+    maps = torch.nn.functional.interpolate(maps[None], expected.shape[1:], mode="bilinear")[0]
+    assert largest_error(maps, expected) < TOLERANCE
+    kept = model.aggregator.select_classes(seen["cost"])[0].numpy()
+    assert np.array_equal(np.sort(kept), np.sort(golden_variants["many300_selected"]))
+
+
+def test_exactly_the_class_limit_matches(golden_model, golden_tokens, golden_inputs, golden_variants) -> None:
+    model, expected = golden_model.model, golden_variants["many256_out6x8"]
+    text = model.encode_text(class_rows(golden_tokens, "many")[: len(expected)])
+    maps = segment_probabilities(model, image_tensor(golden_inputs, "img_big"), text, expected.shape[1:], "plain")
+    assert largest_error(maps, expected) < TOLERANCE
+
+
+def test_duplicated_hooks_match(golden_model, golden_tokens, golden_inputs, golden_variants) -> None:
+    model, expected = golden_model.model, golden_variants["doublehook_img0"]
+    text = model.encode_text(class_rows(golden_tokens))
+    model.duplicated_hooks = True
+    try:
+        maps = segment_probabilities(model, image_tensor(golden_inputs, "img0"), text, expected.shape[1:], "sliding")
+    finally:
+        model.duplicated_hooks = False
+    assert largest_error(maps, expected) < TOLERANCE
