@@ -20,7 +20,9 @@ EVERY_FRAME_HZ = 1000.0
 class Adapts(Protocol):
     """What a drive needs of a pipeline."""
 
-    class_names: Any
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The vocabulary."""
 
     def process(self, frame: Frame) -> tuple[Segmentation, AdaptationStep]:
         """Adapt, then segment."""

@@ -23,8 +23,9 @@ from semla_ros.evaluation.benchmarks import Benchmark, EvaluationImage
 from semla_ros.evaluation.datasets import stretch_to
 from semla_ros.evaluation.miou import Counts, confusion_matrix
 from semla_ros.evaluation.pictures import BASE_MODEL
-from semla_ros.evaluation.variants import Neighbourhood, RetrieverLike, Share, Variant, retrieval_settings, shares
+from semla_ros.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
+from semla_ros.retrieval import Neighbourhood
 
 MixKey = tuple[tuple[str, float], ...]
 

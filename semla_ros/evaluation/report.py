@@ -118,11 +118,10 @@ def write_html(results: Mapping[str, Any], path: Path, *, scenery: Scenery | Non
     Raises:
         ConfigError: The file cannot be written.
     """
-    folder = jinja2.PackageLoader("semla_ros.evaluation", "templates")
-    template = jinja2.Environment(loader=folder, autoescape=True).get_template("report.html.j2")
     seeds = ", ".join(map(str, results["seeds"]))
     count = "all images" if results["images"] == 0 else f"{results['images']} images"
-    page = template.render(
+    _write_page(
+        path,
         title=f"SemLA on {_benchmark_title(results['benchmark'])}",
         subtitle=f"{len(results['domains'])} domains, {len(results['unseen'])} unseen combinations, {count} per domain "
         f"and seed, seeds {seeds}. mIoU in percent; ± is the standard deviation over the seeds.",
@@ -132,6 +131,11 @@ def write_html(results: Mapping[str, Any], path: Path, *, scenery: Scenery | Non
         tables=_tables(results),
         facts={**results.get("subject", {}), **({"command": command} if command else {})},
     )
+
+
+def _write_page(path: Path, **values: Any) -> None:
+    folder = jinja2.PackageLoader("semla_ros.evaluation", "templates")
+    page = jinja2.Environment(loader=folder, autoescape=True).get_template("report.html.j2").render(**values)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page, encoding="utf-8")
@@ -308,3 +312,65 @@ def _row(
 
 def _nan(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """The table of results for a README: domains, their h-mean with its spread, and the unseen combinations."""
+    names = variants_of(results)
+    lines = [
+        "| domain | " + " | ".join(label(name) for name in names) + " |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    for key in ("domains", "unseen", "source"):
+        for domain, scores in results[key].items():
+            note = {"domains": "", "unseen": " (unseen)", "source": " (source)"}[key]
+            cells = " | ".join(_percent(scores.get(name)) for name in names)
+            lines.append(f"| {domain}{note} | {cells} |")
+        if key == "domains" and results["h_mean"]:
+            spreads = results["spread"]["h_mean"]
+            means = " | ".join(f"**{_percent(results['h_mean'][name], spreads.get(name))}**" for name in names)
+            lines.append(f"| **h-mean** | {means} |")
+    seeds = ", ".join(map(str, results["seeds"]))
+    count = "all" if results["images"] == 0 else results["images"]
+    lines += [
+        "",
+        f"mIoU in percent; {count} images per domain and seed, seeds {seeds}; ± standard deviation over seeds.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_sweep_html(sweep: Mapping[str, Any], path: Path, *, command: str = "") -> None:
+    """Write the page of a sweep; see `write_html`."""
+    from semla_ros.evaluation.sweep import sweep_axes
+
+    shown = [
+        {
+            "title": f"h-mean over {key}",
+            "note": "The other settings as they are at present.",
+            "svg": Markup(figures.lines(values, series, x_label=key, is_log=key == "temperature")),
+        }
+        for key, (values, series) in sweep_axes(sweep).items()
+    ]
+    rows = [
+        {
+            "name": f"temperature {row['temperature']:g}, top_k {row['top_k']}, {row['distance']}"
+            + (" (present)" if row["is_present"] else ""),
+            "is_mean": False,
+            "cells": [
+                {"value": _percent(row[key]), "spread": "", "is_best": False}
+                for key in ("h_mean", "h_mean_without_own", "unseen")
+            ],
+        }
+        for row in sweep["settings"]
+    ]
+    columns = ["settings", "with own", "without own", "unseen"]
+    note = "h-mean of mIoU in percent, best without the own adapter first."
+    _write_page(
+        path,
+        title="Settings of retrieval",
+        subtitle=f"{sweep['images']} images per domain and seed of the {sweep['split']} scenes, seeds "
+        f"{', '.join(map(str, sweep['seeds']))}; zero-shot {_percent(sweep['zero_shot'])}.",
+        figures=shown,
+        tables=[{"title": "All settings", "note": note, "columns": columns, "rows": rows}],
+        facts={"command": command} if command else {},
+    )

@@ -11,11 +11,11 @@ import numpy as np
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ConfigError
 from semla_ros.results import AdapterMix, FloatArray
+from semla_ros.retrieval import Neighbourhood
 
 WITHOUT_OWN = "_without_own"
 
 Kind = Literal["zero_shot", "uniform", "oracle", "retrieved", "late_fusion"]
-Neighbourhood = Literal["centroid", "spread", "several"]
 
 
 class RetrieverLike(Protocol):
@@ -158,6 +158,8 @@ def shares(
         return (Share(mix=equal_mix([own])),)
     if variant.kind == "uniform":
         return (Share(mix=equal_mix([name for name in adapter_names if name not in exclude])),)
+    if not set(adapter_names) - set(exclude):
+        return (Share(mix=AdapterMix()),)
     assert retriever is not None
     mix = retriever.retrieve(embedding, exclude)
     if variant.kind == "retrieved":

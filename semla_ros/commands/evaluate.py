@@ -1,0 +1,362 @@
+"""Measure mIoU over the domains: zero-shot, uniform, SemLA, late fusion, oracle, each with and without the own adapter.
+
+    semla evaluate --seeds 0 1 2 --images 100 --json out/results.json --html out/report.html
+    semla evaluate --variants paper extra --domains boulevard-fog-night monsoon-rain --images 20
+    semla evaluate --drive                        # what smoothing and hysteresis are worth over one drive
+    semla evaluate --sweep                        # temperature, top_k and distance, on validation scenes
+    semla evaluate --benchmark semla20 --data ~/datasets --model catseg-l --library adapters/catseg-l
+
+The world's scenes are rendered by seed; test scenes are never seen in training or in a sweep. With --benchmark semla20
+the published 20 domains are read from the folders that the data sets come in; see docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
+from semla_ros.errors import ConfigError
+from semla_ros.evaluation.benchmarks import Benchmark, DiskBenchmark, WorldBenchmark
+from semla_ros.evaluation.protocol import Plan, Subject, SubjectSpec
+from semla_ros.evaluation.protocol import run as run_plan
+from semla_ros.evaluation.variants import VARIANTS, Variant, choose_variants
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_IMAGES = {"evaluate": 100, "sweep": 10}
+MOST_WORKERS = 8  # each holds a model; the shipped one is small, published ones are not
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `semla evaluate`."""
+    what = parser.add_argument_group("what to evaluate")
+    what.add_argument("--benchmark", choices=("world", "semla20"), default="world", help="default: world")
+    what.add_argument("--data", type=Path, metavar="ROOT", help="folder of all data sets, for semla20")
+    what.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="test seeds, 0 to 99; default: 0")
+    what.add_argument(
+        "--images", type=int, metavar="N", help="images per domain and seed, 0 = all on disk; default: 100, sweep: 10"
+    )
+    what.add_argument("--domains", nargs="+", metavar="NAME", help="only these; default: all, and the unseen ones")
+    what.add_argument(
+        "--variants",
+        nargs="+",
+        default=["paper"],
+        metavar="NAME",
+        help=f"paper (default), extra, all, or any of: {', '.join(VARIANTS)}",
+    )
+    subject = parser.add_argument_group("model and library")
+    subject.add_argument("--model", default="semla-tiny", help="id or path; default: semla-tiny")
+    subject.add_argument("--model-dir", default="", help="where model files are looked for first")
+    subject.add_argument(
+        "--library", default="", help="adapter library folder; default: the one shipped with the model"
+    )
+    subject.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
+    subject.add_argument(
+        "--inference", choices=("whole", "sliding"), help="default: whole for world, sliding (as published) for semla20"
+    )
+    subject.add_argument("--temperature", type=float, help="default: what the library recommends")
+    subject.add_argument("--top-k", type=int, help="likewise")
+    subject.add_argument("--distance", choices=("euclidean", "cosine"), help="likewise")
+    subject.add_argument("--min-weight", type=float, help="drop adapters below this weight; likewise")
+    subject.add_argument("--fade", action=argparse.BooleanOptionalAction, help="fade out of the library; likewise")
+    other = parser.add_argument_group("other measurements, instead of the protocol")
+    other.add_argument("--sweep", action="store_true", help="settings of retrieval, on validation scenes")
+    other.add_argument("--temperatures", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.3, 1.0], metavar="T")
+    other.add_argument("--top-ks", type=int, nargs="+", default=[1, 3, 5, 8], metavar="K")
+    other.add_argument("--distances", nargs="+", choices=("euclidean", "cosine"), default=["euclidean", "cosine"])
+    other.add_argument("--full-grid", action="store_true", help="every combination; otherwise one setting at a time")
+    other.add_argument("--drive", action="store_true", help="ways of following one continuous drive")
+    other.add_argument("--drive-rate-hz", type=float, default=4.0, metavar="HZ", help="frames per second; default: 4")
+    out = parser.add_argument_group("output")
+    out.add_argument("--json", type=Path, metavar="FILE", help="all figures and per-image weights")
+    out.add_argument("--html", type=Path, metavar="FILE", help="one page with plots that needs no other file")
+    out.add_argument("--markdown", type=Path, metavar="FILE", help="the table of results for a README")
+    out.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core, at most 8; 1 on a GPU")
+
+
+def run(arguments: argparse.Namespace, *, spec: SubjectSpec | None = None, benchmark: Benchmark | None = None) -> int:
+    """Run the command; `spec` and `benchmark` stand in for what the options describe."""
+    _check(arguments)
+    spec = spec or make_spec(arguments)
+    if arguments.drive:
+        return _run_drive(arguments, spec)
+    if benchmark is None and arguments.benchmark == "semla20":
+        benchmark = DiskBenchmark(root=arguments.data.expanduser())
+        benchmark.check(arguments.domains or benchmark.domain_names)  # before a large model is loaded
+    workers = arguments.workers or default_workers(arguments.device)
+    subject = spec.load(0)
+    if benchmark is None:
+        benchmark = WorldBenchmark.for_library(subject.adapter_names, "val" if arguments.sweep else "test")
+    if arguments.sweep:
+        return _run_sweep(arguments, benchmark, spec, subject, workers)
+    return _run_protocol(arguments, benchmark, spec, subject, workers)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.benchmark == "semla20" and arguments.data is None:
+        raise ConfigError("'--benchmark semla20' needs '--data ROOT', the folder that holds the data sets")
+    if arguments.benchmark == "semla20" and (arguments.sweep or arguments.drive):
+        raise ConfigError("'--sweep' and '--drive' run on the shipped world; leave '--benchmark semla20' out")
+    if arguments.sweep and arguments.drive:
+        raise ConfigError("'--sweep' and '--drive' are two measurements; run one after the other")
+    if len(set(arguments.seeds)) != len(arguments.seeds):
+        raise ConfigError(f"'--seeds' must differ from each other, got {arguments.seeds}")
+    if arguments.images is not None and arguments.images < 0:
+        raise ConfigError(f"'--images' must be 0 or more, got {arguments.images}")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise ConfigError(f"'--workers' must be at least 1, got {arguments.workers}")
+    if not 0 < arguments.drive_rate_hz <= 100:
+        raise ConfigError(f"'--drive-rate-hz' must be above 0 and at most 100, got {arguments.drive_rate_hz}")
+
+
+def default_workers(device: str) -> int:
+    """One process per core with one thread each is fastest on CPUs; a GPU takes one process."""
+    import torch
+
+    if device.startswith("cuda") or (device == "auto" and torch.cuda.is_available()):
+        return 1
+    return max(1, min(os.cpu_count() or 1, MOST_WORKERS))
+
+
+def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
+    """The model under test as the options describe it."""
+    from semla_ros.evaluation.subject import PipelineSpec
+
+    view: Any = arguments.inference or ("sliding" if arguments.benchmark == "semla20" else "whole")
+    overrides = {
+        "temperature": arguments.temperature,
+        "top_k": arguments.top_k,
+        "distance": arguments.distance,
+        "min_weight": arguments.min_weight,
+        "fade_out_of_library": arguments.fade,
+    }
+    given = {key: value for key, value in overrides.items() if value is not None}
+    replace(RetrievalConfig(), **given)  # a bad value is told before models are loaded
+    config = SemlaConfig(
+        model=arguments.model,
+        model_dir=arguments.model_dir,
+        library=arguments.library,
+        inference=InferenceConfig(inference=view, device=arguments.device, engine="torch"),
+    )
+    return PipelineSpec(config=config, retrieval=given)
+
+
+def make_plan(
+    benchmark: Benchmark,
+    adapter_names: Sequence[str],
+    variants: tuple[Variant, ...],
+    *,
+    domains: Sequence[str] | None,
+    seeds: Sequence[int],
+    images: int,
+) -> Plan:
+    """Sort the domains into those with an own adapter, unseen ones, and those the base model was trained on.
+
+    Raises:
+        ConfigError: No domain that was asked for is left, or the library has no adapter of the benchmark.
+    """
+    known = (*benchmark.domain_names, *benchmark.unseen_names, *benchmark.source_names)
+    wanted = list(dict.fromkeys(domains)) if domains else list(known)
+    benchmark.check(wanted)
+    sources = tuple(name for name in wanted if name in benchmark.source_names and name not in adapter_names)
+    own = tuple(name for name in wanted if name in adapter_names and name not in benchmark.unseen_names)
+    unseen = tuple(name for name in wanted if name not in own and name not in sources)
+    without = [name for name in unseen if name in benchmark.domain_names]
+    if not domains and not own:
+        raise ConfigError(
+            f"the library has no adapter of the benchmark '{benchmark.name}': it has {', '.join(adapter_names[:8])}; "
+            f"expected some of {', '.join(benchmark.domain_names[:8])}"
+        )
+    if without:
+        logger.warning("no own adapter for %s: reported as unseen, without leave-one-out", ", ".join(without))
+    return Plan(
+        benchmark=benchmark,
+        variants=variants,
+        domains=own,
+        unseen=unseen,
+        sources=sources,
+        seeds=tuple(seeds),
+        images=images,
+    )
+
+
+def _run_protocol(
+    arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec, subject: Subject, workers: int
+) -> int:
+    from semla_ros.evaluation.goals import check_goals
+    from semla_ros.evaluation.report import Scenery, markdown_table, terminal_tables, write_html
+    from semla_ros.evaluation.summary import Evaluation, as_json
+
+    images = DEFAULT_IMAGES["evaluate"] if arguments.images is None else arguments.images
+    plan = make_plan(
+        benchmark,
+        subject.adapter_names,
+        choose_variants(arguments.variants),
+        domains=arguments.domains,
+        seeds=arguments.seeds,
+        images=images,
+    )
+    evaluation = Evaluation.collect(plan, _run_with_progress(plan, spec, subject, workers, "evaluating"))
+    results = as_json(evaluation)
+    if benchmark.name == "world":
+        has_left_out = any(variant.name == "semla_without_own" for variant in plan.variants)
+        relatives = evaluation.with_relatives()
+        share = evaluation.family_share("semla_without_own", relatives) if has_left_out else float("nan")
+        results["goals"] = [goal.as_dict() for goal in check_goals(results, share)]
+    results["subject"] = dict(subject.description)
+    _print_tables(terminal_tables(results))
+    if arguments.json:
+        write_json(results, arguments.json)
+    if arguments.html:
+        centroids = dict(zip(subject.adapter_names, subject.centroids, strict=True))
+        families = {name: benchmark.family(name) for name in (*centroids, *plan.all_domains)}
+        scenery = Scenery(points=evaluation.embeddings, centroids=centroids, families=families)
+        write_html(results, arguments.html, scenery=scenery, command=_command_line())
+    if arguments.markdown:
+        write_text(markdown_table(results), arguments.markdown)
+    _say_written(arguments)
+    return 0
+
+
+def _run_sweep(
+    arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec, subject: Subject, workers: int
+) -> int:
+    from semla_ros.evaluation.report import write_sweep_html
+    from semla_ros.evaluation.summary import Evaluation
+    from semla_ros.evaluation.sweep import Grid, sweep_json, sweep_table, sweep_variants
+
+    grid = Grid(
+        temperatures=arguments.temperatures,
+        top_ks=arguments.top_ks,
+        distances=arguments.distances,
+        is_full=arguments.full_grid,
+    )
+    settings = grid.settings(subject.recommended)
+    plan = make_plan(
+        benchmark,
+        subject.adapter_names,
+        sweep_variants(settings),
+        domains=arguments.domains,
+        seeds=arguments.seeds,
+        images=DEFAULT_IMAGES["sweep"] if arguments.images is None else arguments.images,
+    )
+    if not plan.domains:
+        raise ConfigError("'--sweep' needs at least one domain that the library has an adapter of")
+    evaluation = Evaluation.collect(plan, _run_with_progress(plan, spec, subject, workers, "sweeping"))
+    sweep = sweep_json(evaluation, settings, subject.recommended, "val")
+    _print_tables([sweep_table(sweep)])
+    if arguments.json:
+        write_json(sweep, arguments.json)
+    if arguments.html:
+        write_sweep_html(sweep, arguments.html, command=_command_line())
+    _say_written(arguments)
+    return 0
+
+
+def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
+    from semla_ros.evaluation.drive_protocol import drive_settings, drive_table, follow_drive, render_drive
+    from semla_ros.evaluation.subject import PipelineSpec
+    from semla_ros.scenes.drive import demo_drive
+
+    if not isinstance(spec, PipelineSpec):
+        raise ConfigError("'--drive' follows a drive with the whole pipeline; it takes no other subject")
+    pipeline, drift = spec.load_pipeline()
+    settings = drive_settings(drift)
+    report: dict[str, dict[str, Any]] = {}
+    try:
+        for seed in arguments.seeds:
+            drive = demo_drive(seed)
+            count = int(drive.duration_s * arguments.drive_rate_hz)
+            with _progress("rendering", count) as advance:
+                frames = render_drive(drive, rate_hz=arguments.drive_rate_hz, on_progress=advance)
+            with _progress("driving", count * len(settings)) as advance:
+                report[str(seed)] = follow_drive(pipeline, frames, settings, on_progress=advance)
+    finally:
+        pipeline.close()
+    _print_tables([drive_table(item) for item in report.values()])
+    if arguments.json:
+        write_json({"rate_hz": arguments.drive_rate_hz, "seeds": arguments.seeds, "drives": report}, arguments.json)
+    _say_written(arguments)
+    return 0
+
+
+def _run_with_progress(plan: Plan, spec: SubjectSpec, subject: Subject, workers: int, what: str) -> list[Any]:
+    total = sum(len(job.indices) for job in plan.jobs())
+    with _progress(what, total) as advance:
+        return run_plan(plan, spec, workers=workers, subject=subject, on_progress=advance)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _print_tables(tables: Sequence[Any]) -> None:
+    # A pipe has no width of its own: 80 columns would fold the table.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for table in tables:
+        console.print(table)
+        console.print()
+
+
+def write_json(results: Mapping[str, Any], path: Path) -> None:
+    """Write figures: indented, but one line per image in the traces, so that files stay readable and small."""
+    traces = results.get("weights")
+    head = {key: value for key, value in results.items() if key != "weights"}
+    text = json.dumps(head, indent=1, allow_nan=False)
+    if traces is not None:
+        lines = [
+            f"  {json.dumps(name)}: [\n"
+            + ",\n".join(f"   {json.dumps(item, allow_nan=False)}" for item in items)
+            + "\n  ]"
+            for name, items in traces.items()
+        ]
+        text = text[:-2] + ',\n "weights": {\n' + ",\n".join(lines) + "\n }\n}"
+    write_text(text + "\n", path)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file, making its folder.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error}") from None
+
+
+def _say_written(arguments: argparse.Namespace) -> None:
+    written = [str(path) for path in (arguments.json, arguments.html, arguments.markdown) if path]
+    if written:
+        print(f"written: {', '.join(written)}")
+
+
+def _command_line() -> str:
+    return shlex.join(["semla", *sys.argv[1:]])

@@ -1,0 +1,156 @@
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
+from toy_world import ADAPTED, ToyBenchmark, ToySpec
+
+from semla_ros.cli import main
+from semla_ros.commands import evaluate
+from semla_ros.errors import ConfigError, DatasetError
+from semla_ros.evaluation.variants import choose_variants
+
+
+def parse(*options: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    return parser.parse_args([*options, "--workers", "1"] if "--workers" not in options else options)
+
+
+def run(*options: str) -> int:
+    return evaluate.run(parse(*options), spec=ToySpec(), benchmark=ToyBenchmark())
+
+
+def test_the_command_writes_json_page_and_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [tmp_path / "out" / name for name in ("results.json", "report.html", "table.md")]
+    options = ["--json", str(files[0]), "--html", str(files[1]), "--markdown", str(files[2])]
+    assert run("--seeds", "0", "1", "--images", "4", *options) == 0
+    results = json.loads(files[0].read_text())
+    assert results["seeds"] == [0, 1]
+    assert set(results["domains"]) == set(ADAPTED)
+    assert results["goals"]
+    assert results["source"]["clear"]["zero_shot"] > 0.75
+    assert len(results["weights"]["a-fog"]) == 8
+    assert files[1].read_text().startswith("<!doctype html>")
+    table = files[2].read_text()
+    assert table.startswith("| domain | zero-shot | uniform |")
+    assert "| **h-mean** |" in table
+    assert f"{100 * results['domains']['a-fog']['semla']:.1f}" in table
+    shown = capsys.readouterr().out
+    assert "h-mean" in shown
+    assert "report.html" in shown
+
+
+def test_traces_take_one_line_per_image(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    run("--images", "3", "--domains", "a-fog", "--variants", "semla", "--json", str(path))
+    assert sum('"image":' in line for line in path.read_text().splitlines()) == 3
+
+
+def test_two_runs_write_the_same_figures(tmp_path: Path) -> None:
+    for name in ("one.json", "two.json"):
+        run("--images", "3", "--json", str(tmp_path / name))
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_domains_and_variants_can_be_chosen(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    run("--images", "2", "--domains", "a-fog", "d-desert", "--variants", "zero_shot", "semla", "--json", str(path))
+    results = json.loads(path.read_text())
+    assert list(results["domains"]) == ["a-fog"]
+    assert list(results["unseen"]) == ["d-desert"]
+    assert list(results["h_mean"]) == ["zero_shot", "semla"]
+
+
+def test_a_domain_without_an_adapter_is_reported_as_unseen() -> None:
+    plan = evaluate.make_plan(
+        ToyBenchmark(), ["a-fog"], choose_variants(["paper"]), domains=["a-fog", "b-night"], seeds=[0], images=1
+    )
+    assert plan.domains == ("a-fog",)
+    assert plan.unseen == ("b-night",)
+
+
+def test_a_library_of_another_world_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no adapter of the benchmark 'world': it has indoor"):
+        evaluate.make_plan(ToyBenchmark(), ["indoor"], choose_variants(["paper"]), domains=None, seeds=[0], images=1)
+
+
+def test_a_sweep_shows_the_present_settings_among_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    json_path, page = tmp_path / "sweep.json", tmp_path / "sweep.html"
+    files = ["--json", str(json_path), "--html", str(page)]
+    assert run("--sweep", "--images", "2", "--temperatures", "0.3", "10", "--top-ks", "1", *files) == 0
+    sweep = json.loads(json_path.read_text())
+    assert len(sweep["settings"]) == 4
+    assert "present" in capsys.readouterr().out
+    assert "h-mean over temperature" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--benchmark", "semla20"], "needs '--data ROOT'"),
+        (["--benchmark", "semla20", "--data", ".", "--sweep"], "run on the shipped world"),
+        (["--sweep", "--drive"], "one after the other"),
+        (["--seeds", "1", "1"], "must differ"),
+        (["--images", "-1"], "0 or more"),
+        (["--workers", "0"], "at least 1"),
+        (["--drive-rate-hz", "0"], "above 0"),
+        (["--variants", "best"], "unknown variant 'best'"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(options: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        run(*options)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_data_sets_are_listed_before_a_model_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["evaluate", "--benchmark", "semla20", "--data", str(tmp_path), "--model", "not-there"]) == 2
+    message = capsys.readouterr().err
+    assert "20 domains cannot be read" in message
+    assert "acdc/rgb_anon/fog/val" in message
+    assert "IDD_Segmentation" in message
+
+
+def test_the_published_domains_run_from_their_folders(tmp_path: Path) -> None:
+    class Spec:
+        def load(self, threads: int):
+            subject = ToySpec().load(threads)
+            subject.adapter_names = ("bdd", "acdc-fog")
+            subject.centroids = np.zeros((2, 2), np.float32)
+            subject.embed = lambda image: np.zeros(2, np.float32)
+            subject.probabilities = lambda image, size: np.eye(19, dtype=np.float32)[
+                np.full(size, 13 if subject.mix.as_dict().get("bdd") == 1 else 0)
+            ].transpose(2, 0, 1)
+            return subject
+
+    image, labels = np.zeros((24, 32, 3), np.uint8), np.full((24, 32), 13, np.uint8)
+    for folder, pixels, suffix in (("images/10k", image, "jpg"), ("labels/sem_seg/masks", labels, "png")):
+        (tmp_path / "bdd100k" / folder / "val").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "bdd100k" / folder / "val" / f"0.{suffix}")
+    options = ["--benchmark", "semla20", "--data", str(tmp_path), "--domains", "bdd", "--images", "0"]
+    path = tmp_path / "results.json"
+    evaluate.run(parse(*options, "--variants", "zero_shot", "oracle", "--json", str(path)), spec=Spec())
+    results = json.loads(path.read_text())
+    assert results["domains"] == {"bdd": {"zero_shot": 0.0, "oracle": 1.0}}
+    assert "goals" not in results
+    with pytest.raises(DatasetError, match="'nyu'"):
+        evaluate.run(parse(*options[:4], "--domains", "nyu"), spec=Spec())
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"results\.json cannot be written"):
+        run("--images", "1", "--domains", "a-fog", "--json", str(tmp_path / "file" / "results.json"))
+
+
+def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", "--help"])
+    assert caught.value.code == 0
+    assert "semla evaluate --seeds 0 1 2" in capsys.readouterr().out
