@@ -62,6 +62,7 @@ class Fuser:
 
     Attributes:
         in_use: What was committed last; None before the first commit, while the weights are the base weights.
+        slabs: The adapted weights, by shape.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Fuser:
         paths = [path for path in lora_targets(model) if not (inert_clip_qkv and _is_clip_qkv(path))]
         self._device = next(model.parameters()).device
         self._shadow = _shadow_model(model, [path for path in paths if path.startswith(TEXT_TOWER)])
-        self._slabs = self._make_slabs(model, paths, is_double=memory == "double")
+        self.slabs = self._make_slabs(model, paths, is_double=memory == "double")
         self._scratch = Scratch(self._device)
         self._resident: dict[str, list[LayerStack | None]] = {}
         self._stream = _background_stream(self._device)
@@ -119,18 +120,22 @@ class Fuser:
                 model in use is unchanged.
         """
         self._ticket += 1
-        self._forget_all_but((*(self.in_use.mix.names if self.in_use else ()), *mix.names))
-        terms = self._terms(mix)
         with torch.no_grad(), torch.cuda.stream(self._stream):
-            for slab, slab_terms in zip(self._slabs, terms, strict=True):
-                slab.check_finite(slab_terms)
-            for slab, slab_terms in zip(self._slabs, terms, strict=True):
-                if slab.standby is not slab.live:
-                    slab.fuse(slab_terms, self._scratch)
+            self.fuse_standby(mix)
             text_features = self._encode_text(mix)
         if self._stream is not None:
             self._stream.synchronize()
         return PreparedModel(mix, text_features, self._ticket)
+
+    def fuse_standby(self, mix: AdapterMix) -> None:
+        """The first half of `prepare`: write the weights of a mix into the slabs that have a standby copy."""
+        self._forget_all_but((*(self.in_use.mix.names if self.in_use else ()), *mix.names))
+        terms = self._terms(mix)
+        for slab, slab_terms in zip(self.slabs, terms, strict=True):
+            slab.check_finite(slab_terms)
+        for slab, slab_terms in zip(self.slabs, terms, strict=True):
+            if slab.standby is not slab.live:
+                slab.fuse(slab_terms, self._scratch)
 
     def commit(self, prepared: PreparedModel) -> None:
         """Put a prepared model's weights into use. No forward pass may run meanwhile."""
@@ -138,7 +143,7 @@ class Fuser:
             raise ValueError(f"prepared model {prepared.ticket} is void, the latest is {self._ticket}")
         with torch.no_grad():
             self._fuse_in_place(prepared.mix)
-            for slab in self._slabs:
+            for slab in self.slabs:
                 slab.swap()
         if self._stream is not None:
             torch.cuda.synchronize(self._device)
@@ -159,7 +164,7 @@ class Fuser:
     @property
     def num_bytes(self) -> int:
         """Memory of all adapted weights: base, in use, standby."""
-        return sum(slab.num_bytes for slab in self._slabs)
+        return sum(slab.num_bytes for slab in self.slabs)
 
     def _make_slabs(self, model: nn.Module, paths: Iterable[str], *, is_double: bool) -> list[WeightSlab]:
         groups: dict[tuple[object, ...], dict[str, nn.Module]] = defaultdict(dict)
@@ -181,20 +186,20 @@ class Fuser:
         weighted = [(self._stacks(name), float(weight)) for name, weight in pairs if weight]
         return [
             [(stack, weight) for stacks, weight in weighted if (stack := stacks[index]) is not None]
-            for index in range(len(self._slabs))
+            for index in range(len(self.slabs))
         ]
 
     def _stacks(self, name: str) -> list[LayerStack | None]:
         if name not in self._resident:
             adapter = self._library.adapter(name)
-            self._resident[name] = [slab.stack(adapter.layers, adapter.scaling, name) for slab in self._slabs]
+            self._resident[name] = [slab.stack(adapter.layers, adapter.scaling, name) for slab in self.slabs]
         return self._resident[name]
 
     def _fuse_in_place(self, mix: AdapterMix) -> None:
-        in_place = [slab.standby is slab.live for slab in self._slabs]
+        in_place = [slab.standby is slab.live for slab in self.slabs]
         if not any(in_place):
             return
-        for slab, slab_terms, is_in_place in zip(self._slabs, self._terms(mix), in_place, strict=True):
+        for slab, slab_terms, is_in_place in zip(self.slabs, self._terms(mix), in_place, strict=True):
             if is_in_place:
                 slab.fuse(slab_terms, self._scratch)
 
