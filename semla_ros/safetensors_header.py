@@ -1,0 +1,78 @@
+"""Names, types and shapes in a safetensors file, read from its header alone.
+
+Opening a library of thousands of adapters must not map thousands of files; their headers say all that a first check
+needs. The values stay on disk until an adapter is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+class HeaderError(ValueError):
+    """The file is no intact safetensors file; callers add which file it is."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor: its type as the format names it ("F32", "F16" ...) and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Header:
+    """Tensors by name, and the free text metadata."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a file's header.
+
+    Raises:
+        HeaderError: The file is truncated, or not what the format says.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        if len(start) < 8:
+            raise HeaderError(f"file of {size} bytes is truncated")
+        (length,) = struct.unpack("<Q", start)
+        if length > MAX_HEADER_BYTES or 8 + length > size:
+            raise HeaderError(f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors")
+        text = file.read(length)
+    try:
+        entries = json.loads(text)
+        metadata = entries.pop("__metadata__", {})
+        tensors = {
+            name: TensorEntry(entry["dtype"], tuple(int(extent) for extent in entry["shape"]))
+            for name, entry in entries.items()
+        }
+        spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
+        metadata = {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HeaderError(f"header cannot be parsed ({type(error).__name__}); not a safetensors file") from None
+    end = 0
+    for first, last, name in spans:
+        entry = tensors[name]
+        expected = ITEM_BYTES.get(entry.dtype, 0)
+        for extent in entry.shape:
+            expected *= extent
+        if first != end or (entry.dtype in ITEM_BYTES and last - first != expected):
+            raise HeaderError(f"tensor '{name}' does not lie where its shape says; the file is damaged")
+        end = last
+    if 8 + length + end != size:
+        raise HeaderError(f"{8 + length + end} bytes expected, {size} found: the file is truncated or damaged")
+    return Header(tensors, metadata)
