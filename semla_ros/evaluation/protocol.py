@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ from semla_ros.evaluation.miou import Counts, confusion_matrix
 from semla_ros.evaluation.pictures import BASE_MODEL
 from semla_ros.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
-from semla_ros.retrieval import Neighbourhood
+
+if TYPE_CHECKING:
+    from semla_ros.retrieval import Neighbourhood
 
 MixKey = tuple[tuple[str, float], ...]
 

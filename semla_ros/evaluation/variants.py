@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ConfigError
 from semla_ros.results import AdapterMix, FloatArray
-from semla_ros.retrieval import Neighbourhood
+
+if TYPE_CHECKING:
+    from semla_ros.retrieval import Neighbourhood  # its module loads torch, which workers need not wait for here
 
 WITHOUT_OWN = "_without_own"
 
