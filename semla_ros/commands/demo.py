@@ -87,13 +87,20 @@ def _report(outcome: DemoOutcome, settings: DemoSettings, console: Console) -> N
     table = Table(title="mIoU by segment", title_justify="left", header_style="grey62")
     for heading in ("segment", "frames", "base", "adapted", "gain", "right adapter led"):
         table.add_column(heading, justify="left" if heading == "segment" else "right")
-    for segment in outcome.score.segments:
+    score = outcome.score
+    for segment in (segment for segment in score.segments if segment.is_pure):
         right = segment.heaviest_adapter_right_fraction
         table.add_row(
             segment.name, str(segment.frames), f"{segment.base:.3f}", f"{segment.adapted:.3f}",
             f"{segment.adapted - segment.base:+.3f}", "-" if right is None else f"{right:.0%}",
-            style="" if segment.is_pure else "grey62",
         )  # fmt: skip
+    table.add_section()
+    for name, count, base, adapted, style in (
+        ("shifted segments", sum(segment.frames for segment in score.segments if segment.is_shifted), score.base,
+         score.adapted, "bold"),
+        ("all, with transitions", len(score.frames), score.base_all, score.adapted_all, ""),
+    ):  # fmt: skip
+        table.add_row(name, str(count), f"{base:.3f}", f"{adapted:.3f}", f"{adapted - base:+.3f}", style=style)
     console.print(table)
     for check in outcome.checks:
         mark = "[green]kept  [/]" if check.passed else "[bold red]BROKEN[/]"

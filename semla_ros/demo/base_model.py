@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from semla_ros.demo.recording import Recording
 from semla_ros.demo.score import LiveFigures, as_truth_classes
 from semla_ros.errors import SemlaError
 from semla_ros.evaluation.miou import MiouMeter
-from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame, ImageArray, MaskArray
+
+if TYPE_CHECKING:
+    from semla_ros.pipeline import PerceptionPipeline  # loads torch, which the live comparison alone does not need
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 from semla_ros.demo.processes import Children
 from semla_ros.demo.settings import DemoSettings
@@ -15,9 +14,14 @@ from semla_ros.resources import share_folder
 FRAME_ID = "demo_camera"
 
 
+def has_ros2_command() -> bool:
+    """Whether the `ros2` command is installed; the wheels do not bring it."""
+    return shutil.which("ros2") is not None
+
+
 def has_ros2_launch() -> bool:
     """Whether `ros2 launch` can be called."""
-    return shutil.which("ros2") is not None and importlib.util.find_spec("launch_ros") is not None
+    return has_ros2_command() and importlib.util.find_spec("launch_ros") is not None
 
 
 def parameters(settings: DemoSettings) -> dict[str, dict[str, str]]:
@@ -51,8 +55,3 @@ def start_nodes(children: Children, settings: DemoSettings, environment: Mapping
         command = [sys.executable, "-m", f"semla_ros.nodes.{name}_node", "--ros-args"]
         command += [item for key, value in values.items() for item in ("-p", f"{key}:={value}")]
         children.start(f"{name} node", command, environment, settings.out / f"{name}.log")
-
-
-def log_files(out: Path) -> list[Path]:
-    """The logs that a run left."""
-    return sorted(out.glob("*.log"))

@@ -110,14 +110,14 @@ class Children:
         return child
 
     def check(self) -> None:
-        """Make sure that none has failed.
+        """Make sure that all still run.
 
         Raises:
-            ChildError: One ended with a non-zero status; the message holds the end of its output.
+            ChildError: One has ended; the message holds the end of its output.
         """
         for child in self._children:
             status = child.status
-            if status:
+            if status is not None:
                 cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
                 raise ChildError(
                     f"{child.name} (pid {child.pid}) ended with {cause}; the end of {child.log}:\n{child.last_lines()}"

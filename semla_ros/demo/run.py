@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from semla_ros.demo.frame_store import FrameStore
 from semla_ros.demo.isolation import free_domain, isolated_environment
 from semla_ros.demo.live_table import LiveState, observe, render, status_line
-from semla_ros.demo.nodes import start_nodes
+from semla_ros.demo.nodes import has_ros2_command, start_nodes
 from semla_ros.demo.processes import Children
 from semla_ros.demo.recording import Recording
 from semla_ros.demo.score import DriveScore, LiveFigures, compare_masks, score_drive
@@ -93,12 +93,10 @@ def _watch_drive(
 
     with Children() as children:
         start_nodes(children, settings, environment)
-        console.print(
-            f"Nodes are starting on DDS domain {domain}, on this machine only. To look in from another terminal:\n"
-            f"  ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ros2 topic list"
-            if settings.shows_live
-            else f"nodes are starting on DDS domain {domain}"
-        )
+        console.print(f"The nodes are starting on DDS domain {domain}, which only this machine sees.", highlight=False)
+        if has_ros2_command():
+            hint = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ros2 topic list"
+            console.print(f"To look in from another terminal: {hint}", highlight=False, soft_wrap=True)
         base_model = _load_base_model(settings)  # before the monitor: the drive starts as soon as it listens
         with Monitor(recording, domain) as monitor:
 
@@ -168,7 +166,9 @@ def _show_until_end(
             _watch(recording, check, lambda: live.update(render(state())), every_s=0.25)
             live.update(render(state()))
     else:
-        _watch(recording, check, lambda: console.print(status_line(state()), highlight=False), every_s=5.0)
+        _watch(
+            recording, check, lambda: console.print(status_line(state()), highlight=False, soft_wrap=True), every_s=5.0
+        )
 
 
 def _watch(recording: Recording, check: Callable[[], None], show: Callable[[], None], every_s: float) -> None:

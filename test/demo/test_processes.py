@@ -28,12 +28,20 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_output_is_kept_and_a_normal_end_is_no_error(tmp_path) -> None:
+def test_output_is_kept_and_a_running_child_is_no_error(tmp_path) -> None:
+    code = "import time; print('hello', flush=True); time.sleep(60)"
     with Children() as children:
-        child = children.start("talker", python("print('hello')"), os.environ, tmp_path / "talker.log")
-        assert wait_for(lambda: child.status is not None)
+        child = children.start("talker", python(code), os.environ, tmp_path / "talker.log")
+        assert wait_for(lambda: child.last_lines() == "hello")
         children.check()
-    assert child.last_lines() == "hello"
+
+
+def test_a_child_that_ends_early_is_reported_even_if_all_was_well(tmp_path) -> None:
+    with Children() as children:
+        child = children.start("node", python("print('bye')"), os.environ, tmp_path / "node.log")
+        assert wait_for(lambda: child.status is not None)
+        with pytest.raises(ChildError, match=r"(?s)node \(pid \d+\) ended with status 0.*bye"):
+            children.check()
 
 
 def test_a_child_that_fails_is_reported_with_its_last_words(tmp_path) -> None:
