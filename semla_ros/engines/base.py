@@ -1,0 +1,78 @@
+"""What every engine offers: an image in, a mask at the image's own size out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semla_ros.errors import ImageError
+from semla_ros.results import UNLABELLED, ImageArray, MaskArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EngineOutput:
+    """The answer of an engine to one image.
+
+    Attributes:
+        mask: Class index per pixel, shape (H, W) of the image, uint8, or uint16 above 254 classes.
+        confidence: Probability of the chosen class scaled to 0..255, shape (H, W), uint8; None where not asked for.
+        latency_ms: Milliseconds by stage: "preprocess", "forward", "postprocess", "total".
+    """
+
+    mask: MaskArray
+    confidence: NDArray[np.uint8] | None
+    latency_ms: Mapping[str, float]
+
+
+class Engine(Protocol):
+    """Runs the forward pass of one model. Not thread-safe: the pipeline calls it for one frame at a time."""
+
+    name: str  # as shown in diagnostics
+
+    def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
+        """Segment one image.
+
+        Args:
+            image: RGB, shape (H, W, 3), uint8.
+            want_confidence: Also give the probability of the chosen class.
+
+        Raises:
+            ImageError: The image has another type or shape.
+            EngineError: No vocabulary was set, or the result is not finite.
+        """
+        ...
+
+    def set_text(self, text_features: Tensor) -> None:
+        """Take over class embeddings (T, C), unit length; the mask's indices follow their order."""
+        ...
+
+    def warm_up(self) -> None:
+        """Run untimed once, so that the first frame is not slower than the rest."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the engine holds; it cannot be used afterwards."""
+        ...
+
+
+def mask_dtype(class_count: int) -> type[np.uint8] | type[np.uint16]:
+    """The smallest type that holds every class index and leaves its largest value for "unlabelled"."""
+    return np.uint8 if class_count < UNLABELLED else np.uint16
+
+
+def check_image(image: ImageArray) -> None:
+    """Refuse what is not a uint8 RGB image.
+
+    Raises:
+        ImageError: Says what came.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError(
+            f"expected a uint8 RGB image of shape (H, W, 3) with H and W at least 1, "
+            f"got {image.dtype} of shape {tuple(image.shape)}"
+        )

@@ -1,0 +1,73 @@
+"""From small probability maps to a mask at the camera's size.
+
+The mask is the arg-max of the bilinearly resized maps, found with a running maximum over the classes: the resized maps
+of all classes together (T x H x W) never exist.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semla_ros.engines.base import mask_dtype
+from semla_ros.results import MaskArray
+
+CLASSES_AT_ONCE = 8  # resized together on a GPU
+
+
+def mask_from_maps(
+    maps: Tensor, size: tuple[int, int], want_confidence: bool
+) -> tuple[MaskArray, NDArray[np.uint8] | None]:
+    """Most probable class of each pixel.
+
+    Args:
+        maps: Class probabilities, shape (T, h, w), 0..1, on any device.
+        size: Height and width of the mask.
+        want_confidence: Also give the probability of the chosen class.
+
+    Returns:
+        Mask, shape `size`, uint8 (uint16 above 254 classes), the first of equally probable classes; confidence, shape
+        `size`, 0..255, or None.
+    """
+    best, index = _on_cpu(maps.numpy(), size) if maps.device.type == "cpu" else _on_device(maps, size)
+    confidence = None
+    if want_confidence:
+        confidence = np.rint(np.clip(best, 0.0, 1.0) * 255.0).astype(np.uint8)
+    return index, confidence
+
+
+def _empty_mask(size: tuple[int, int], class_count: int) -> MaskArray:
+    mask: MaskArray = np.zeros(size, mask_dtype(class_count))  # type: ignore[assignment]
+    return mask
+
+
+def _on_cpu(maps: NDArray[np.float32], size: tuple[int, int]) -> tuple[NDArray[np.float32], MaskArray]:
+    height, width = size
+    index = _empty_mask(size, len(maps))
+    # OpenCV's linear resize has the sampling of the published one (pixel centres, clamped at the border) and is
+    # several times faster than torch's on one core.
+    best = np.asarray(cv2.resize(maps[0], (width, height), interpolation=cv2.INTER_LINEAR))
+    for number, one in enumerate(maps[1:], start=1):
+        resized = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
+        index[resized > best] = number
+        np.maximum(best, resized, out=best)
+    return best, index
+
+
+def _on_device(maps: Tensor, size: tuple[int, int]) -> tuple[NDArray[np.float32], MaskArray]:
+    best = maps.new_full(size, -torch.inf)
+    index = torch.zeros(size, dtype=torch.int32, device=maps.device)
+    for start in range(0, len(maps), CLASSES_AT_ONCE):
+        part = F.interpolate(
+            maps[None, start : start + CLASSES_AT_ONCE], size=size, mode="bilinear", align_corners=False
+        )[0]
+        value, number = part.max(dim=0)
+        index = torch.where(value > best, number.int() + start, index)
+        best = torch.maximum(best, value)
+    mask = _empty_mask(size, len(maps))
+    mask[:] = index.cpu().numpy()
+    return best.cpu().numpy(), mask

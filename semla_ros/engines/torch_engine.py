@@ -1,0 +1,252 @@
+"""The engine that always works: PyTorch on a CPU or a CUDA device.
+
+Lower precision serves only after its masks agreed with fp32 on a probe set; where it does not, fp32 goes on and `notes`
+says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from semla_ros.config import InferenceConfig
+from semla_ros.engines.base import EngineOutput, check_image
+from semla_ros.engines.cuda_graph import GraphedForward
+from semla_ros.engines.mask_from_maps import mask_from_maps
+from semla_ros.errors import EngineError
+from semla_ros.results import ImageArray
+from semla_ros.segmentation.inference import probability_maps
+from semla_ros.segmentation.model import CatSeg
+from semla_ros.stopwatch import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+PARITY_AGREEMENT = 0.995  # smallest share of probe pixels whose class must be that of fp32
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_SPEED_RUNS = 3
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting names.
+
+    Raises:
+        EngineError: It is not one, or this machine does not have it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise EngineError(f"device '{name}' is not one; use auto, cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise EngineError(f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise EngineError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:1")
+    return device
+
+
+def choose_threads(threads: int) -> int:
+    """CPU threads of the forward pass: as set, or the physical cores that this process may run on."""
+    if threads:
+        return threads
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+class TorchEngine:
+    """Runs a `CatSeg` eagerly, compiled, or as a captured CUDA graph.
+
+    The model's weights may be overwritten in place between two calls. The model is moved to the device first, so make
+    the engine before anything that keeps references to its tensors.
+
+    Args:
+        model: In evaluation mode.
+        config: Device, inference mode, precision, threads, compilation.
+        probe_images: What lower precision is checked on, uint8 RGB; None = a few rendered street scenes.
+
+    Attributes:
+        name: "torch".
+        device: Where it runs.
+        precision: "fp32", "bf16" or "fp16": what serves, settled in `warm_up`.
+        notes: What was asked for and could not be had, with the reason.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, model: CatSeg, config: InferenceConfig, *, probe_images: Sequence[ImageArray] | None = None
+    ) -> None:
+        self.device = choose_device(config.device)
+        self.precision = "fp32"
+        self.notes: list[str] = []
+        self._config = config
+        self._probe_images = probe_images
+        self._model = model.to(self.device).eval()
+        self._text: Tensor | None = None
+        self._compiled: Forward | None = None
+        self._graph: GraphedForward | None = None
+        self._is_warm = False
+        if self.device.type == "cpu":
+            torch.set_num_threads(choose_threads(config.threads))
+
+    def set_text(self, text_features: Tensor) -> None:
+        """Take over class embeddings (T, C); a captured graph stays valid while T stays the same.
+
+        Raises:
+            EngineError: The shape does not fit the model.
+        """
+        width = self._model.config.clip.embed_dim
+        if text_features.ndim != 2 or text_features.shape[1] != width or not len(text_features):
+            raise EngineError(f"class embeddings must have shape (T, {width}), got {tuple(text_features.shape)}")
+        self._text = text_features.detach().to(self.device, torch.float32)
+
+    def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
+        """Segment one image, see `Engine.segment`."""
+        check_image(image)
+        watch = Stopwatch()
+        with watch.stage("total"), torch.inference_mode():
+            with watch.stage("preprocess"):
+                pixels = self._pixels(image)
+            maps = self._maps(pixels, watch)
+            with watch.stage("postprocess"):
+                if not bool(maps.isfinite().all()):
+                    raise EngineError("the model's class probabilities are not finite: its weights are damaged")
+                mask, confidence = mask_from_maps(maps, (image.shape[0], image.shape[1]), want_confidence)
+        return EngineOutput(mask=mask, confidence=confidence, latency_ms=dict(watch.latency_ms))
+
+    def warm_up(self) -> None:
+        """Settle the precision, compile or capture where asked, and run untimed.
+
+        Raises:
+            EngineError: No vocabulary was set.
+        """
+        height, width = self._model.config.working_resolution
+        blank = np.zeros((height, width, 3), np.uint8)
+        if not self._is_warm:
+            self._is_warm = True
+            self._settle_precision()
+            self._settle_compilation(blank)
+        for _ in range(2):
+            self.segment(blank)
+
+    def close(self) -> None:
+        """Drop the compiled or captured forward pass."""
+        self._graph = self._compiled = self._text = None
+
+    def _pixels(self, image: ImageArray) -> Tensor:
+        # torch reads neither read-only memory (a message's buffer) nor negative strides.
+        ready = image if image.flags.writeable and image.flags.c_contiguous else np.array(image)
+        pixels = torch.from_numpy(ready).permute(2, 0, 1)
+        if self.device.type == "cuda":
+            return pixels.pin_memory().to(self.device, non_blocking=True)
+        return pixels
+
+    def _maps(self, pixels: Tensor, watch: Stopwatch) -> Tensor:
+        """Probability maps (T, h, w); resizing counts as preprocessing."""
+        if self._text is None:
+            raise EngineError("no vocabulary was set; call set_text first")
+        start = time.perf_counter()
+        inner = Stopwatch()
+
+        def predict(images: Tensor) -> Tensor:
+            with inner.stage("forward"):
+                logits = self._forward(images)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+                return logits
+
+        maps = probability_maps(predict, self._model.config, pixels, self._config.inference)
+        spent = (time.perf_counter() - start) * 1e3
+        forward = inner.latency_ms["forward"]
+        watch.latency_ms["preprocess"] = watch.latency_ms.get("preprocess", 0.0) + spent - forward
+        watch.latency_ms["forward"] = forward
+        return maps
+
+    def _forward(self, images: Tensor) -> Tensor:
+        assert self._text is not None
+        if self.device.type == "cuda":
+            if self._graph is None:
+                self._graph = GraphedForward(self._autocast_forward)
+            return self._graph(images, self._text)
+        return self._autocast_forward(images, self._text)
+
+    def _autocast_forward(self, images: Tensor, text: Tensor) -> Tensor:
+        forward: Forward = self._compiled or self._model
+        if self.precision == "fp32":
+            return forward(images, text)
+        # Nothing is cached across calls: the weights may have been overwritten in between.
+        with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], cache_enabled=False):
+            return forward(images, text).float()
+
+    def _settle_precision(self) -> None:
+        wanted: str = self._config.precision
+        if wanted == "auto":
+            wanted = _fast_precision(self.device)
+        if wanted == "fp32":
+            return
+        probe = self._probe_images if self._probe_images is not None else _street_scenes(self._model)
+        reference, reference_ms = self._probe(probe)
+        self._switch(wanted)
+        masks, spent_ms = self._probe(probe)
+        agreement = float(np.mean([np.mean(a == b) for a, b in zip(masks, reference, strict=True)]))
+        if agreement < PARITY_AGREEMENT:
+            self._refuse(
+                f"{wanted} agrees with fp32 on {agreement:.2%} of the probe pixels, below {PARITY_AGREEMENT:.1%}"
+            )
+        elif self._config.precision == "auto" and spent_ms >= reference_ms:
+            self._refuse(f"{wanted} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
+
+    def _probe(self, images: Sequence[ImageArray]) -> tuple[list[np.ndarray], float]:
+        """Masks of the probe set, and the shortest forward pass in milliseconds."""
+        masks = [self.segment(image, want_confidence=False).mask for image in images]
+        runs = [self.segment(images[0], want_confidence=False).latency_ms["forward"] for _ in range(_SPEED_RUNS)]
+        return masks, min(runs)
+
+    def _switch(self, precision: str) -> None:
+        self.precision = precision
+        self._graph = None
+
+    def _refuse(self, reason: str) -> None:
+        self._switch("fp32")
+        self.notes.append(f"fp32 serves: {reason}")
+        logger.warning("engine torch: %s", self.notes[-1])
+
+    def _settle_compilation(self, blank: ImageArray) -> None:
+        if not self._config.compile:
+            return
+        self._graph = None
+        self._compiled = torch.compile(self._model, dynamic=False)
+        try:
+            self.segment(blank, want_confidence=False)
+        except Exception as error:  # a compiler can fail in any way, and eager always works
+            self._compiled = self._graph = None
+            first = str(error).strip().split("\n")[0]
+            self.notes.append(f"eager serves: torch.compile failed ({first})")
+            logger.warning("engine torch: %s", self.notes[-1])
+
+
+def _fast_precision(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def _street_scenes(model: CatSeg) -> list[ImageArray]:
+    """Probe images at the model's resolution: day, night, fog and rain."""
+    from semla_ros.scenes import SOURCE_CITIES, Conditions, render
+
+    height, width = model.config.working_resolution
+    weathers = (Conditions(), Conditions(night=0.9), Conditions(fog=0.8), Conditions(rain=0.8))
+    return [
+        render(city=SOURCE_CITIES[0], seed=seed, conditions=weather, width=width, height=height).image
+        for seed, weather in enumerate(weathers)
+    ]

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from semla_ros.config import InferenceConfig
+from semla_ros.engines.mask_from_maps import mask_from_maps
+from semla_ros.engines.torch_engine import TorchEngine, choose_device
+from semla_ros.errors import EngineError, ImageError
+from semla_ros.segmentation.clip import ClipConfig
+from semla_ros.segmentation.cost_aggregation import AggregatorConfig
+from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.model import CatSeg, CatSegConfig
+
+CLASSES = 5
+
+
+@pytest.fixture
+def model() -> CatSeg:
+    """A random model for images of 32 x 64 pixels."""
+    torch.manual_seed(0)
+    clip = ClipConfig(
+        patch=8,
+        visual_width=64,
+        visual_layers=3,
+        native_grid=(4, 8),
+        working_grid=(4, 8),
+        embed_dim=32,
+        text_width=64,
+        text_layers=1,
+        context_length=8,
+        vocab_rows=12,
+    )
+    aggregator = AggregatorConfig(
+        grid=(4, 8),
+        hidden_dim=16,
+        heads=2,
+        window=4,
+        pad_len=0,
+        embed_dim=32,
+        text_guidance_dim=8,
+        appearance_guidance_dim=8,
+        decoder_dims=(16, 16),
+        decoder_guidance_dims=(8, 8),
+        decoder_guidance_proj_dims=(4, 4),
+    )
+    made = CatSeg(CatSegConfig(clip=clip, aggregator=aggregator, guidance_layers=(0, 1), sliding=None))
+    with torch.no_grad():
+        made.aggregator.head.weight.mul_(4)  # maps that differ by more than rounding
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def text() -> torch.Tensor:
+    return F.normalize(torch.randn(CLASSES, 32, generator=torch.Generator().manual_seed(1)), dim=-1)
+
+
+def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def ready_engine(model: CatSeg, text: torch.Tensor, **settings: object) -> TorchEngine:
+    engine = TorchEngine(model, InferenceConfig(device="cpu", threads=1, **settings))
+    engine.set_text(text)
+    return engine
+
+
+@pytest.mark.parametrize("mode", ["whole", "sliding"])
+@pytest.mark.parametrize("size", [(32, 64), (48, 40), (20, 90)])
+def test_the_mask_is_the_arg_max_of_the_resized_probabilities(model, text, mode: str, size: tuple[int, int]) -> None:
+    image = random_image(*size)
+    output = ready_engine(model, text, inference=mode).segment(image)
+    maps = segment_probabilities(model, torch.from_numpy(image).permute(2, 0, 1), text, size, mode)
+    assert output.mask.shape == output.confidence.shape == size
+    best, second = maps.topk(2, dim=0).values
+    clear = (best - second > 1e-5).numpy()
+    assert clear.mean() > 0.95
+    assert np.array_equal(output.mask[clear], maps.argmax(dim=0).numpy()[clear])
+    assert np.abs(output.confidence - best.numpy() * 255).max() <= 0.51
+    assert len(np.unique(output.mask)) > 1
+
+
+@pytest.mark.parametrize("size", [(7, 9), (64, 100), (241, 317)])
+def test_a_mask_at_any_size_equals_the_arg_max_over_full_maps(size: tuple[int, int]) -> None:
+    maps = torch.rand(300, 16, 24, generator=torch.Generator().manual_seed(0))
+    mask, confidence = mask_from_maps(maps, size, True)
+    full = F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
+    best, second = full.topk(2, dim=0).values
+    clear = (best - second > 1e-6).numpy()
+    assert mask.dtype == np.uint16
+    assert np.array_equal(mask[clear], full.argmax(dim=0).numpy()[clear])
+    assert np.abs(confidence - best.numpy() * 255).max() <= 0.51
+
+
+def test_up_to_254_classes_fit_a_byte_and_more_do_not() -> None:
+    for count, dtype in ((254, np.uint8), (255, np.uint16)):
+        mask, confidence = mask_from_maps(torch.rand(count, 2, 2), (2, 2), False)
+        assert mask.dtype == dtype
+        assert confidence is None
+
+
+def test_read_only_and_mirrored_images_are_taken(model, text) -> None:
+    engine = ready_engine(model, text)
+    image = random_image(32, 64)
+    expected = engine.segment(image).mask
+    frozen = np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape)
+    assert np.array_equal(engine.segment(frozen).mask, expected)
+    mirrored = np.ascontiguousarray(image[:, ::-1])[:, ::-1]
+    assert np.array_equal(engine.segment(mirrored).mask, expected)
+
+
+def test_latency_is_told_by_stage_and_adds_up(model, text) -> None:
+    latency = ready_engine(model, text).segment(random_image(32, 64)).latency_ms
+    assert set(latency) == {"preprocess", "forward", "postprocess", "total"}
+    parts = latency["preprocess"] + latency["forward"] + latency["postprocess"]
+    assert 0.5 * latency["total"] < parts <= latency["total"]
+
+
+def test_weights_overwritten_in_place_act_on_the_next_image(model, text) -> None:
+    engine = ready_engine(model, text)
+    engine.warm_up()
+    image = random_image(32, 64)
+    before = engine.segment(image).confidence
+    for parameter in model.parameters():
+        parameter.data.mul_(1.05)
+    assert not np.array_equal(engine.segment(image).confidence, before)
+
+
+def test_weights_that_are_not_finite_are_an_error_not_a_mask(model, text) -> None:
+    engine = ready_engine(model, text)
+    model.aggregator.head.bias.data.fill_(float("nan"))
+    with pytest.raises(EngineError, match="not finite"):
+        engine.segment(random_image(32, 64))
+
+
+def test_an_engine_without_vocabulary_says_so(model) -> None:
+    engine = TorchEngine(model, InferenceConfig(device="cpu", threads=1))
+    with pytest.raises(EngineError, match="set_text"):
+        engine.segment(random_image(32, 64))
+    with pytest.raises(EngineError, match=r"\(T, 32\)"):
+        engine.set_text(torch.zeros(3, 31))
+
+
+@pytest.mark.parametrize("image", [np.zeros((0, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3))])
+def test_what_is_not_an_rgb_image_is_refused(model, text, image: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="uint8 RGB"):
+        ready_engine(model, text).segment(image)
+
+
+def test_lower_precision_that_agrees_serves(model, text) -> None:
+    engine = ready_engine(model, text[:1], precision="bf16")  # one class: no rounding can change the mask
+    engine.warm_up()
+    assert engine.precision == "bf16"
+    assert not engine.notes
+    lower = engine.segment(random_image(32, 64)).confidence.astype(int)
+    full = ready_engine(model, text[:1]).segment(random_image(32, 64)).confidence.astype(int)
+    assert 0 < np.abs(lower - full).max() < 26
+
+
+def test_disagreement_with_full_precision_is_refused_with_the_figure(model, text, monkeypatch) -> None:
+    engine = TorchEngine(model, InferenceConfig(device="cpu", threads=1, precision="bf16"))
+    engine.set_text(text)
+    plain = engine._probe
+
+    def disagreeing(images):
+        masks, spent = plain(images)
+        return ([mask + CLASSES for mask in masks] if engine.precision == "bf16" else masks), spent
+
+    monkeypatch.setattr(engine, "_probe", disagreeing)
+    engine.warm_up()
+    assert engine.precision == "fp32"
+    assert "0.00% of the probe pixels" in engine.notes[0]
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "mps"])
+def test_a_device_that_is_not_there_is_refused_by_name(name: str) -> None:
+    with pytest.raises(EngineError, match=name):
+        choose_device(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_captured_graph_follows_weights_and_vocabulary(model, text) -> None:
+    import copy
+
+    reference = ready_engine(copy.deepcopy(model), text)
+    engine = TorchEngine(model, InferenceConfig(device="cuda"))
+    engine.set_text(text)
+    engine.warm_up()
+    image = random_image(48, 40)
+    for factor in (1.0, 1.05, 1.05):
+        for parameter in [*model.parameters(), *reference._model.parameters()]:
+            parameter.data.mul_(factor)
+        assert (engine.segment(image).mask == reference.segment(image).mask).mean() > 0.99
+    assert engine._graph is not None
+    assert engine._graph.captures == 1
