@@ -97,14 +97,16 @@ def _watch_drive(
         if has_ros2_command():
             hint = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ros2 topic list"
             console.print(f"To look in from another terminal: {hint}", highlight=False, soft_wrap=True)
-        base_model = _load_base_model(settings)  # before the monitor: the drive starts as soon as it listens
+        with console.status("loading the model"):
+            base_model = _load_base_model(settings)  # before the monitor: the drive starts as soon as it listens
         with Monitor(recording, domain) as monitor:
 
             def check() -> None:
                 children.check()
                 monitor.check()
 
-            _wait_for_first_frame(settings, recording, check)
+            with console.status("waiting for the perception node and the first image"):
+                _wait_for_first_frame(settings, recording, check)
             comparison = _live_comparison(recording, base_model)
             try:
                 _show_until_end(settings, recording, comparison, check, console)
