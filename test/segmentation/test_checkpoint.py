@@ -1,0 +1,229 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from semla_ros.errors import CheckpointError
+from semla_ros.segmentation.checkpoint import LoadedModel, load_model, save_model
+from semla_ros.segmentation.clip import ClipConfig, to_open_clip
+from semla_ros.segmentation.cost_aggregation import AggregatorConfig
+from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.text_prompts import Vocabulary
+
+NAMES = ("road", "sky")
+HEAD = "sem_seg_head.predictor.transformer.head.bias"
+CLIP = "sem_seg_head.predictor.clip_model."
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    return Vocabulary.from_texts([f"a photo of a {name} in the scene" for name in NAMES], context_length=12)
+
+
+@pytest.fixture(scope="module")
+def model(vocabulary: Vocabulary) -> CatSeg:
+    """A random model on a grid that is not square."""
+    torch.manual_seed(0)
+    clip = ClipConfig(
+        patch=8,
+        visual_width=64,
+        visual_layers=3,
+        native_grid=(2, 4),
+        working_grid=(4, 6),
+        embed_dim=16,
+        text_width=64,
+        text_layers=1,
+        context_length=12,
+        vocab_rows=len(vocabulary),
+        pool="avg",
+    )
+    aggregator = AggregatorConfig(
+        grid=(4, 6),
+        hidden_dim=16,
+        heads=2,
+        window=2,
+        pad_len=0,
+        embed_dim=16,
+        text_guidance_dim=8,
+        appearance_guidance_dim=8,
+        decoder_dims=(16, 16),
+        decoder_guidance_dims=(8, 8),
+        decoder_guidance_proj_dims=(4, 4),
+    )
+    config = CatSegConfig(clip=clip, aggregator=aggregator, guidance_layers=(0, 1), sliding=None, probability="softmax")
+    return CatSeg(config).eval()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, model: CatSeg, vocabulary: Vocabulary) -> Path:
+    path = tmp_path / "models" / "toy" / "segmenter.safetensors"
+    save_model(
+        model,
+        path,
+        class_names=NAMES,
+        vocabulary=vocabulary,
+        template="a photo of a {} in the scene",
+        model_id="toy",
+        extra={"steps": 3},
+    )
+    return path
+
+
+def rewrite(source: Path, target: Path, change) -> Path:
+    """Write a safetensors file again with its tensors changed in place."""
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(source)
+    change(tensors)
+    save_file(tensors, target, metadata=metadata)
+    return target
+
+
+def assert_same_weights(loaded: LoadedModel, model: CatSeg) -> None:
+    state = loaded.model.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    for name, expected in model.state_dict().items():
+        assert torch.equal(state[name], expected.half().float()), name
+
+
+def test_a_saved_model_comes_back_with_all_that_belongs_to_it(saved: Path, model, vocabulary) -> None:
+    loaded = load_model(saved.parent)
+    assert_same_weights(loaded, model)
+    assert loaded.model.config == model.config
+    assert loaded.class_names == NAMES
+    assert loaded.tokenizer.bpe_ids == vocabulary.bpe_ids
+    assert (loaded.template, loaded.model_id, loaded.metadata) == ("a photo of a {} in the scene", "toy", {"steps": 3})
+    assert len(loaded.sha256) == 64
+    assert not any(item.requires_grad for item in loaded.model.parameters())
+    ids = loaded.tokenizer.tokenize(loaded.class_names, loaded.template)
+    assert loaded.model(torch.zeros(1, 3, 32, 48), loaded.model.encode_text(ids)).shape == (1, 2, 16, 24)
+
+
+def test_saving_again_gives_the_same_bytes_and_leaves_nothing_else(saved: Path, model, vocabulary) -> None:
+    before = saved.read_bytes()
+    assert_same_weights(load_model(saved), model)
+    save_model(
+        model,
+        saved,
+        class_names=NAMES,
+        vocabulary=vocabulary,
+        template="a photo of a {} in the scene",
+        model_id="toy",
+        extra={"steps": 3},
+    )
+    assert saved.read_bytes() == before
+    assert [item.name for item in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_training_checkpoint_loads_under_each_of_its_spellings(tmp_path: Path, saved: Path, model) -> None:
+    published = load_file(saved)
+    assert f"{CLIP}visual.transformer.resblocks.0.attn.q_proj_weight" in published
+    aliases = {name.replace("_proj_weight", "_proj.weight"): item for name, item in published.items()}
+    fused = to_open_clip(aliases)
+    assert f"{CLIP}visual.transformer.resblocks.0.attn.in_proj_weight" in fused
+    settings = model.config.as_dict()
+    for number, tensors in enumerate((published, published | aliases, fused)):
+        path = tmp_path / f"model_{number}.pth"
+        content = {"model": tensors, "optimizer": {"state": {}}, "scheduler": {"last_epoch": 3}, "iteration": 79999}
+        torch.save(content, path, _use_new_zipfile_serialization=number != 1)
+        loaded = load_model(path, settings=settings)
+        assert_same_weights(loaded, model)
+        assert loaded.model_id == path.stem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(HEAD), f"1 missing: {HEAD}"),
+        (lambda tensors: tensors.update(stranger=torch.zeros(1)), "1 unexpected: stranger"),
+        (lambda tensors: tensors.update({HEAD: torch.zeros(2)}), r"head.bias \(2,\) instead of \(1,\)"),
+        (lambda tensors: tensors.update({HEAD: torch.tensor([float("nan")])}), f"'{HEAD}' holds values that are not"),
+        (lambda tensors: tensors.pop(CLIP + "visual.proj"), "'.*visual.proj' is missing; this is not a CAT-Seg"),
+        (
+            lambda tensors: tensors.update({CLIP + "text_projection": torch.zeros(64, 8)}),
+            r"text_projection \(64, 8\) instead of \(64, 16\)",
+        ),
+        (
+            lambda tensors: tensors.update({CLIP + "positional_embedding": torch.zeros(9, 64)}),
+            "header says clip.context_length is 12, the tensors say 9",
+        ),
+        (
+            lambda tensors: tensors.update(
+                {f"{CLIP}transformer.resblocks.0.attn.q_proj.weight": torch.ones(64, 64).half()}
+            ),
+            "and its alias .* hold different values",
+        ),
+    ],
+)
+def test_a_file_that_is_not_whole_is_refused_by_name(tmp_path: Path, saved: Path, change, message: str) -> None:
+    path = rewrite(saved, tmp_path / "changed.safetensors", change)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_model(path)
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("kept", [0, 5, 0.5])
+def test_a_truncated_file_is_one_clear_line(tmp_path: Path, saved: Path, suffix: str, kept: float) -> None:
+    whole = saved
+    if suffix == ".pth":
+        whole = tmp_path / "whole.pth"
+        torch.save({"model": load_file(saved)}, whole)
+    content = whole.read_bytes()
+    path = tmp_path / f"cut{suffix}"
+    path.write_bytes(content[: int(len(content) * kept) if kept < 1 else int(kept)])
+    with pytest.raises(CheckpointError) as raised:
+        load_model(path)
+    assert "\n" not in str(raised.value)
+    assert str(path) in str(raised.value)
+
+
+class Surprise:
+    """An object that a pickle could run code through."""
+
+
+def test_a_pickle_with_anything_but_tensors_is_not_executed(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"model": {"weight": Surprise()}}, path)
+    with pytest.raises(CheckpointError, match="objects other than tensors"):
+        load_model(path)
+    torch.save({"model": {"weight": 3}}, path)
+    with pytest.raises(CheckpointError, match="something else under weight"):
+        load_model(path)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="dictionary with the weights under 'model'"):
+        load_model(path)
+
+
+def test_a_foreign_file_of_unknown_size_needs_to_be_told_what_tensors_cannot(tmp_path: Path, saved: Path) -> None:
+    path = tmp_path / "plain.safetensors"
+    save_file(load_file(saved), path)
+    with pytest.raises(CheckpointError, match="visual width 64 is of no published model"):
+        load_model(path)
+
+
+def test_folders_and_missing_files_say_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such model file"):
+        load_model(tmp_path / "none.pth")
+    with pytest.raises(CheckpointError, match=r"segmenter.safetensors or a single checkpoint in it, found 0"):
+        load_model(tmp_path)
+
+
+def test_weights_beyond_half_precision_are_not_written(tmp_path: Path, model, vocabulary) -> None:
+    broken = CatSeg(model.config)
+    broken.upsample1.bias.data.fill_(1e6)
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(CheckpointError, match=r"'upsample1.bias' has values that are not finite in half precision"):
+        save_model(broken, path, class_names=NAMES, vocabulary=vocabulary, model_id="toy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_header_is_plain_json(saved: Path) -> None:
+    with safe_open(saved, framework="pt") as file:
+        header = json.loads(file.metadata()["semla"])
+    assert header["class_names"] == list(NAMES)
+    assert header["config"]["probability"] == "softmax"
