@@ -18,9 +18,21 @@ import yaml
 
 from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
+from semla_ros.segmentation.checkpoint import file_sha256
 
 MANIFEST_NAME = "library.yaml"
 FORMAT = 1
+
+__all__ = [
+    "AdapterEntry",
+    "LibraryManifest",
+    "ModelReference",
+    "file_sha256",
+    "is_plain_name",
+    "read_manifest",
+    "write_atomically",
+    "write_manifest",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
