@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from semla_ros.fusion import Fuser
 from semla_ros.results import AdapterMix
+from semla_ros.retrieval import single_mix
 
 
 def late_fused_probabilities(fuser: Fuser, mix: AdapterMix, predict: Callable[[Tensor], Tensor]) -> Tensor:
@@ -28,7 +28,7 @@ def late_fused_probabilities(fuser: Fuser, mix: AdapterMix, predict: Callable[[T
     Returns:
         Shape (T, H, W).
     """
-    singles = [(_single(name), float(weight)) for name, weight in zip(mix.names, mix.weights, strict=True)]
+    singles = [(single_mix(name), float(weight)) for name, weight in zip(mix.names, mix.weights, strict=True)]
     singles.append((AdapterMix(), mix.base_weight))
     total: Tensor | None = None
     for single, weight in singles:
@@ -41,7 +41,3 @@ def late_fused_probabilities(fuser: Fuser, mix: AdapterMix, predict: Callable[[T
         total = probabilities if total is None else total + probabilities
     assert total is not None  # the weights of a mix sum to 1
     return total
-
-
-def _single(name: str) -> AdapterMix:
-    return AdapterMix(names=(name,), weights=np.ones(1), distances=np.full(1, np.nan), base_weight=0.0)

@@ -1,0 +1,429 @@
+"""From camera frames to masks by a model that follows the scene: the frame path and the adaptation path.
+
+    Frame ------------------------------------------> segment() --> Segmentation
+      |                                                  ^ swapped between two frames, never during one
+      v                                                  |
+    adapt(): SceneEncoder -> DriftGate -> Retriever -> Fuser -> generation n + 1
+
+Runs without ROS: the node, the replay, the evaluation and the benchmarks drive this same class.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.background import NewestWins
+from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.drift_gate import JUMP_BACK_NS, DriftGate
+from semla_ros.engines.base import Engine
+from semla_ros.errors import SemlaError
+from semla_ros.fusion import Fuser, PreparedModel
+from semla_ros.pipeline_parts import PipelineParts, load_parts
+from semla_ros.pipeline_status import PipelineStatus, Tally
+from semla_ros.results import AdaptationStep, AdapterMix, FloatArray, Frame, Generation, Segmentation
+from semla_ros.retrieval import Retriever
+from semla_ros.scene_embedding import SceneEncoder
+from semla_ros.segmentation.model import CatSeg
+from semla_ros.stopwatch import Stopwatch
+from semla_ros.swap_gate import SwapGate
+
+logger = logging.getLogger(__name__)
+
+
+class PerceptionPipeline:
+    """One warm segmentation model that is fused anew whenever the scene changes.
+
+    `segment` may be called from one thread while everything else is called from others: changes are committed between
+    two frames. What fails in the adaptation path leaves the last good generation in use and is told by `status`.
+
+    Args:
+        parts: Model, engine, encoder, library and settings; see `PerceptionPipeline.load`.
+
+    Attributes:
+        on_generation: Called with each new generation, in the thread that made it.
+    """
+
+    def __init__(self, parts: PipelineParts) -> None:
+        self._parts = parts
+        self._library = parts.library
+        self._retrieval, self._drift = parts.retrieval, parts.drift
+        self._retriever = self._retriever_for(parts.library, parts.retrieval)
+        self._drift_gate = DriftGate(parts.drift)
+        self._fuser = Fuser(
+            parts.model,
+            parts.library,
+            parts.tokens_of(parts.class_names),
+            memory=parts.memory,
+            inert_clip_qkv=parts.compat.inert_clip_qkv,
+            stale_class_embeddings=parts.compat.stale_class_embeddings,
+        )
+        self._swap_gate = SwapGate()
+        self._adaptation_lock = threading.RLock()  # one turn of the adaptation path, or one change asked for, at a time
+        self._background: NewestWins[Frame] | None = None
+        self._scene: FloatArray | None = None  # embedding that the present mix was retrieved for
+        self._newest_stamp_ns: int | None = None
+        self._is_frozen = False
+        self._tally = Tally()
+        self.on_generation: list[Callable[[Generation], None]] = []
+        self._generation = Generation(
+            number=0, mix=AdapterMix(), class_names=tuple(parts.class_names), vocabulary_version=0
+        )
+        self._put_into_use(self._fuser.prepare(self._generation.mix), self._generation)
+        parts.engine.warm_up()
+
+    @classmethod
+    def load(cls, config: SemlaConfig, *, library: AdapterLibrary | None = None) -> PerceptionPipeline:
+        """Load model, scene encoder and library, and warm up.
+
+        Args:
+            config: Settings; where retrieval or drift is None, the library's recommendation counts, then the defaults.
+            library: Used instead of loading `config.library`.
+
+        Raises:
+            SemlaError: A file is missing, damaged or does not fit the others.
+        """
+        return cls(load_parts(config, library))
+
+    # Frame path
+
+    def segment(self, frame: Frame, want_confidence: bool = True) -> Segmentation:
+        """Segment one frame with the generation in use.
+
+        Args:
+            frame: The image.
+            want_confidence: Also give the probability of the chosen class.
+
+        Returns:
+            The mask with its generation, stamp, camera and frame id.
+        """
+        with self._swap_gate.frame():
+            output = self._parts.engine.segment(frame.image, want_confidence)
+            generation = self._generation
+        segmentation = Segmentation(
+            mask=output.mask,
+            confidence=output.confidence,
+            generation=generation,
+            stamp_ns=frame.stamp_ns,
+            camera=frame.camera,
+            frame_id=frame.frame_id,
+            latency_ms=output.latency_ms,
+        )
+        self._tally.count_frame(segmentation)
+        return segmentation
+
+    # Adaptation path
+
+    def adapt(self, frame: Frame) -> AdaptationStep:
+        """One turn of the adaptation path: look at the scene, and fuse a new generation where it has changed.
+
+        Turns are throttled by `frame.stamp_ns`, so a recording gives the same steps at any speed. Failures are reported
+        in the step and in `status`, never raised.
+        """
+        watch = Stopwatch()
+        with self._adaptation_lock:
+            try:
+                step = self._adapt(frame, watch)
+            except SemlaError as error:
+                logger.warning("adaptation failed, generation %d stays: %s", self._generation.number, error)
+                step = self._step("failed", frame, watch, error=str(error))
+            except Exception as error:
+                logger.exception("adaptation failed unexpectedly, generation %d stays", self._generation.number)
+                step = self._step("failed", frame, watch, error=f"{type(error).__name__}: {error}")
+            self._tally.count_step(step)
+            return step
+
+    def _adapt(self, frame: Frame, watch: Stopwatch) -> AdaptationStep:
+        if self._is_frozen:
+            return self._step("frozen", frame, watch)
+        self._notice_restart(frame.stamp_ns)
+        if not self._drift_gate.should_embed(frame.stamp_ns):
+            return self._step("throttled", frame, watch)
+        with watch.stage("embed"):
+            embedding = self._parts.encoder.embed(frame.image)
+        decision = self._drift_gate.update(embedding, frame.stamp_ns)
+        if not decision.has_drifted:
+            return self._step("dwell" if decision.is_dwelling else "steady", frame, watch, drift=decision.drift)
+        with watch.stage("retrieve"):
+            mix = self._retriever.retrieve(decision.smoothed)
+        self._renew("drift", mix=mix, scene=decision.smoothed, scene_stamp_ns=frame.stamp_ns, watch=watch)
+        self._drift_gate.accept(frame.stamp_ns)
+        return self._step("fused", frame, watch, drift=decision.drift, mix=mix)
+
+    def process(self, frame: Frame) -> tuple[Segmentation, AdaptationStep]:
+        """Adapt, then segment, in this thread: the same frames always give the same masks."""
+        step = self.adapt(frame)
+        return self.segment(frame), step
+
+    def start(self) -> None:
+        """Run the adaptation path in a background thread; `offer` feeds it."""
+        if self._background is None:
+            self._background = NewestWins(self.adapt, "semla-adaptation")
+
+    def offer(self, frame: Frame) -> None:
+        """Show a frame to the background thread; the newest one wins. Does nothing before `start` or after `stop`."""
+        if (background := self._background) is not None:
+            background.offer(frame)
+
+    def stop(self) -> None:
+        """End the background thread, once it has finished the turn in progress."""
+        background, self._background = self._background, None
+        if background is not None:
+            background.stop()
+
+    # Changes asked for
+
+    def set_classes(self, names: Sequence[str]) -> Generation:
+        """Change the vocabulary; mask indices, names and version change together, in one generation.
+
+        Raises:
+            VocabularyError: The list cannot be used; the present one stays.
+        """
+        with self._change("classes"):
+            token_ids = self._parts.tokens_of(names)
+            present_ids = self._parts.tokens_of(self.class_names)
+            self._fuser.set_tokens(token_ids)
+            try:
+                return self._renew("vocabulary", class_names=tuple(names))
+            except Exception:
+                self._fuser.set_tokens(present_ids)
+                raise
+
+    def update(self, *, retrieval: RetrievalConfig | None = None, drift: DriftConfig | None = None) -> Generation:
+        """Change settings of the running pipeline; a new retrieval setting acts on the present scene at once."""
+        with self._change("settings"):
+            if drift is not None:
+                self._drift, self._drift_gate = drift, DriftGate(drift)
+            if retrieval is not None:
+                present = self._retrieval, self._retriever
+                self._retrieval, self._retriever = retrieval, self._retriever_for(self._library, retrieval)
+                try:
+                    self._retrieve_anew("parameters")
+                except Exception:
+                    self._retrieval, self._retriever = present
+                    raise
+            return self._generation
+
+    def apply_mix(self, mix: AdapterMix, reason: str) -> Generation:
+        """Fuse a given mix, whatever the scene; the next drift replaces it unless adaptation is frozen."""
+        with self._change("mix"):
+            self._scene = None
+            return self._renew(reason, mix=mix)
+
+    def freeze(self, is_frozen: bool) -> None:
+        """Keep the present mix (True), or follow the scene again (False)."""
+        self._is_frozen = is_frozen
+
+    def reset_adaptation(self) -> Generation:
+        """Return to the base model; adaptation starts over with the next frame unless it is frozen."""
+        with self._change("reset"):
+            self._scene = None
+            self._drift_gate.reset()
+            return self._renew("reset", mix=AdapterMix())
+
+    def reload_library(self) -> Generation:
+        """Read the adapter library again; nothing changes unless all of it was read.
+
+        An adapter in use that is gone stays in use until the scene is retrieved anew, which happens at once where one
+        has been seen.
+
+        Raises:
+            LibraryError: The folder cannot be used; the library in memory stays.
+        """
+        with self._change("library"):
+            library = self._library.reload()
+            self._retriever = self._retriever_for(library, self._retrieval)
+            self._fuser.set_library(library)
+            self._library = library
+            self._retrieve_anew("library")
+            return self._generation
+
+    def reset_gate(self) -> None:
+        """Forget drift and latencies, as when a recording starts over; the present mix stays in use."""
+        with self._adaptation_lock:
+            self._drift_gate.reset()
+            self._newest_stamp_ns = None
+            self._tally.clear_statistics()
+
+    # State
+
+    @property
+    def generation(self) -> Generation:
+        """The generation in use."""
+        return self._generation
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The vocabulary in use, index in the mask -> name."""
+        return self._generation.class_names
+
+    @property
+    def text_features(self) -> Tensor:
+        """Class embeddings in use, shape (T, C), unit length."""
+        assert self._fuser.in_use is not None  # committed by the constructor
+        return self._fuser.in_use.text_features
+
+    @property
+    def model(self) -> CatSeg:
+        """The segmentation model; its weights change with each generation."""
+        return self._parts.model
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the forward pass."""
+        return self._parts.engine
+
+    @property
+    def encoder(self) -> SceneEncoder:
+        """What embeds scenes."""
+        return self._parts.encoder
+
+    @property
+    def library(self) -> AdapterLibrary:
+        """The adapter library in use."""
+        return self._library
+
+    @property
+    def retrieval(self) -> RetrievalConfig:
+        """Retrieval settings in use."""
+        return self._retrieval
+
+    @property
+    def drift(self) -> DriftConfig:
+        """Drift settings in use."""
+        return self._drift
+
+    def status(self) -> PipelineStatus:
+        """What happened so far, and what is in use."""
+        tally, background = self._tally, self._background
+        return PipelineStatus(
+            engine=self._parts.engine.name,
+            generation=self._generation,
+            frames=tally.frames,
+            embeddings=tally.embeddings,
+            retrievals=tally.retrievals,
+            fusions=tally.fusions,
+            failures=tally.failures,
+            replaced_scenes=background.replaced if background is not None else 0,
+            drift=tally.drift,
+            last_action=tally.last_action,
+            last_error=tally.last_error,
+            is_frozen=self._is_frozen,
+            is_running=background is not None,
+            frame_latency_ms=tally.frame_latency.summary(),
+            adaptation_latency_ms=tally.adaptation_latency.summary(),
+            library_size=len(self._library.names),
+            library_problems=dict(self._library.problems),
+            adapted_weights_bytes=self._fuser.num_bytes,
+            resident_adapters=self._fuser.resident_adapters,
+        )
+
+    def close(self) -> None:
+        """Stop the background thread and release the engine."""
+        self.stop()
+        self._parts.engine.close()
+
+    # Inside
+
+    @contextmanager
+    def _change(self, what: str) -> Iterator[None]:
+        """One change at a time; a failure is counted, then raised to the caller."""
+        with self._adaptation_lock:
+            try:
+                yield
+            except SemlaError as error:
+                self._tally.count_failure(f"{what}: {error}")
+                raise
+
+    def _retriever_for(self, library: AdapterLibrary, settings: RetrievalConfig) -> Retriever:
+        return Retriever(library, settings, self._parts.compat)
+
+    def _retrieve_anew(self, reason: str) -> None:
+        """Retrieve for the scene in memory, if there is one and adaptation is not frozen."""
+        if self._scene is not None and not self._is_frozen:
+            self._renew(reason, mix=self._retriever.retrieve(self._scene), scene=self._scene)
+
+    def _renew(
+        self,
+        reason: str,
+        *,
+        mix: AdapterMix | None = None,
+        class_names: tuple[str, ...] | None = None,
+        scene: FloatArray | None = None,
+        scene_stamp_ns: int | None = None,
+        watch: Stopwatch | None = None,
+    ) -> Generation:
+        """Prepare and commit the next generation; what is not given stays as it is in the present one."""
+        watch = watch or Stopwatch()
+        present = self._generation
+        generation = Generation(
+            number=present.number + 1,
+            mix=present.mix if mix is None else mix,
+            class_names=class_names or present.class_names,
+            vocabulary_version=present.vocabulary_version + (class_names is not None),
+            scene_stamp_ns=present.scene_stamp_ns if scene_stamp_ns is None else scene_stamp_ns,
+            reason=reason,
+        )
+        with watch.stage("prepare"):
+            prepared = self._fuser.prepare(generation.mix)
+        with self._swap_gate.swap(), watch.stage("commit"):
+            self._put_into_use(prepared, generation)
+        if scene is not None:
+            self._scene = scene
+        self._tally.fusions += 1
+        self._announce(generation)
+        return generation
+
+    def _put_into_use(self, prepared: PreparedModel, generation: Generation) -> None:
+        """Weights, class embeddings and description change together, or not at all."""
+        earlier = self._fuser.in_use
+        self._fuser.commit(prepared)
+        try:
+            self._parts.engine.set_text(prepared.text_features)
+        except Exception:
+            if earlier is not None:
+                self._fuser.revert(earlier)
+                self._parts.engine.set_text(earlier.text_features)
+            raise
+        self._generation = generation
+
+    def _announce(self, generation: Generation) -> None:
+        mix = generation.mix.as_dict() or "base model"
+        logger.info("generation %d (%s): %s", generation.number, generation.reason, mix)
+        for callback in list(self.on_generation):
+            try:
+                callback(generation)
+            except Exception:
+                logger.exception("a callback failed on generation %d", generation.number)
+
+    def _notice_restart(self, stamp_ns: int) -> None:
+        """Start over where stamps jump back, as they do when a recording loops."""
+        if self._newest_stamp_ns is not None and stamp_ns < self._newest_stamp_ns - JUMP_BACK_NS:
+            logger.info("stamps jumped back by %.1f s: drift gate reset", (self._newest_stamp_ns - stamp_ns) / 1e9)
+            self.reset_gate()
+        self._newest_stamp_ns = max(stamp_ns, self._newest_stamp_ns or stamp_ns)
+
+    def _step(
+        self,
+        action: str,
+        frame: Frame,
+        watch: Stopwatch,
+        *,
+        drift: float | None = None,
+        mix: AdapterMix | None = None,
+        error: str | None = None,
+    ) -> AdaptationStep:
+        return AdaptationStep(
+            action=action,
+            stamp_ns=frame.stamp_ns,
+            generation=self._generation,
+            drift=drift,
+            mix=mix,
+            error=error,
+            latency_ms=watch.latency_ms,
+        )

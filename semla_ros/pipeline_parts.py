@@ -1,0 +1,110 @@
+"""What a pipeline is made of, and which setting counts where several places have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.engines.base import Engine
+from semla_ros.engines.torch_engine import TorchEngine, choose_device
+from semla_ros.errors import LibraryError, VocabularyError
+from semla_ros.library_manifest import LibraryManifest, read_manifest
+from semla_ros.resources import find_model, shipped_library
+from semla_ros.scene_embedding import SceneEncoder
+from semla_ros.scene_encoder_files import ENCODER_FILE
+from semla_ros.segmentation.checkpoint import LoadedModel, load_model
+from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.targets import lora_signature
+
+PUBLISHED_ENCODER = "ViT-L-14/openai"  # behind the published centroids
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PipelineParts:
+    """Everything that a pipeline owns, loaded and fitting together.
+
+    Attributes:
+        model: With its base weights; the pipeline changes them.
+        engine: Runs the forward pass of `model`.
+        encoder: Made the library's centroids.
+        library: Fits `model`.
+        tokens_of: Class names -> token ids for `model.encode_text`; raises VocabularyError on a bad list.
+        class_names: The vocabulary to start with.
+        retrieval: Settings to start with.
+        drift: Settings to start with.
+        compat: Defects of the published code to reproduce.
+        memory: See `Fuser`.
+    """
+
+    model: CatSeg
+    engine: Engine
+    encoder: SceneEncoder
+    library: AdapterLibrary
+    tokens_of: Callable[[Sequence[str]], Tensor]
+    class_names: tuple[str, ...]
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
+    compat: CompatConfig = field(default_factory=CompatConfig)
+    memory: Literal["double", "single"] = "double"
+
+
+def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> PipelineParts:
+    """Load model, scene encoder and library, each checked against the others.
+
+    Args:
+        config: Settings; empty ones are filled from the model and the library.
+        library: Used instead of loading `config.library`.
+
+    Raises:
+        SemlaError: A file is missing, damaged or does not fit the others.
+    """
+    device = choose_device(config.inference.device)
+    path = find_model(config.model, config.model_dir)
+    library_folder = Path(config.library).expanduser() if config.library else shipped_library(config.model)
+    if library is None and not library_folder.is_dir():
+        raise LibraryError(
+            f"adapter library {library_folder} is not there; give the folder that holds one folder per adapter"
+        )
+    manifest = library.manifest if library is not None else read_manifest(library_folder)
+    encoder = SceneEncoder.load(_encoder_source(path, manifest), model_dir=config.model_dir, device=device)
+    loaded = load_model(path, device)
+    if library is None:
+        library = AdapterLibrary.load(
+            library_folder,
+            targets=lora_signature(loaded.model),
+            encoder_id=encoder.id,
+            encoder_dim=encoder.dim,
+            base_sha=loaded.sha256 if manifest.base.sha256 else None,  # reading a published file takes seconds
+        )
+    return PipelineParts(
+        model=loaded.model,
+        engine=TorchEngine(loaded.model, config.inference),
+        encoder=encoder,
+        library=library,
+        tokens_of=lambda names: loaded.tokenizer.tokenize(names, loaded.template),
+        class_names=_class_names(config, loaded),
+        retrieval=config.retrieval or library.retrieval or RetrievalConfig(),
+        drift=config.drift or library.drift or DriftConfig(),
+        compat=config.compat,
+        memory=config.inference.memory,
+    )
+
+
+def _encoder_source(model: Path, manifest: LibraryManifest) -> str | Path:
+    """The encoder beside the model, else the one that the library names, else the published one."""
+    if (model / ENCODER_FILE).is_file():
+        return model
+    return manifest.encoder.id or PUBLISHED_ENCODER
+
+
+def _class_names(config: SemlaConfig, loaded: LoadedModel) -> tuple[str, ...]:
+    names = config.classes or loaded.class_names
+    if not names:
+        raise VocabularyError(f"model '{loaded.model_id}' has no class list of its own; name the classes to segment")
+    return tuple(names)
