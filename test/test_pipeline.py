@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_parts import ADAPTERS, CLASSES, PipelineFactory
 
-from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig
+from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import AdapterMix, Frame, Generation
