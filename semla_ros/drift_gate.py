@@ -105,6 +105,8 @@ class DriftGate:
 
     def accept(self, stamp_ns: int) -> None:
         """A mix for the latest smoothed embedding is in use since this stamp."""
+        if self._reference is None:
+            self._begin_change(stamp_ns)  # the first mix is made for a single embedding, noise and all
         self._reference = self._smoothed
         self._accepted_ns = stamp_ns
 
@@ -121,8 +123,7 @@ class DriftGate:
 
     def _has_moved(self, drift: float, stamp_ns: int) -> bool:
         if drift > self.config.drift_threshold:
-            settling_s = SETTLING_CONSTANTS * self.config.smoothing_s + 1.0 / self.config.retrieval_rate_hz
-            self._change_ends_ns = stamp_ns + int(settling_s * 1e9)
+            self._begin_change(stamp_ns)
             return True
         if self._change_ends_ns is None:
             return False
@@ -130,6 +131,10 @@ class DriftGate:
             self._change_ends_ns = None
             return False
         return True
+
+    def _begin_change(self, stamp_ns: int) -> None:
+        settling_s = SETTLING_CONSTANTS * self.config.smoothing_s + 1.0 / self.config.retrieval_rate_hz
+        self._change_ends_ns = stamp_ns + int(settling_s * 1e9)
 
 
 def _relative_move(vector: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
