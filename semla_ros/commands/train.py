@@ -1,0 +1,168 @@
+"""Train the tiny models, or one adapter for a model of your own.
+
+Examples:
+  semla train all
+  semla train adapter --name dusk --model catseg-l --images DIR --labels DIR --classes FILE --library DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.errors import ConfigError
+from semla_ros.resources import find_model, share_folder
+from semla_ros.scene_embedding import SceneEncoder
+from semla_ros.scene_encoder_files import ENCODER_FILE
+from semla_ros.segmentation.checkpoint import LoadedModel, load_model
+from semla_ros.segmentation.targets import lora_signature
+from semla_ros.training.adapter_training import AdapterTrainingConfig, published_adapter_training, train_adapter
+from semla_ros.training.progress import progress_bar
+from semla_ros.training.recipe import (
+    Recipe,
+    TrainingFolders,
+    render_training_images,
+    train_all,
+    train_clip_stage,
+    train_segmenter_stage,
+)
+from semla_ros.training.samples import FolderSamples
+
+PUBLISHED_ENCODER = "ViT-L-14/openai"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `semla train`."""
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    for name, text in (
+        ("all", "everything: CLIP, segmenter, adapters, library; resumable"),
+        ("clip", "the tiny CLIP and the scene encoder"),
+        ("segmenter", "the tiny segmenter, on clear day"),
+    ):
+        part = parts.add_parser(name, help=text, description=text)
+        part.add_argument("--recipe", type=Path, help="YAML file; default: config/training.yaml")
+        part.add_argument("--budget", type=float, default=1.0, help="factor on every number of steps (default 1)")
+        part.add_argument("--work", type=Path, default=Path("out/training"), help="progress and rendered images")
+        part.add_argument("--model-out", type=Path, default=Path("out/training/models/semla-tiny"))
+        part.add_argument("--library-out", type=Path, default=Path("out/training/adapters/semla-tiny"))
+        part.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    adapter = parts.add_parser(
+        "adapter",
+        help="one LoRA adapter from images and labels",
+        description="Train one adapter with peft and write it in the published folder layout, with its centroid.",
+    )
+    adapter.add_argument("--name", required=True, help="folder name of the adapter")
+    adapter.add_argument("--images", type=Path, required=True, help="folder of images, searched recursively")
+    adapter.add_argument("--labels", type=Path, required=True, help="folder of 8-bit class-index PNGs; 255 is ignored")
+    adapter.add_argument("--classes", type=Path, required=True, help="text file, one class name a line, in index order")
+    adapter.add_argument("--library", type=Path, required=True, help="folder to write the adapter into")
+    adapter.add_argument("--model", default="semla-tiny", help="base model id or checkpoint")
+    adapter.add_argument("--model-dir", default="", help="where model files are")
+    adapter.add_argument("--encoder", default="", help="scene encoder; default: the one that goes with the model")
+    adapter.add_argument(
+        "--recipe", type=Path, help="YAML file with an 'adapter' part; default: as published"
+    )
+    adapter.add_argument("--steps", type=int, default=2000, help="with the published settings (default 2000)")
+    adapter.add_argument("--batch-size", type=int, default=2, help="with the published settings (default 2)")
+    adapter.add_argument("--seed", type=int, default=0)
+    adapter.add_argument("--device", default="auto")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the chosen part."""
+    device = _device(arguments.device)
+    if arguments.part == "adapter":
+        return _train_adapter(arguments, device)
+    recipe = Recipe.load(arguments.recipe or share_folder() / "config" / "training.yaml", arguments.budget)
+    folders = TrainingFolders(work=arguments.work, model=arguments.model_out, library=arguments.library_out)
+    if arguments.part == "all":
+        train_all(recipe, folders, device)
+        print(f"model in {folders.model}, library in {folders.library}")
+        return 0
+    folders.work.mkdir(parents=True, exist_ok=True)
+    samples = render_training_images(recipe, folders.scenes)
+    if arguments.part == "clip":
+        train_clip_stage(recipe, folders, samples, device)
+        print(f"scene encoder in {folders.encoder}, CLIP in {folders.clip}")
+    else:
+        if not folders.clip.is_file():
+            raise ConfigError(f"{folders.clip} does not exist; 'semla train clip' makes it")
+        train_segmenter_stage(recipe, folders, samples, device)
+        print(f"segmenter in {folders.segmenter}")
+    return 0
+
+
+def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
+    class_names = _class_names(arguments.classes)
+    model_path = find_model(arguments.model, arguments.model_dir)
+    base = load_model(model_path)
+    tokens = base.tokenizer.tokenize(class_names, base.template)
+    source = FolderSamples(arguments.images, arguments.labels, len(class_names))
+    for index in range(len(source)):
+        source.mask(index)  # every label is checked before hours are spent
+    encoder = SceneEncoder.load(arguments.encoder or _encoder_of(base))
+    config = _adapter_config(arguments)
+    target = arguments.library / arguments.name
+    if target.exists():
+        raise ConfigError(f"{target} exists already; remove it, or choose another name")
+    arguments.library.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".training.", dir=arguments.library))
+    try:
+        with progress_bar(f"train adapter {arguments.name}", config.loop.steps) as (_, on_step):
+            centroid = train_adapter(
+                base.model,
+                source,
+                tokens,
+                config,
+                name=arguments.name,
+                library=staging,
+                encoder=encoder,
+                device=device,
+                on_step=on_step,
+            )
+        # What was written must load before it joins the library.
+        AdapterLibrary.load(staging, targets=lora_signature(base.model)).adapter(arguments.name).layers  # noqa: B018
+        (staging / arguments.name).rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(
+        f"adapter '{arguments.name}' in {target}: rank {config.rank}, alpha {config.alpha}, centroid of "
+        f"{centroid.count} images, mean distance {centroid.spread_mean:.3g} (95 % within {centroid.spread_p95:.3g})"
+    )
+    return 0
+
+
+def _adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
+    if arguments.recipe:
+        return Recipe.load(arguments.recipe).adapter
+    return published_adapter_training(arguments.steps, arguments.batch_size, arguments.seed)
+
+
+def _encoder_of(base: LoadedModel) -> str:
+    """The scene encoder beside our own models; the published one for all others."""
+    beside = base.path.parent / ENCODER_FILE
+    return str(beside) if beside.is_file() else PUBLISHED_ENCODER
+
+
+def _class_names(path: Path) -> list[str]:
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise ConfigError(f"class list {path}: {error.strerror}; give a text file with one class name a line") from None
+    return [name for name in names if name]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
+    return device
