@@ -69,6 +69,7 @@ class CameraStatistics:
         self._answered = 0
         self._dropped: Counter[str] = Counter()
         self._last_error = ""
+        self._latest_s: float | None = None  # arrival of the latest image
         self._forget()
 
     def _forget(self) -> None:
@@ -89,6 +90,7 @@ class CameraStatistics:
         with self._lock:
             self._received += 1
             self._arrivals.append(now_s)
+            self._latest_s = now_s
 
     def drop(self, now_s: float, reason: str, error: str = "") -> None:
         """Count an image that gets no mask, and why."""
@@ -111,6 +113,8 @@ class CameraStatistics:
         """Everything at once, with rates over the last `window_s` seconds."""
         with self._lock:
             since = now_s - window_s
+            if self._latest_s is not None:
+                self._latest_s = min(self._latest_s, now_s)  # the clock may have jumped back since
             recent = Counter(reason for time_s, reason in self._drops if time_s >= since)
             return CameraSnapshot(
                 received=self._received,
@@ -120,7 +124,7 @@ class CameraStatistics:
                 recent_dropped=dict(recent),
                 image_rate_hz=_rate_hz(self._arrivals, since),
                 mask_rate_hz=_rate_hz(self._answers, since),
-                silence_s=now_s - self._arrivals[-1] if self._arrivals else None,
+                silence_s=None if self._latest_s is None else now_s - self._latest_s,
                 latency_ms={stage: _spread(values) for stage, values in self._latency.items()},
                 age_ms=_spread(self._age) if self._age else None,
                 last_error=self._last_error,

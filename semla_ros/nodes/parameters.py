@@ -217,8 +217,12 @@ class Settings:
     drift: DriftConfig
 
     @classmethod
-    def make(cls, given: Mapping[str, Any]) -> Settings:
+    def make(cls, given: Mapping[str, Any], explicit: Iterable[str] | None = None) -> Settings:
         """Check given values (ROS types; None = not set) together with the defaults of the rest.
+
+        Args:
+            given: Name -> value.
+            explicit: Which of them count as given by the user; None = all.
 
         Raises:
             ConfigError: A name is unknown, a value is of the wrong type or out of range, or values do not fit together.
@@ -231,7 +235,8 @@ class Settings:
             name: spec.default if given.get(name) is None else _to_ros(_from_ros(given[name]))
             for name, spec in SPECS.items()
         }
-        explicit = frozenset(name for name, value in given.items() if value is not None)
+        is_given = frozenset(name for name, value in given.items() if value is not None)
+        explicit = is_given if explicit is None else frozenset(explicit) & is_given
 
         def group(cls: type[Any], prefix: str = "", **nested: Any) -> Any:
             fields = [item.name for item in dataclasses.fields(cls) if item.name not in nested]
@@ -254,14 +259,13 @@ class Settings:
 
     def changed(self, changes: Mapping[str, Any]) -> Settings:
         """These settings with some values changed; raises `ConfigError` as `make` does."""
-        given = {name: self.values[name] for name in self.explicit}
-        return Settings.make({**given, **changes})
+        return Settings.make({**self.values, **changes}, self.explicit | set(changes))
 
     def with_recommended(self, retrieval: RetrievalConfig, drift: DriftConfig, classes: Iterable[str]) -> Settings:
         """These settings with the values that a loaded pipeline uses where none was given."""
         recommended = {**dataclasses.asdict(retrieval), **dataclasses.asdict(drift), "classes": list(classes)}
         given = {name: self.values[name] for name in self.explicit}
-        return Settings.make({**recommended, **given})
+        return Settings.make({**self.values, **recommended, **given}, self.explicit)
 
 
 def _names(cls: type[Any]) -> frozenset[str]:

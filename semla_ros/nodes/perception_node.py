@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         assert self._bank is not None
         pipeline = self._bank.any
         settings = self._settings.with_recommended(pipeline.retrieval, pipeline.drift, pipeline.class_names)
-        self._settings = replace(settings, explicit=self._settings.explicit)
+        self._settings = settings
         self._is_syncing = True
         try:
             changes = [

@@ -19,7 +19,7 @@ import rclpy
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
@@ -27,13 +27,14 @@ from semla_ros.config import from_mapping
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.nodes import messages
 from semla_ros.nodes.malloc_tuning import keep_large_blocks
-from semla_ros.nodes.outputs import LATCHED_QOS
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.scenes import Drive, Scene, demo_drive
 from semla_ros.scenes.cities import city_style
 
 # Reliable, so that a recorder misses nothing; whoever asks for best effort gets that.
 CAMERA_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+# Latched, so that the end is heard by all; deep, so that a monitor reads the segment of every image.
+SEGMENT_QOS = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +145,7 @@ class SceneCameraNode(Node):
         self._image = self.create_publisher(Image, "image", CAMERA_QOS)
         self._truth = self.create_publisher(Image, "ground_truth", CAMERA_QOS)
         self._camera_info = self.create_publisher(CameraInfo, "camera_info", CAMERA_QOS)
-        # Deep enough for a monitor to read every frame's segment, and latched, so that the end is heard by all.
-        self._segment = self.create_publisher(String, "segment", LATCHED_QOS)
+        self._segment = self.create_publisher(String, "segment", SEGMENT_QOS)
         self._info = camera_info(self._config)
         self._sent = 0
         self._is_stopping = threading.Event()
@@ -161,7 +161,7 @@ class SceneCameraNode(Node):
             for name, parameter in self._parameter_overrides.items()
             if not self.has_parameter(name)
         }
-        config: SceneCameraConfig = from_mapping(SceneCameraConfig, given, where="scene_camera")
+        config: SceneCameraConfig = from_mapping(SceneCameraConfig, given)
         for name in names:
             self.declare_parameter(
                 name,

@@ -1,0 +1,54 @@
+"""Hear what nodes say on /diagnostics, for programs that are no nodes themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+
+from semla_ros.nodes.diagnostics import Level, Report
+
+
+def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, Report]]:
+    """Give all statuses heard so far, by name, each time a message comes in.
+
+    Args:
+        timeout_s: Stop this many seconds after the start.
+        topic: Where to listen.
+
+    Yields:
+        Name -> latest status; the same dict each time, updated.
+    """
+    context = Context()
+    rclpy.init(args=[], context=context)
+    node = rclpy.create_node("semla_status", context=context, use_global_arguments=False, enable_rosout=False)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    heard: dict[str, Report] = {}
+    count = 0
+
+    def hear(message: DiagnosticArray) -> None:
+        nonlocal count
+        count += 1
+        for status in message.status:
+            values = {item.key: item.value for item in status.values}
+            level = Level(min(status.level[0], Level.STALE))
+            heard[status.name] = Report(name=status.name, level=level, message=status.message, values=values)
+
+    node.create_subscription(DiagnosticArray, topic, hear, 50)
+    end_s = time.monotonic() + timeout_s
+    try:
+        seen = 0
+        while (left_s := end_s - time.monotonic()) > 0:
+            executor.spin_once(timeout_sec=left_s)
+            if count > seen:
+                seen = count
+                yield heard
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)

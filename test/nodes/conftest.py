@@ -1,0 +1,40 @@
+"""Fixtures for tests over DDS: one graph per test process, one costless perception node per module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # `graph` and `costless_node` are imported by name
+
+from graph import HERE, Graph, PerceptionClient
+
+COSTLESS = str(HERE / "costless_node.py")
+
+
+@pytest.fixture(scope="session")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
+    graph = Graph(tmp_path_factory.mktemp("nodes"))
+    yield graph
+    graph.close()
+
+
+@pytest.fixture(scope="module")
+def perception(graph: Graph, request: pytest.FixtureRequest) -> Iterator[PerceptionClient]:
+    """An active node on a model that costs nothing, in a namespace named after the test module."""
+    namespace = request.module.__name__.split(".")[-1]
+    client = PerceptionClient(graph, namespace)
+    process = start_costless(graph, namespace)
+    client.process = process
+    client.wait_for_state("active")
+    yield client
+    assert process.is_alive, process.output
+    assert process.stop() == 0, process.output
+
+
+def start_costless(graph: Graph, namespace: str, **parameters: object):
+    parameters = {"diagnostics.period_s": 0.1, "diagnostics.hardware_id": namespace} | parameters
+    return graph.start(COSTLESS, namespace=namespace, **parameters)

@@ -1,0 +1,161 @@
+"""Every encoding against an image whose colours are known; what does not add up is refused by name."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from semla_ros.errors import ImageError
+from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use, why_unsafe
+from semla_ros.nodes.image_codec import ENCODINGS, decode, decode_compressed
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
+BAYER_SITES = {"rggb": "RGGB", "bggr": "BGGR", "gbrg": "GBRG", "grbg": "GRBG"}
+
+
+def encode(image: np.ndarray, encoding: str, *, padding: int = 0, is_bigendian: bool = False) -> dict:
+    """An RGB picture of one colour per image as the fields of a message, written independently of the codec."""
+    height, width = image.shape[:2]
+    grey = image.mean(axis=2).astype(np.uint8)
+    byte_order = ">" if is_bigendian else "<"
+    if encoding in ("rgb8", "bgr8", "rgba8", "bgra8"):
+        pixels = image if encoding.startswith("rgb") else image[..., ::-1]
+        if "a" in encoding:
+            pixels = np.concatenate([pixels, np.full((height, width, 1), 7, np.uint8)], axis=2)
+        rows = pixels.reshape(height, -1)
+    elif encoding == "mono8":
+        rows = grey
+    elif encoding == "mono16":
+        rows = (grey.astype(np.uint16) * 257).astype(f"{byte_order}u2").view(np.uint8)
+    elif encoding.startswith("bayer"):
+        sites = BAYER_SITES[encoding.removeprefix("bayer_").rstrip("0123456789")]
+        mosaic = np.zeros((height, width), np.uint8)
+        for index, site in enumerate(sites):
+            mosaic[index // 2 :: 2, index % 2 :: 2] = image[index // 2 :: 2, index % 2 :: 2, "RGB".index(site)]
+        rows = mosaic
+        if encoding.endswith("16"):
+            rows = (mosaic.astype(np.uint16) * 257).astype(f"{byte_order}u2").view(np.uint8)
+    else:
+        red, green, blue = (image[..., channel].astype(float) for channel in range(3))
+        luma = 16 + (65.738 * red + 129.057 * green + 25.064 * blue) / 256  # ITU-R BT.601, limited range
+        u = 128 + (-37.945 * red - 74.494 * green + 112.439 * blue) / 256
+        v = 128 + (112.439 * red - 94.154 * green - 18.285 * blue) / 256
+        luma, u, v = (np.round(plane).astype(np.uint8) for plane in (luma, u, v))
+        if encoding in ("nv12", "nv21"):
+            chroma = np.stack([u, v] if encoding == "nv12" else [v, u], axis=2)[::2, ::2].reshape(height // 2, width)
+            rows = np.concatenate([luma, chroma])
+        else:
+            chroma = np.where(np.arange(width) % 2 == 0, u, v)
+            order = [chroma, luma] if encoding in ("yuv422", "uyvy") else [luma, chroma]
+            rows = np.stack(order, axis=2).reshape(height, -1)
+    rows = np.concatenate([rows, np.full((len(rows), padding), 0xAA, np.uint8)], axis=1)
+    return {
+        "encoding": encoding, "width": width, "height": height, "step": rows.shape[1], "data": rows.tobytes(),
+        "is_bigendian": is_bigendian,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", [0, 5], ids=["tight", "padded"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_each_encoding_gives_the_colour_that_was_put_in(encoding: str, padding: int) -> None:
+    for colour in COLOURS.values():
+        image = np.full((8, 12, 3), colour, np.uint8)
+        decoded = decode(**encode(image, encoding, padding=padding))
+        expected = np.full_like(image, image.mean(axis=2)[0, 0]) if encoding.startswith("mono") else image
+        assert decoded.shape == image.shape
+        assert decoded.dtype == np.uint8
+        assert np.abs(decoded.astype(int) - expected).max() <= 3, (encoding, colour)  # rounding of YUV
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "bayer_rggb16", "bayer_grbg16"])
+def test_both_byte_orders_give_the_same_picture(encoding: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    little, big = (decode(**encode(image, encoding, padding=3, is_bigendian=order)) for order in (False, True))
+    assert np.array_equal(little, big)
+
+
+def test_rgb8_is_a_view_of_the_message_whatever_its_step() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    message = encode(image, "rgb8", padding=4)
+    message["data"] = bytearray(message["data"])
+    decoded = decode(**message)
+    assert np.array_equal(decoded, image)
+    message["data"][0] ^= 0xFF
+    assert decoded[0, 0, 0] == image[0, 0, 0] ^ 0xFF
+
+
+def test_the_padding_of_the_last_row_may_be_missing() -> None:
+    message = encode(np.zeros((4, 4, 3), np.uint8), "bgr8", padding=4)
+    message["data"] = message["data"][:-4]
+    assert decode(**message).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"encoding": "32FC1"}, ["unknown encoding '32FC1'", "rgb8"]),
+        ({"encoding": ""}, ["unknown encoding ''"]),
+        ({"width": 0}, ["0x4", "at least 1"]),
+        ({"height": 0}, ["4x0", "at least 1"]),
+        ({"step": 11}, ["step 11", "at least 12 bytes"]),
+        ({"step": 13}, ["truncated", "52", "48"]),
+        ({"data": b""}, ["truncated", "got 0"]),
+        ({"data": bytes(49)}, ["too long", "expected 48", "got 49"]),
+        ({"encoding": "nv12", "height": 3}, ["nv12", "4x3", "2x2"]),
+        ({"encoding": "yuv422", "width": 3}, ["yuv422", "2x1"]),
+        ({"encoding": "bayer_rggb8", "height": 1}, ["bayer_rggb8", "2x2"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_what_does_not_add_up_is_refused_by_name(changes: dict, words: list[str]) -> None:
+    message = encode(np.zeros((4, 4, 3), np.uint8), "rgb8") | changes
+    with pytest.raises(ImageError) as caught:
+        decode(**message)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(("suffix", "tolerance"), [(".png", 0), (".jpg", 12)])
+def test_compressed_images_come_back_as_rgb(suffix: str, tolerance: int) -> None:
+    image = np.full((16, 24, 3), (200, 100, 50), np.uint8)
+    _, encoded = cv2.imencode(suffix, image[..., ::-1])
+    decoded = decode_compressed(encoded.tobytes())
+    assert np.abs(decoded.astype(int) - image).max() <= tolerance
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_a_truncated_file_is_refused_rather_than_filled_with_grey(suffix: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    encoded = cv2.imencode(suffix, picture)[1].tobytes()
+    for data in (encoded[: len(encoded) // 2], encoded[:10], b"", b"\0" * 100):
+        with pytest.raises(ImageError, match="compressed image of"):
+            decode_compressed(data, "bgr8; jpeg compressed bgr8")
+
+
+def test_cv_bridge_is_refused_where_it_would_crash_or_is_missing() -> None:
+    assert not should_use("never")
+    reason = why_unsafe()
+    if reason:
+        assert not should_use("auto")
+        with pytest.raises(Exception, match="cv_bridge is set to 'always', but"):
+            should_use("always")
+        assert not ImageDecoder(should_use("auto")).uses_cv_bridge
+    else:  # both exist: they must agree
+        from sensor_msgs.msg import Image
+
+        image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+        for encoding in ("rgb8", "bgr8", "rgba8", "bgra8", "mono8"):
+            message = Image(**{**encode(image, encoding), "is_bigendian": 0})
+            assert np.abs(ImageDecoder(True)(message).astype(int) - ImageDecoder(False)(message)).max() <= 1, encoding
+
+
+def test_numpy_2_alone_is_reason_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(np, "__version__", "2.1.0")
+    assert "crashes with numpy 2.1.0" in why_unsafe()
+    monkeypatch.setattr(np, "__version__", "1.26.4")
+    assert why_unsafe() == ""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "cv_bridge.boost" else object())
+    assert "cv_bridge.boost is missing" in why_unsafe()

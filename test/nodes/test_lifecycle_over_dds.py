@@ -1,0 +1,132 @@
+"""Life cycle, threads and several cameras, from outside the process."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import start_costless
+from graph import RELIABLE, Graph, PerceptionClient, wait_for
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+CYCLES = 50
+
+
+def test_fifty_cycles_leave_no_thread_file_or_memory_behind(graph: Graph) -> None:
+    client = PerceptionClient(graph, "cycles")
+    process = start_costless(graph, "cycles", autostart=False)
+    client.wait_for_state("unconfigured")
+    system = psutil.Process(process.pid)
+
+    def held() -> tuple[int, int]:
+        return system.num_threads(), system.num_fds()
+
+    for cycle in range(CYCLES):
+        for name in ("configure", "activate", "deactivate", "cleanup"):
+            assert client.transition(name), f"{name} in cycle {cycle}:\n{process.output}"
+        if cycle == 4:  # caches of the middleware have filled
+            first, memory = held(), system.memory_info().rss
+    assert held()[0] <= first[0] + 1
+    assert held()[1] <= first[1] + 2
+    assert system.memory_info().rss < 1.05 * memory
+    assert client.state() == "unconfigured"
+    assert process.stop() == 0, process.output
+
+
+def test_the_node_answers_while_it_configures_and_refuses_a_second_transition(graph: Graph) -> None:
+    client = PerceptionClient(graph, "slow")
+    process = start_costless(graph, "slow", model="slow")
+    client.wait_for_message("node", "loading model slow")
+    started_s = time.monotonic()
+    assert client.state() == "configuring"
+    assert client.parameter("top_k") == 5
+    assert not client.transition("configure")
+    assert time.monotonic() - started_s < 1.2  # loading takes 1.5 s
+    client.wait_for_state("active")
+    assert process.stop() == 0, process.output
+
+
+def test_an_impossible_transition_is_refused_and_survived(graph: Graph) -> None:
+    client = PerceptionClient(graph, "impossible")
+    process = start_costless(graph, "impossible", autostart=False)
+    client.wait_for_state("unconfigured")
+    assert not client.transition("activate")
+    assert client.transition("configure")
+    assert not client.transition("configure")
+    assert client.transition("activate")
+    assert client.transition("shutdown")
+    assert client.state() == "finalized"
+    assert process.stop(signal.SIGTERM) == 0, process.output
+
+
+def test_an_inactive_node_takes_no_images_and_forgets_none_of_its_settings(graph: Graph) -> None:
+    client = PerceptionClient(graph, "inactive")
+    process = start_costless(graph, "inactive", top_k=2)
+    client.wait_for_state("active")
+    masks = graph.collect(Image, f"{client.prefix}/mask")
+    assert client.set_parameters(temperature=0.5).successful
+    client.send(client.image())
+    wait_for(lambda: masks, "a mask")
+    assert client.transition("deactivate")
+    assert wait_for(lambda: client._image.get_subscription_count() == 0, "no subscription")
+    assert client.transition("cleanup")
+    assert client.transition("configure")
+    assert client.transition("activate")
+    assert (client.parameter("top_k"), client.parameter("temperature")) == (2, 0.5)
+    masks.clear()
+    wait_for(lambda: client.send(client.image()) and masks, "a mask after the restart")
+    assert process.stop() == 0, process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_under_load_ends_the_process_cleanly(graph: Graph, number: signal.Signals) -> None:
+    namespace = f"ended_by_{number.name.lower()}"
+    client = PerceptionClient(graph, namespace)
+    process = start_costless(graph, namespace)
+    client.wait_for_state("active")
+    shared_before = set(Path("/dev/shm").glob("fastrtps_*"))
+    for _ in range(20):
+        client.send(client.image(size=(480, 640)))
+    assert process.stop(number) == 0, process.output
+    assert "Traceback" not in process.output
+    assert not set(Path("/dev/shm").glob("fastrtps_*")) - shared_before
+
+
+def test_cameras_share_a_model_and_are_answered_on_topics_of_their_own(graph: Graph) -> None:
+    client = PerceptionClient(graph, "rig")
+    process = start_costless(graph, "rig", cameras="[front,left]")
+    client.wait_for_state("active")
+    publishers = {
+        name: graph.node.create_publisher(Image, f"/rig/{name}/image", RELIABLE) for name in ("front", "left")
+    }
+    masks = {name: graph.collect(Image, f"{client.prefix}/{name}/mask") for name in publishers}
+    labels = graph.collect(String, f"{client.prefix}/labels", RELIABLE)
+    wait_for(lambda: all(item.get_subscription_count() for item in publishers.values()), "subscriptions")
+
+    def both() -> bool:
+        for value, (name, publisher) in enumerate(publishers.items()):
+            publisher.publish(client.image(value, frame_id=name))
+        time.sleep(0.05)
+        return all(masks.values())
+
+    wait_for(both, "masks of both cameras")
+    assert {masks[name][-1].header.frame_id for name in masks} == {"front", "left"}
+    assert (masks["front"][-1].data[0], masks["left"][-1].data[0]) == (0, 1)
+    assert client.status("camera front") is not None
+    assert not labels  # latched only: nothing new was published
+    assert process.stop() == 0, process.output
+
+
+def test_each_camera_may_have_a_model_of_its_own(graph: Graph) -> None:
+    client = PerceptionClient(graph, "own_models")
+    process = start_costless(graph, "own_models", cameras="[front,left]", adaptation_scope="camera")
+    client.wait_for_state("active")
+    wait_for(lambda: client.status("adaptation of left"), "adaptation of the left camera")
+    assert client.set_parameters(classes=["a", "b"]).successful
+    wait_for(lambda: client.values("adaptation of front")["Generation"] == "1", "new classes in front")
+    wait_for(lambda: client.values("adaptation of left")["Generation"] == "1", "new classes on the left")
+    assert process.stop() == 0, process.output

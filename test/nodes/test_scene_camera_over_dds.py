@@ -1,0 +1,76 @@
+"""The scene camera as a process: images with ground truth of the same stamp, and a told end."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from graph import LATCHED, RELIABLE, Graph, wait_for
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import String
+
+from semla_ros.config import from_mapping
+from semla_ros.errors import ConfigError
+from semla_ros.nodes.messages import stamp_ns
+from semla_ros.nodes.scene_camera_node import SceneCameraConfig
+from semla_ros.scenes import CLASS_NAMES, demo_drive
+
+MODULE = ("-m", "semla_ros.nodes.scene_camera_node")
+
+
+def test_images_and_truth_come_in_pairs_at_the_rate_until_the_told_end(graph: Graph) -> None:
+    topics = {"image": Image, "ground_truth": Image, "camera_info": CameraInfo}
+    received = {name: graph.collect(kind, f"/drive/{name}", RELIABLE) for name, kind in topics.items()}
+    told = graph.collect(String, "/drive/segment", LATCHED)
+    process = graph.start(
+        *MODULE, namespace="drive", duration_s=1.5, rate_hz=10.0, width=64, height=48, seed=3, frame_id="front"
+    )
+    end = wait_for(lambda: next((m for m in map(_parse, told) if m["finished"]), None), "the end of the drive")
+    assert end["frames_sent"] == 15
+    wait_for(lambda: all(len(items) == 15 for items in received.values()), "all images")
+    stamps = [stamp_ns(message.header.stamp) for message in received["image"]]
+    for name in ("ground_truth", "camera_info"):
+        assert [message.header for message in received[name]] == [message.header for message in received["image"]]
+    assert received["image"][0].header.frame_id == "front"
+    assert np.median(np.diff(stamps)) == pytest.approx(1e8, rel=0.2)
+    segments = {item["stamp_ns"]: item["segment"] for item in map(_parse, told) if not item["finished"]}
+    assert list(segments) == stamps
+    assert segments[stamps[0]] == "clear"
+    scene = demo_drive(3, duration_s=1.5).render(0.0, 64, 48)
+    image, truth = received["image"][0], received["ground_truth"][0]
+    assert (image.encoding, truth.encoding) == ("rgb8", "mono8")
+    assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(48, 64, 3), scene.image)
+    assert np.array_equal(np.frombuffer(truth.data, np.uint8).reshape(48, 64), scene.mask)
+    assert set(truth.data) <= {*range(len(CLASS_NAMES)), 255}
+    late = graph.collect(String, "/drive/segment", LATCHED)
+    wait_for(lambda: late and _parse(late[-1])["finished"], "the end, told to a late joiner")
+    assert process.stop() == 0, process.output
+
+
+def _parse(message: String) -> dict:
+    return json.loads(message.data)
+
+
+def test_a_wrong_parameter_is_one_line_and_status_2(graph: Graph) -> None:
+    process = graph.start(*MODULE, namespace="wrong", rate=5.0)
+    wait_for(lambda: not process.is_alive, "the end of the process")
+    assert process.stop() == 2
+    assert process.output.strip().startswith("scene_camera: unknown setting 'rate'; known: city,")
+    assert len(process.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"rate_hz": 0.0}, ["rate_hz", "positive"]),
+        ({"duration_s": float("inf")}, ["duration_s", "positive"]),
+        ({"city": "atlantis"}, ["atlantis", "boulevard"]),
+        ({"width": "wide"}, ["width", "int"]),
+        ({"height": 8}, ["height", "16"]),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(values: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_mapping(SceneCameraConfig, values)
+    assert all(word in str(caught.value) for word in words), caught.value

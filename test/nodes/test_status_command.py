@@ -1,0 +1,47 @@
+"""`semla status` reads a running node, and says so when there is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from graph import Graph, PerceptionClient, wait_for
+from rich.console import Console
+
+from semla_ros.cli import main
+from semla_ros.commands.status import as_table, folded
+from semla_ros.nodes.diagnostics import Level, Report
+
+
+def test_a_running_node_is_shown_with_its_level_and_values(
+    graph: Graph, perception: PerceptionClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perception.send(perception.image())
+    wait_for(lambda: perception.values("camera").get("Masks published") == "1", "a mask")
+    status = main(["status", "--json", "--timeout", "10"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["perception: node"]["values"]["Lifecycle state"] == "active"
+    assert told["perception: adaptation"]["level"] == "WARN"  # the costless library has a broken adapter
+    assert status == 1
+
+
+def test_silence_is_one_line_and_status_2(graph: Graph, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--node", "nobody", "--timeout", "0.3"]) == 2
+    assert "node 'nobody' was not heard on /diagnostics within 0.3 s" in capsys.readouterr().err
+
+
+def test_latencies_fold_into_one_row_and_empty_values_are_left_out() -> None:
+    values = {"Latency total p50 (ms)": "1.0", "Latency total p95 (ms)": "2.0", "Latency total max (ms)": "3.0"}
+    assert folded({**values, "Last error": "", "Generation": "4"}) == {
+        "Latency total (ms)": "p50 1.0   p95 2.0   max 3.0", "Generation": "4",
+    }  # fmt: skip
+
+
+def test_the_table_shows_every_message() -> None:
+    console = Console(width=100, record=True, file=None, quiet=False, force_terminal=False)
+    with console.capture() as captured:
+        console.print(as_table({
+            "perception: camera": Report(name="perception: camera", level=Level.STALE, message="no image", values={}),
+        }))  # fmt: skip
+    assert "STALE" in captured.get()
+    assert "no image" in captured.get()
