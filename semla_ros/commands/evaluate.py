@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.evaluation.benchmarks import Benchmark, DiskBenchmark, WorldBenchmark
+from semla_ros.evaluation.datasets import class_names
 from semla_ros.evaluation.protocol import Plan, Subject, SubjectSpec
 from semla_ros.evaluation.protocol import run as run_plan
 from semla_ros.evaluation.variants import VARIANTS, Variant, choose_variants
@@ -149,6 +150,8 @@ def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
         model=arguments.model,
         model_dir=arguments.model_dir,
         library=arguments.library,
+        # A published model has no class list of its own; each domain brings its own when its turn comes.
+        classes=class_names("cityscapes-19") if arguments.benchmark == "semla20" else (),
         inference=InferenceConfig(inference=view, device=arguments.device, engine="torch"),
     )
     return PipelineSpec(config=config, retrieval=given)
@@ -171,8 +174,9 @@ def make_plan(
     known = (*benchmark.domain_names, *benchmark.unseen_names, *benchmark.source_names)
     wanted = list(dict.fromkeys(domains)) if domains else list(known)
     benchmark.check(wanted)
-    sources = tuple(name for name in wanted if name in benchmark.source_names and name not in adapter_names)
-    own = tuple(name for name in wanted if name in adapter_names and name not in benchmark.unseen_names)
+    sources = tuple(name for name in wanted if name in benchmark.source_names)
+    not_own = (*benchmark.unseen_names, *sources)
+    own = tuple(name for name in wanted if name in adapter_names and name not in not_own)
     unseen = tuple(name for name in wanted if name not in own and name not in sources)
     without = [name for name in unseen if name in benchmark.domain_names]
     if not domains and not own:
@@ -269,11 +273,12 @@ def _run_sweep(
 def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
     from semla_ros.evaluation.drive_protocol import drive_settings, drive_table, follow_drive, render_drive
     from semla_ros.evaluation.subject import PipelineSpec
+    from semla_ros.scenes.classes import CLASS_NAMES
     from semla_ros.scenes.drive import demo_drive
 
     if not isinstance(spec, PipelineSpec):
         raise ConfigError("'--drive' follows a drive with the whole pipeline; it takes no other subject")
-    pipeline, drift = spec.load_pipeline()
+    pipeline, drift = spec.load_pipeline(CLASS_NAMES)
     settings = drive_settings(drift)
     report: dict[str, dict[str, Any]] = {}
     try:

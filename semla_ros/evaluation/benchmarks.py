@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +231,13 @@ class DiskBenchmark:
 
     def open(self, domain: str) -> DomainSource:
         """The images of one domain."""
-        return DiskDomain(open_domain(domain, self.root, self.split))
+        return DiskDomain(_images_on_disk(domain, self.root, self.split))
+
+
+@functools.cache
+def _images_on_disk(domain: str, root: Path, split: str) -> DomainImages:
+    """Found once per process: a job is a few images, a data set's folder or annotation file has thousands."""
+    return open_domain(domain, root, split)
 
 
 class DiskDomain:

@@ -72,7 +72,7 @@ def variant_colour(variant: str) -> str:
 def grouped_bars(groups: Sequence[str], series: Sequence[Bars]) -> str:
     """Bars of mIoU, one group per domain, one colour per way of adapting; axis 0..1."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(9.0, 0.62 * len(groups) + 1.6), 3.5))
+        figure = Figure(figsize=(max(12.0, 0.62 * len(groups) + 1.6), 3.5))
         axes = figure.subplots()
         width = 0.84 / max(1, len(series))
         centres = np.arange(len(groups))
@@ -106,7 +106,7 @@ def grouped_bars(groups: Sequence[str], series: Sequence[Bars]) -> str:
 def mean_bars(labels: Sequence[str], variants: Sequence[str], values: Sequence[float], spreads: Sequence[float]) -> str:
     """Horizontal bars of the h-means with their figures."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 0.36 * len(labels) + 0.5))
+        figure = Figure(figsize=(12.0, 0.36 * len(labels) + 0.5))
         axes = figure.subplots()
         rows = np.arange(len(labels))[::-1]
         errors = np.nan_to_num(np.asarray(spreads, float))
@@ -156,7 +156,7 @@ def matrix(rows: Sequence[str], columns: Sequence[str], values: FloatArray, *, p
         axes.tick_params(length=0, labelcolor=INK)
         axes.set_xticks(np.arange(-0.5, len(columns)), minor=True)
         axes.set_yticks(np.arange(-0.5, len(rows)), minor=True)
-        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.grid(which="minor", color="#edf0f3", linewidth=1.0)
         axes.tick_params(which="minor", length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -179,7 +179,7 @@ def embedding_map(
     basis = axes_of_variance[:2]
     explained = strengths[:2] ** 2 / max(float((strengths**2).sum()), 1e-12)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 5.6))
+        figure = Figure(figsize=(10.4, 6.6))
         axes = figure.subplots()
         marks = "osD^vP*XhpH<>8d"
         members: dict[str, list[str]] = {}
@@ -201,7 +201,8 @@ def embedding_map(
         axes.set_axisbelow(True)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=7.5, markerscale=1.6)
+        axes.margins(x=0.1)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, markerscale=1.6)
         return as_svg(figure)
 
 

@@ -44,9 +44,9 @@ class PipelineSpec:
         parts = load_parts(config, None)
         return PipelineSubject(parts, self._settings(parts), config)
 
-    def load_pipeline(self) -> tuple[PerceptionPipeline, DriftConfig]:
-        """The whole pipeline with its drift settings, for drives."""
-        parts = load_parts(self.config, None)
+    def load_pipeline(self, class_names: tuple[str, ...] = ()) -> tuple[PerceptionPipeline, DriftConfig]:
+        """The whole pipeline, with a vocabulary (empty = the model's own), and its drift settings; for drives."""
+        parts = load_parts(replace(self.config, classes=class_names or self.config.classes), None)
         parts = replace(parts, retrieval=self._settings(parts))
         return PerceptionPipeline(parts), parts.drift
 

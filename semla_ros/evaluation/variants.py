@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from semla_ros.retrieval import Neighbourhood  # its module loads torch, which workers need not wait for here
 
 WITHOUT_OWN = "_without_own"
+LEAST_SHARE = 0.01  # late fusion leaves out what weighs less: a forward pass each, and no visible effect
 
 Kind = Literal["zero_shot", "uniform", "oracle", "retrieved", "late_fusion"]
 
@@ -150,7 +151,7 @@ def shares(
         embedding: Scene embedding of the image, shape (D,).
 
     Returns:
-        Shares whose weights sum to 1: one for every kind but late fusion.
+        Shares whose weights sum to 1: one for every kind but late fusion, which leaves out those below `LEAST_SHARE`.
     """
     exclude = (own,) if variant.without_own and own is not None else ()
     if variant.kind == "zero_shot" or (variant.kind == "oracle" and own is None):
@@ -166,9 +167,11 @@ def shares(
     mix = retriever.retrieve(embedding, exclude)
     if variant.kind == "retrieved":
         return (Share(mix=mix),)
-    singles = [Share(mix=equal_mix([name]), weight=weight) for name, weight in mix.as_dict().items() if weight > 0]
-    base = [Share(mix=AdapterMix(), weight=mix.base_weight)] if mix.base_weight > 0 else []
-    return (*singles, *base)
+    parts = [(equal_mix([name]), weight) for name, weight in mix.as_dict().items()]
+    parts.append((AdapterMix(), mix.base_weight))
+    parts = [(single, weight) for single, weight in parts if weight >= LEAST_SHARE]
+    total = sum(weight for _, weight in parts)
+    return tuple(Share(mix=single, weight=weight / total) for single, weight in parts)
 
 
 def equal_mix(names: Sequence[str]) -> AdapterMix:
