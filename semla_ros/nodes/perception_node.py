@@ -595,14 +595,20 @@ def _resident_mb() -> float:
 
 def _gpu_mb() -> float | None:
     """Memory that torch holds on the GPU, without starting CUDA where nobody uses it."""
-    torch = sys.modules.get("torch")
+    torch = _loaded_torch()
     if torch is None or not torch.cuda.is_initialized():
         return None
     return float(torch.cuda.memory_reserved()) / 1e6
 
 
-def _empty_gpu_cache() -> None:
+def _loaded_torch() -> Any:
+    """The torch module; None while nobody has imported it, or another thread is still in the middle of that."""
     torch = sys.modules.get("torch")
+    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
+
+
+def _empty_gpu_cache() -> None:
+    torch = _loaded_torch()
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
