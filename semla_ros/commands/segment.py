@@ -1,0 +1,237 @@
+"""Segment image files, each with the adapters that fit its scene.
+
+    semla segment street.png fog.jpg --out out/segment
+    semla segment *.png --model catseg-l --library adapters/catseg-l --inference sliding --classes road car sky
+    semla segment street.png --model catseg-b --random-weights      # time and memory of a size, without its weights
+
+Writes <name>_mask.png (class index per pixel, 255 = unlabelled; 16 bits above 254 classes) and <name>_overlay.png, and
+prints the mix, the time and the peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.table import Table
+
+from semla_ros.config import InferenceConfig, SemlaConfig
+from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.errors import ConfigError, ImageError, SemlaError
+from semla_ros.evaluation.pictures import overlay
+from semla_ros.nodes.label_map import palette_of
+from semla_ros.pipeline import PerceptionPipeline
+from semla_ros.results import AdapterMix, Frame, ImageArray, Segmentation
+from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.text_prompts import Vocabulary
+from semla_ros.stopwatch import Stopwatch
+
+SIZES = {"catseg-b": CatSegConfig.catseg_b, "catseg-l": CatSegConfig.catseg_l}
+STREET_CLASSES = (  # the vocabulary of the common street data sets
+    *(
+        "road",
+        "sidewalk",
+        "building",
+        "wall",
+        "fence",
+        "pole",
+        "traffic light",
+        "traffic sign",
+        "vegetation",
+        "terrain",
+    ),
+    *("sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answer:
+    """What was found in one image."""
+
+    mask: np.ndarray
+    mix: AdapterMix
+    latency_ms: dict[str, float]
+
+
+Segment = Callable[[ImageArray], Answer]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `semla segment`."""
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument("--model", default=SemlaConfig.model, help="id or path; default: %(default)s")
+    parser.add_argument("--model-dir", default="", metavar="DIR", help="where model files are looked for first")
+    parser.add_argument("--library", default="", metavar="DIR", help="adapter library; default: the model's own")
+    parser.add_argument("--out", type=Path, default=Path("out/segment"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="default: the model's own list")
+    parser.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; default: physical cores")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help=f"build {' or '.join(SIZES)} with random weights and no library: what a size costs, masks mean nothing",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segment the images; 0, or 2 through SemlaError on bad input, before anything is written."""
+    images = [(path, read_image(path)) for path in arguments.images]
+    watch = Stopwatch()
+    with watch.stage("load"):
+        class_names, segment = _random_segmenter(arguments) if arguments.random_weights else _adaptive(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    palette = palette_of(class_names)
+    records = []
+    for (path, image), stem in zip(images, _unique_stems(arguments.images), strict=True):
+        answer = segment(image)
+        mask_file, overlay_file = (arguments.out / f"{stem}_{kind}.png" for kind in ("mask", "overlay"))
+        Image.fromarray(answer.mask).save(mask_file)
+        Image.fromarray(overlay(image, answer.mask, palette)).save(overlay_file)
+        records.append(_record(path, mask_file, overlay_file, answer, class_names))
+    summary = {
+        "model": arguments.model,
+        "random_weights": arguments.random_weights,
+        "inference": arguments.inference,
+        "classes": list(class_names),
+        "threads": torch.get_num_threads(),
+        "load_s": watch.latency_ms["load"] / 1e3,
+        "peak_memory_mib": peak_memory_mib(),
+        "images": records,
+    }
+    if arguments.json:
+        json.dump(summary, sys.stdout, indent=2)
+        print()
+    else:
+        _show(summary, records, arguments.out)
+    return 0
+
+
+def read_image(path: Path) -> ImageArray:
+    """Read an image file as RGB, shape (H, W, 3), uint8.
+
+    Raises:
+        ImageError: There is no such file, or it is no image.
+    """
+    try:
+        with Image.open(path) as picture:
+            return np.array(picture.convert("RGB"))
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
+        raise ImageError(f"{path}: cannot be read: {reason}") from None
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _adaptive(arguments: argparse.Namespace) -> tuple[Sequence[str], Segment]:
+    """A pipeline for which each image is a scene of its own."""
+    config = SemlaConfig(
+        model=arguments.model,
+        model_dir=arguments.model_dir,
+        library=arguments.library,
+        classes=tuple(arguments.classes),
+        inference=_inference(arguments),
+    )
+    pipeline = PerceptionPipeline.load(config)
+
+    def segment(image: ImageArray) -> Answer:
+        pipeline.reset_gate()
+        result: Segmentation
+        result, step = pipeline.process(Frame(image=image, stamp_ns=0))
+        if step.error is not None:
+            raise SemlaError(step.error)
+        return Answer(mask=result.mask, mix=result.generation.mix, latency_ms={**step.latency_ms, **result.latency_ms})
+
+    return pipeline.class_names, segment
+
+
+def _random_segmenter(arguments: argparse.Namespace) -> tuple[Sequence[str], Segment]:
+    """A model of a published size with random weights."""
+    if arguments.model not in SIZES:
+        raise ConfigError(f"--random-weights builds {' or '.join(SIZES)}, got --model {arguments.model}")
+    class_names = tuple(arguments.classes) or STREET_CLASSES
+    tokens = Vocabulary().tokenize(class_names)
+    torch.manual_seed(0)
+    model = CatSeg(SIZES[arguments.model]()).eval().requires_grad_(False)
+    engine = TorchEngine(model, _inference(arguments))
+    engine.set_text(model.encode_text(tokens.to(engine.device)))
+
+    def segment(image: ImageArray) -> Answer:
+        output = engine.segment(image, want_confidence=False)
+        return Answer(mask=output.mask, mix=AdapterMix(), latency_ms=dict(output.latency_ms))
+
+    return class_names, segment
+
+
+def _inference(arguments: argparse.Namespace) -> InferenceConfig:
+    return InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads)
+
+
+def _unique_stems(paths: Sequence[Path]) -> list[str]:
+    """File names without suffix; a number is added where two would be the same."""
+    seen: Counter[str] = Counter()
+    stems = []
+    for path in paths:
+        seen[path.stem] += 1
+        stems.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+    return stems
+
+
+def _record(path: Path, mask: Path, picture: Path, answer: Answer, class_names: Sequence[str]) -> dict[str, object]:
+    indices, counts = np.unique(answer.mask, return_counts=True)
+    return {
+        "image": str(path),
+        "mask": str(mask),
+        "overlay": str(picture),
+        "mix": answer.mix.as_dict(),
+        "base_weight": answer.mix.base_weight,
+        "share_of_pixels": {
+            class_names[index]: round(count / answer.mask.size, 4)
+            for index, count in zip(indices.tolist(), counts.tolist(), strict=True)
+            if index < len(class_names)
+        },
+        "latency_ms": {stage: round(value, 3) for stage, value in answer.latency_ms.items()},
+    }
+
+
+def _show(summary: dict[str, object], records: Sequence[dict[str, object]], out: Path) -> None:
+    console = Console()
+    if summary["random_weights"]:
+        console.print("[yellow]random weights: time and memory are real, masks mean nothing[/yellow]")
+    table = Table("image", "adapters", "largest classes", "adapt (ms)", "segment (ms)", box=None, header_style="bold")
+    for record in records:
+        latency, mix, share = record["latency_ms"], record["mix"], record["share_of_pixels"]
+        assert isinstance(latency, dict)
+        assert isinstance(mix, dict)
+        assert isinstance(share, dict)
+        adaptation = sum(latency.get(stage, 0.0) for stage in ("embed", "retrieve", "prepare", "commit"))
+        largest = sorted(share.items(), key=lambda item: -item[1])[:3]
+        table.add_row(
+            Path(str(record["image"])).name,
+            ", ".join(f"{name} {weight:.2f}" for name, weight in mix.items()) or "base model",
+            ", ".join(f"{name} {part:.0%}" for name, part in largest),
+            f"{adaptation:.0f}",
+            f"{latency['total']:.0f}",
+        )
+    console.print(table)
+    console.print(
+        f"loaded in {summary['load_s']:.1f} s, peak memory {summary['peak_memory_mib']:.0f} MiB, "
+        f"{summary['threads']} threads; masks and overlays in {out}/"
+    )
