@@ -21,12 +21,14 @@ from semla_ros.scene_encoder_files import ENCODER_FILE, save_scene_encoder
 from semla_ros.scenes.caption import SYNONYMS
 from semla_ros.scenes.classes import CLASS_NAMES
 from semla_ros.scenes.world import DOMAINS, Domain
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, file_sha256, load_model, save_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, file_sha256, load_model, save_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
 from semla_ros.segmentation.cost_aggregation import AggregatorConfig
 from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, CatSeg, CatSegConfig
+from semla_ros.segmentation.targets import lora_targets
 from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary
 from semla_ros.training.adapter_training import AdapterTrainingConfig, train_adapter
+from semla_ros.training.cards import adapter_card, model_card
 from semla_ros.training.centroids import embed_source
 from semla_ros.training.clip_training import ClipTrainingConfig, train_clip
 from semla_ros.training.progress import progress_bar
@@ -264,13 +266,13 @@ def train_adapters_stage(
             )
         # Written after the adapter: a run that stops in between embeds the images again.
         (folders.work / f"centroid-{name}.json").write_text(json.dumps(centroid.as_dict()), encoding="utf-8")
-    _write_library(recipe, folders, base.sha256, encoder, samples, domains)
+    _write_library(recipe, folders, base, encoder, samples, domains)
 
 
 def _write_library(
     recipe: Recipe,
     folders: TrainingFolders,
-    base_sha256: str,
+    base: LoadedModel,
     encoder: SceneEncoder,
     samples: Samples,
     domains: Mapping[str, Domain],
@@ -292,8 +294,12 @@ def _write_library(
             family=domains[name].family,
             licence="Apache-2.0",
         )
+        card = adapter_card(domains[name], entries[name], base.model_id, recipe.adapter, len(lora_targets(base.model)))
+        (folder / "CARD.md").write_text(card, encoding="utf-8")
+    counts = {name: len(source) for name, source in samples.items()}
+    (folders.model / "README.md").write_text(model_card(base.model_id, encoder.id, counts), encoding="utf-8")
     manifest = LibraryManifest(
-        base=ModelReference(id="semla-tiny", sha256=base_sha256),
+        base=ModelReference(id="semla-tiny", sha256=base.sha256),
         encoder=ModelReference(id=encoder.id, sha256=encoder.sha256),
         retrieval=from_mapping(RetrievalConfig, recipe.retrieval, where="recipe: retrieval"),
         drift=from_mapping(DriftConfig, recipe.drift, where="recipe: drift"),
