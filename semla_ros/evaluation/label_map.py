@@ -12,7 +12,8 @@ import numpy as np
 import yaml
 
 from semla_ros.errors import ConfigError
-from semla_ros.results import UNLABELLED, MaskArray
+from semla_ros.nodes.label_map import unlabelled_of
+from semla_ros.results import MaskArray
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,12 @@ class LabelMap:
 
     def __init__(self, names: Mapping[int, str], class_names: Sequence[str]) -> None:
         indices = {name.strip().lower(): index for index, name in enumerate(class_names)}
+        self._unlabelled = unlabelled = unlabelled_of(class_names)
         is_wide = max([*names, len(class_names)], default=0) > 255
         size, dtype = 65536 if is_wide else 256, np.uint16 if len(class_names) > 254 else np.uint8
-        self._table: MaskArray = np.full(size, UNLABELLED, dtype)  # type: ignore[assignment]
+        self._table: MaskArray = np.full(size, unlabelled, dtype)  # type: ignore[assignment]
         for value, name in names.items():
-            self._table[value] = indices.get(name.strip().lower(), UNLABELLED)
+            self._table[value] = indices.get(name.strip().lower(), unlabelled)
         self.ignored = tuple(sorted({name for name in names.values() if name.strip().lower() not in indices}))
         if names and len(self.ignored) == len(set(names.values())):
             raise ConfigError(
@@ -52,8 +54,12 @@ class LabelMap:
 
     def __call__(self, mask: MaskArray) -> MaskArray:
         """Class index per pixel, shape of `mask`; values that the map does not know are unlabelled."""
-        values = mask if int(mask.max(initial=0)) < len(self._table) else np.where(mask < len(self._table), mask, 255)
-        return self._table[values]
+        if int(mask.max(initial=0)) < len(self._table):
+            return self._table[mask]
+        is_known = mask < len(self._table)
+        mapped = self._table[np.where(is_known, mask, 0)]
+        mapped[~is_known] = self._unlabelled
+        return mapped
 
 
 def read_label_map(path: Path) -> dict[int, str]:

@@ -179,6 +179,13 @@ class FrameSource:
         """Whether any frame may come with ground truth."""
         return self._truth_folder is not None or any(camera.truth_topic for camera in self.cameras)
 
+    @property
+    def rate_hz(self) -> float:
+        """Images per second of the first camera, as far as the bag's counts tell; at least 1."""
+        length_s = (self._bag.end_ns - self._bag.start_ns) / NANOSECONDS
+        images = self._bag.topics[self.cameras[0].topic].count
+        return max(1.0, (images - 1) / length_s / self._options.stride) if length_s > 0 else 1.0
+
     def frames(self) -> Iterator[ReplayFrame]:
         """Yield the frames in recording order. What cannot be decoded is noted in `problems` and left out.
 
@@ -223,8 +230,8 @@ class FrameSource:
         finally:
             is_cancelled.set()
             thread.join()
-        for text in self._bag.problems:
-            self.problems.add(text, text)
+            for text in self._bag.problems:
+                self.problems.add(text, text)
 
     # Reading
 

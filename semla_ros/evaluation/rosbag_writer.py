@@ -93,9 +93,23 @@ class BagWriter:
             raise BagError(f"bag {path}: cannot be written ({error.strerror})") from None
 
     def image(
-        self, topic: str, image: NDArray[np.uint8] | NDArray[np.uint16], stamp_ns: int, frame_id: str = ""
+        self,
+        topic: str,
+        image: NDArray[np.uint8] | NDArray[np.uint16],
+        stamp_ns: int,
+        frame_id: str = "",
+        *,
+        log_ns: int | None = None,
     ) -> None:
-        """Write a raw image: (H, W, 3) uint8 as rgb8, (H, W) uint8 as mono8, (H, W) uint16 as mono16."""
+        """Write a raw image: (H, W, 3) uint8 as rgb8, (H, W) uint8 as mono8, (H, W) uint16 as mono16.
+
+        Args:
+            topic: Where.
+            image: The pixels.
+            stamp_ns: Stamp of its header.
+            frame_id: Frame of its header.
+            log_ns: Recording time; None = the stamp.
+        """
         encoding = "rgb8" if image.ndim == 3 else {1: "mono8", 2: "mono16"}[image.dtype.itemsize]
         message = _new(
             IMAGE,
@@ -107,7 +121,7 @@ class BagWriter:
             step=image.shape[1] * image.dtype.itemsize * (3 if image.ndim == 3 else 1),
             data=np.ascontiguousarray(image).reshape(-1).view(np.uint8),
         )
-        self.write(topic, IMAGE, message, stamp_ns)
+        self.write(topic, IMAGE, message, stamp_ns if log_ns is None else log_ns)
 
     def compressed_image(
         self,
@@ -117,6 +131,7 @@ class BagWriter:
         frame_id: str = "",
         *,
         format: Literal["jpeg", "png"] = "jpeg",
+        log_ns: int | None = None,
     ) -> None:
         """Write an RGB (H, W, 3) or single-channel (H, W) image as JPEG or PNG."""
         channels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
@@ -124,7 +139,7 @@ class BagWriter:
         if not is_encoded:
             raise BagError(f"bag {self.path}: image of shape {image.shape} on {topic} cannot be encoded as {format}")
         message = _new(COMPRESSED_IMAGE, header=_header(stamp_ns, frame_id), format=format, data=data.reshape(-1))
-        self.write(topic, COMPRESSED_IMAGE, message, stamp_ns)
+        self.write(topic, COMPRESSED_IMAGE, message, stamp_ns if log_ns is None else log_ns)
 
     def camera_info(
         self, topic: str, stamp_ns: int, frame_id: str, *, width: int, height: int, focal_px: float
@@ -154,7 +169,14 @@ class BagWriter:
         self.write(topic, STRING, _new(STRING, data=text), log_ns, is_latched=True)
 
     def diagnostics(
-        self, topic: str, statuses: Sequence[Status], stamp_ns: int, frame_id: str = "", *, is_latched: bool = False
+        self,
+        topic: str,
+        statuses: Sequence[Status],
+        stamp_ns: int,
+        frame_id: str = "",
+        *,
+        is_latched: bool = False,
+        log_ns: int | None = None,
     ) -> None:
         """Write a diagnostic message."""
         entries = [
@@ -171,7 +193,7 @@ class BagWriter:
             for status in statuses
         ]
         message = _new(DIAGNOSTICS, header=_header(stamp_ns, frame_id), status=entries)
-        self.write(topic, DIAGNOSTICS, message, stamp_ns, is_latched=is_latched)
+        self.write(topic, DIAGNOSTICS, message, stamp_ns if log_ns is None else log_ns, is_latched=is_latched)
 
     def write(self, topic: str, msgtype: str, message: Any, log_ns: int, *, is_latched: bool = False) -> None:
         """Write any message of the rosbags type store, or its serialized bytes."""

@@ -1,0 +1,343 @@
+"""Replay recorded bags through the pipeline, compare variants over the same frames, and report.
+
+    semla replay out/demo-bag --out out/replay
+    semla replay drive.mcap --topic /front/image_raw --truth masks/ --compare base,uniform,semla,oracle:fog,frozen@12.5
+    semla replay bags/ --out out/replays                    # every bag below bags/, all cores, resumes
+    semla replay bags/ --out out/replays --ray auto         # the same on a Ray cluster
+
+Reads rosbag2 (mcap and sqlite3, compressed or not) without ROS. Writes report.html, summary.json, trace.jsonl and the
+masks as a new bag; the same bag and options give the same masks and trace, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from semla_ros.config import InferenceConfig, SemlaConfig
+from semla_ros.errors import ConfigError
+from semla_ros.evaluation.label_map import read_label_map
+from semla_ros.evaluation.replay import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions
+from semla_ros.evaluation.replay_frames import FrameOptions
+from semla_ros.evaluation.replay_many import TaskResult, find_bags, make_tasks, merge, run_tasks
+from semla_ros.evaluation.replay_many_report import write_many_report
+from semla_ros.evaluation.replay_variants import parse_variants
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="bag folder or file, or a folder of bags")
+    parser.add_argument("--out", type=Path, default=Path("out/replay"), metavar="DIR", help="results (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    what = parser.add_argument_group("what is replayed")
+    what.add_argument("--topic", action="append", default=[], help="image topic, repeatable; default: found by type")
+    what.add_argument(
+        "--truth",
+        action="append",
+        default=[],
+        metavar="TOPIC|DIR",
+        help="ground truth: a label topic per image topic, a folder of <stamp in ns>.png, 'none'; default: found",
+    )
+    what.add_argument("--truth-tolerance", type=float, default=0.0, metavar="MS", help="stamps may differ by (0 ms)")
+    what.add_argument(
+        "--label-map", type=Path, metavar="FILE", help="YAML or JSON: pixel value of the truth -> class name"
+    )
+    what.add_argument("--segments", default="", metavar="TOPIC", help="String topic that names stretches of the bag")
+    what.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds after the bag's first message")
+    what.add_argument("--duration", type=float, default=0.0, metavar="S", help="seconds; default: to the end")
+    what.add_argument("--stride", type=int, default=1, metavar="N", help="every n-th image of each camera")
+    what.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames")
+
+    how = parser.add_argument_group("how")
+    how.add_argument(
+        "--compare",
+        default="base,semla",
+        metavar="A,B",
+        help="variants: base, uniform, semla, oracle:NAME, frozen@SECONDS (%(default)s)",
+    )
+    how.add_argument(
+        "--rate",
+        choices=("max", "realtime"),
+        default="max",
+        help="max: answer every frame; realtime: arrival times and latency count, the newest frame wins (%(default)s)",
+    )
+    how.add_argument(
+        "--scope",
+        choices=("vehicle", "camera"),
+        default="vehicle",
+        help="one scene estimate for all cameras, or one each (%(default)s)",
+    )
+    how.add_argument("--model", default=SemlaConfig.model, help="model id or path (%(default)s)")
+    how.add_argument("--model-dir", default="", metavar="DIR", help="where model files are looked for first")
+    how.add_argument("--library", default="", metavar="DIR", help="adapter library; default: the model's own")
+    how.add_argument("--classes", default="", metavar="A,B", help="vocabulary; default: the model's own")
+    how.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="(%(default)s)")
+    how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
+    how.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="CPU threads per variant (%(default)s): with one, masks are the same whatever the machine's cores",
+    )
+    how.add_argument(
+        "--through-node",
+        action="store_true",
+        help="let the real node answer, fed frame by frame over DDS (needs ROS 2)",
+    )
+
+    results = parser.add_argument_group("results")
+    results.add_argument("--no-bag", action="store_true", help="do not write the masks as a bag")
+    results.add_argument("--no-report", action="store_true", help="do not write report.html")
+    results.add_argument("--video", action="store_true", help="write replay.mp4")
+    results.add_argument(
+        "--propose-adapter", action="store_true", help="list the stretches that no adapter covers, with example frames"
+    )
+
+    many = parser.add_argument_group("many bags")
+    many.add_argument("--jobs", type=int, default=0, metavar="N", help="bags at a time; default: one per core")
+    many.add_argument("--ray", default="", metavar="ADDRESS", help="run on a Ray cluster: auto, local or host:port")
+    many.add_argument("--fresh", action="store_true", help="replay bags again whose results are complete")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay; 0, 1 where some bags failed, 130 after an interrupt."""
+    options = read_options(arguments)
+    bags = find_bags(arguments.bags)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # a terminated replay keeps what it has, as an interrupted one does
+    if len(bags) > 1 or arguments.ray:
+        if arguments.through_node:
+            raise ConfigError("--through-node replays one bag, without --ray")
+        return _run_many(arguments, bags, options)
+    return _run_one(arguments, bags[0], options)
+
+
+def read_options(arguments: argparse.Namespace) -> ReplayOptions:
+    """The options of the command line, checked."""
+    if arguments.threads < 0 or arguments.jobs < 0:
+        raise ConfigError("--threads and --jobs must be at least 0")
+    if arguments.through_node and arguments.rate == "realtime":
+        raise ConfigError("--through-node waits for each mask: --rate realtime cannot be had with it")
+    inference = InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads)
+    return ReplayOptions(
+        frames=FrameOptions(
+            topics=tuple(arguments.topic),
+            truth=tuple(arguments.truth) or ("auto",),
+            label_map=read_label_map(arguments.label_map) if arguments.label_map else {},
+            truth_tolerance_ms=arguments.truth_tolerance,
+            segment_topic=arguments.segments,
+            start_s=arguments.start,
+            duration_s=arguments.duration,
+            stride=arguments.stride,
+            max_frames=arguments.max_frames,
+        ),
+        compare=parse_variants(arguments.compare),
+        config=SemlaConfig(
+            model=arguments.model,
+            model_dir=arguments.model_dir,
+            library=arguments.library,
+            classes=tuple(name.strip() for name in arguments.classes.split(",") if name.strip()),
+            inference=inference,
+        ),
+        rate=arguments.rate,
+        scope=arguments.scope,
+        with_bag=not arguments.no_bag,
+        with_video=arguments.video,
+        with_report=not arguments.no_report,
+        propose_adapter=arguments.propose_adapter,
+    )
+
+
+def _run_one(arguments: argparse.Namespace, bag: Path, options: ReplayOptions) -> int:
+    console = Console(stderr=True)
+    make_runner = None
+    if arguments.through_node:
+        make_runner = _node_runner(options, arguments.out)
+    replay = Replay(bag, arguments.out, options, make_runner=make_runner)
+    with _progress(console) as progress:
+        task = progress.add_task(f"replaying {bag.name}", total=None)
+        summary = replay.run(lambda done, total: progress.update(task, completed=done, total=total))
+    if arguments.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        _print_summary(console, summary, arguments.out)
+    if summary["interrupted"]:
+        console.print("interrupted; the results are those of the frames done so far", style="yellow")
+        return 130
+    return 0
+
+
+def _node_runner(options: ReplayOptions, out: Path) -> Any:
+    try:
+        from semla_ros.nodes.replay_through_node import make_runner
+    except ImportError as error:
+        raise ConfigError(f"--through-node needs ROS 2 (rclpy): {error}") from None
+    return make_runner(options, out)
+
+
+def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: ReplayOptions) -> int:
+    console = Console(stderr=True)
+    tasks = make_tasks(bags, arguments.out, options)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results: list[TaskResult] = []
+    is_interrupted = False
+    with _progress(console) as progress:
+        bar = progress.add_task(f"replaying {len(tasks)} bags", total=len(tasks))
+
+        def told(done: int, total: int, latest: TaskResult | None) -> None:
+            progress.update(bar, completed=done, total=total)
+            if latest is not None and latest.error:
+                progress.console.print(f"{latest.bag}: {latest.error}", style="red", highlight=False, soft_wrap=True)
+
+        try:
+            results = run_tasks(
+                tasks, jobs=arguments.jobs, ray_address=arguments.ray, resumes=not arguments.fresh, progress=told
+            )
+        except KeyboardInterrupt:
+            is_interrupted = True
+            results = [TaskResult(task.bag) for task in tasks]
+    merged = merge(tasks, results)
+    text = json.dumps(merged, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    (arguments.out / SUMMARY).write_text(text, encoding="utf-8")
+    if options.propose_adapter:
+        worklist = json.dumps({"stretches": merged["worklist"]}, indent=1, ensure_ascii=False)
+        (arguments.out / WORKLIST).write_text(worklist + "\n", encoding="utf-8")
+    if options.with_report:
+        write_many_report(arguments.out / REPORT, merged)
+    if arguments.json:
+        print(json.dumps(merged, ensure_ascii=False))
+    else:
+        _print_many(console, merged, arguments.out)
+    if is_interrupted:
+        console.print("interrupted; the same command goes on where it stopped", style="yellow")
+        return 130
+    return 0 if all(not result.error for result in results) else 1
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> None:
+    console.print(_variant_table(summary["variants"], summary["primary"], has_latency=True))
+    for problem in summary["problems"]:
+        console.print(f"not readable: {problem}", style="yellow", highlight=False, soft_wrap=True)
+    if "worklist" in summary:
+        _print_worklist(console, summary["worklist"])
+    time = summary["time"]
+    console.print(
+        f"{summary['frames']} frames in {time['wall_s']:.1f} s, reading and decoding {time['read_decode_share']:.1%} "
+        f"of it, peak memory {time['peak_memory_mb']:.0f} MB",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"report: {out / REPORT if (out / REPORT).is_file() else out / SUMMARY}", highlight=False, soft_wrap=True
+    )
+
+
+def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bool) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    has_truth = any(entry["miou"] is not None for entry in variants.values())
+    has_shifted = any(entry["shifted_miou"] is not None for entry in variants.values())
+    columns = ["variant"]
+    columns += ["mIoU"] if has_truth else []
+    columns += ["shifted"] if has_shifted else []
+    columns += ["confidence", "flicker", "fusions", "out of library"]
+    columns += ["latency p50/p95 (ms)"] if has_latency else []
+    columns += ["dropped"] if any(entry["dropped"] for entry in variants.values()) else []
+    columns += ["frames"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for name, entry in variants.items():
+        cells = {
+            "variant": name,
+            "mIoU": _figure(entry["miou"]),
+            "shifted": _figure(entry["shifted_miou"]),
+            "confidence": _figure(entry["confidence"]),
+            "flicker": "–" if entry["flicker"] is None else f"{entry['flicker']:.1%}",
+            "fusions": str(entry["fusions"]),
+            "out of library": f"{entry['out_of_library_s']:.1f} s",
+            "dropped": str(entry["dropped"]),
+            "frames": str(entry["frames"]),
+        }
+        if has_latency:
+            total = entry["latency_ms"].get("total")
+            cells["latency p50/p95 (ms)"] = f"{total['p50']:.0f} / {total['p95']:.0f}" if total else "–"
+        table.add_row(*(cells[column] for column in columns), style="bold" if name == primary else None)
+    return table
+
+
+def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> None:
+    if not worklist:
+        console.print("every scene lay within the library: no adapter to propose", highlight=False)
+        return
+    console.print(f"{len(worklist)} stretches that no adapter covers, longest first:", highlight=False)
+    table = Table(box=None, padding=(0, 2), header_style="bold")
+    for column in ("from", "to", "frames", "confidence", "nearest adapters"):
+        table.add_column(column, justify="left" if column == "nearest adapters" else "right")
+    for item in worklist[:20]:
+        nearest = ", ".join(f"{near['name']} {near['distance']:.2f}" for near in item["nearest_adapters"])
+        table.add_row(
+            f"{item['start_s']:.1f} s",
+            f"{item['end_s']:.1f} s",
+            str(item["frames"]),
+            f"{item['mean_confidence']:.2f}",
+            nearest or "–",
+        )
+    console.print(table)
+
+
+def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
+    console.print(_variant_table(merged["variants"], "semla", has_latency=False))
+    failed = [entry for entry in merged["bags"] if not entry["complete"]]
+    damaged = sum(bool(entry["problems"]) for entry in merged["bags"])
+    console.print(
+        f"{len(merged['bags'])} bags, {len(failed)} not complete, {damaged} with unreadable parts; "
+        f"report: {out / REPORT}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if merged.get("worklist"):
+        _print_worklist(console, merged["worklist"])
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise KeyboardInterrupt
