@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,22 +44,43 @@ def file_names(name: str) -> tuple[str, str, str]:
 
 
 @dataclass(frozen=True, eq=False)
+class DomainStatistics:
+    """What `<name>_statistics.npz` tells of a domain; the published ones hold the centroid alone.
+
+    Attributes:
+        centroid: Mean scene embedding, shape (D,), float32.
+        centroids: Several centroids, shape (M, D), float32; None where there is one only.
+        images: Number of images behind the centroid; 0 where not known.
+        spread_mean: Mean distance of the domain's images to the centroid; None where not known.
+        spread_p95: 95th percentile of that distance.
+    """
+
+    centroid: NDArray[np.float32]
+    centroids: NDArray[np.float32] | None = None
+    images: int = 0
+    spread_mean: float | None = None
+    spread_p95: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class AdapterFiles:
     """What the folder of one adapter holds, checked except for the values of its matrices.
 
     Attributes:
         folder: The folder; its name is the adapter's.
         settings: Rank, alpha, scaling.
-        centroid: Mean scene embedding of the domain, shape (D,), float32.
-        centroids: Several centroids of the domain, shape (M, D), float32; None where the folder has one only.
+        statistics: Centroid and spread.
         sha256: Digest of the weights file that the library states; empty where it states none.
+        num_layers: Layers that it adapts.
+        num_bytes: Size of the weights file.
     """
 
     folder: Path
     settings: LoraSettings
-    centroid: NDArray[np.float32]
-    centroids: NDArray[np.float32] | None
-    sha256: str
+    statistics: DomainStatistics
+    sha256: str = ""
+    num_layers: int = 0
+    num_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -86,13 +108,21 @@ def read_adapter(folder: Path, targets: Signature | None, entry: AdapterEntry | 
             raise AdapterError(f"adapter '{name}': {file_name} is a link that leaves its folder; copy the file instead")
     expected = dict(entry.sha256) if entry else {}
     settings = parse_lora_settings(_read_small(folder, CONFIG_NAME, expected), name)
-    centroid, centroids = _parse_statistics(_read_small(folder, statistics_name(name), expected), name)
+    statistics = _parse_statistics(_read_small(folder, statistics_name(name), expected), name)
     try:
         header = read_header(folder / WEIGHTS_NAME)
+        num_bytes = (folder / WEIGHTS_NAME).stat().st_size
     except (HeaderError, OSError) as error:
         raise AdapterError(f"adapter '{name}': {WEIGHTS_NAME}: {_reason(error)}; copy the folder again") from None
     _check_layers(name, header, settings, targets)
-    return AdapterFiles(folder, settings, centroid, centroids, expected.get(WEIGHTS_NAME, ""))
+    return AdapterFiles(
+        folder,
+        settings,
+        statistics,
+        sha256=expected.get(WEIGHTS_NAME, ""),
+        num_layers=len(header.tensors) // 2,
+        num_bytes=num_bytes,
+    )
 
 
 def read_layers(files: AdapterFiles, *, is_verified: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
@@ -158,7 +188,7 @@ def _wrong_digest(name: str, file_name: str) -> str:
     )
 
 
-def _parse_statistics(data: bytes, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+def _parse_statistics(data: bytes, name: str) -> DomainStatistics:
     where = f"adapter '{name}': {statistics_name(name)}"
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -169,6 +199,7 @@ def _parse_statistics(data: bytes, name: str) -> tuple[NDArray[np.float32], NDAr
                 raise AdapterError(f"{where} lacks '{CENTROID_KEY}', it holds {', '.join(arrays) or 'nothing'}")
             centroid = np.asarray(arrays[CENTROID_KEY])
             centroids = np.asarray(arrays[CENTROIDS_KEY]) if CENTROIDS_KEY in arrays else None
+            images, *spread = (_scalar(arrays, key) for key in ("images", "spread_mean", "spread_p95"))
     except AdapterError:
         raise
     except Exception as error:  # numpy raises whatever the damage leads to
@@ -187,8 +218,23 @@ def _parse_statistics(data: bytes, name: str) -> tuple[NDArray[np.float32], NDAr
         raise AdapterError(f"{where}: '{CENTROID_KEY}' has shape {centroid.shape}, expected one row (1, D)")
     if centroids is not None and (centroids.ndim != 2 or centroids.shape[1] != centroid.size):
         raise AdapterError(f"{where}: '{CENTROIDS_KEY}' has shape {centroids.shape}, expected (M, {centroid.size})")
-    several = None if centroids is None else centroids.astype(np.float32)
-    return centroid.reshape(-1).astype(np.float32), several
+    return DomainStatistics(
+        centroid.reshape(-1).astype(np.float32),
+        None if centroids is None else centroids.astype(np.float32),
+        images=int(images or 0),
+        spread_mean=spread[0],
+        spread_p95=spread[1],
+    )
+
+
+def _scalar(arrays: Mapping[str, NDArray[Any]], key: str) -> float | None:
+    """An optional number >= 0 of a statistics file."""
+    if key not in arrays:
+        return None
+    value = float(arrays[key])
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{key} is {value}")
+    return value
 
 
 def _check_layers(name: str, header: Header, settings: LoraSettings, targets: Signature | None) -> None:

@@ -11,6 +11,7 @@ left out and named in `problems`; the others serve.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -26,7 +27,6 @@ from torch import Tensor
 
 from semla_ros.adapter_files import (
     CENTROID_KEY,
-    WEIGHTS_NAME,
     AdapterFiles,
     Signature,
     file_names,
@@ -93,10 +93,10 @@ class AdapterLibrary:
         self.problems: dict[str, str] = dict(problems)
         self._files = {item.name: item for item in files}
         self.names: tuple[str, ...] = tuple(self._files)
-        self.centroids: NDArray[np.float32] = _stack([item.centroid for item in files])
-        entries = [manifest.adapters.get(name, AdapterEntry()) for name in self.names]
+        self.centroids: NDArray[np.float32] = _stack([item.statistics.centroid for item in files])
+        spreads = [self.entry(name).spread_p95 for name in self.names]
         self.spread: NDArray[np.float32] = np.array(
-            [np.nan if entry.spread_p95 is None else entry.spread_p95 for entry in entries], np.float32
+            [np.nan if spread is None else spread for spread in spreads], np.float32
         )
         self._verified: set[str] = set()
         self._lock = threading.Lock()
@@ -143,7 +143,7 @@ class AdapterLibrary:
                 problems[name] = str(error)
         files = _of_one_length(files, encoder_dim, problems)
         library = cls(folder, files, manifest, problems)
-        if sum(_size(item) for item in files) <= eager_bytes:
+        if sum(item.num_bytes for item in files) <= eager_bytes:
             library = library._verify_all()
         for reason in library.problems.values():
             logger.warning("left out of the library: %s", reason)
@@ -182,6 +182,10 @@ class AdapterLibrary:
         settings = self._files[name].settings
         return Adapter(name, settings.rank, settings.alpha, settings.scaling, lambda: self._read_layers(name))
 
+    def files(self, name: str) -> AdapterFiles:
+        """What is known of an adapter without reading its matrices; KeyError where it cannot be used."""
+        return self._files[name]
+
     def subset(self, without: Collection[str] = ()) -> AdapterLibrary:
         """The same library without some adapters, for leave-one-out.
 
@@ -197,8 +201,17 @@ class AdapterLibrary:
         return library
 
     def entry(self, name: str) -> AdapterEntry:
-        """What the manifest says of an adapter; an empty entry where it says nothing."""
-        return self.manifest.adapters.get(name, AdapterEntry())
+        """What the manifest says of an adapter, and where it does not, the adapter's own statistics."""
+        entry = self.manifest.adapters.get(name, AdapterEntry())
+        if name not in self._files:
+            return entry
+        statistics = self._files[name].statistics
+        return dataclasses.replace(
+            entry,
+            images=entry.images or statistics.images,
+            spread_mean=statistics.spread_mean if entry.spread_mean is None else entry.spread_mean,
+            spread_p95=statistics.spread_p95 if entry.spread_p95 is None else entry.spread_p95,
+        )
 
     @property
     def retrieval(self) -> RetrievalConfig | None:
@@ -217,7 +230,10 @@ class AdapterLibrary:
         Returns:
             Centroids, shape (M, D), float32, M >= N; index into `names` of each, shape (M,), ascending.
         """
-        groups = [item.centroid[None] if item.centroids is None else item.centroids for item in self._files.values()]
+        groups = [
+            statistics.centroid[None] if statistics.centroids is None else statistics.centroids
+            for statistics in (item.statistics for item in self._files.values())
+        ]
         owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
         return np.concatenate(groups), owners
 
@@ -281,14 +297,14 @@ def _of_one_length(
     """The adapters whose centroid has the encoder's length, or the most common one; the others become problems."""
     if not files:
         return []
-    expected = encoder_dim or Counter(item.centroid.size for item in files).most_common(1)[0][0]
+    expected = encoder_dim or Counter(item.statistics.centroid.size for item in files).most_common(1)[0][0]
     for item in files:
-        if item.centroid.size != expected:
+        if item.statistics.centroid.size != expected:
             problems[item.name] = (
-                f"adapter '{item.name}': centroid has {item.centroid.size} values, expected {expected}; "
+                f"adapter '{item.name}': centroid has {item.statistics.centroid.size} values, expected {expected}; "
                 "it was made with another scene encoder: make it again with 'semla library index'"
             )
-    return [item for item in files if item.centroid.size == expected]
+    return [item for item in files if item.statistics.centroid.size == expected]
 
 
 def _check_made_for(
@@ -312,10 +328,6 @@ def _stack(centroids: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     if not centroids:
         return np.zeros((0, 0), np.float32)
     return np.stack(centroids)
-
-
-def _size(files: AdapterFiles) -> int:
-    return (files.folder / WEIGHTS_NAME).stat().st_size
 
 
 def _some(names: Collection[str]) -> str:

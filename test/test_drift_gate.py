@@ -72,7 +72,7 @@ def test_a_static_scene_is_retrieved_for_once() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_static_noisy_scene_does_not_flap(seed: int) -> None:
-    """Noise of 15 % of the embedding's length: single values differ by more than half of the threshold, often by all."""
+    """Noise of 15 % of the embedding's length: single values differ by about the threshold."""
     rng = np.random.default_rng(seed)
     scenes = [DAY + rng.normal(0, 1.5 / np.sqrt(8), 8) for _ in range(2000)]
     gate = DriftGate(DriftConfig(smoothing_s=2.0, drift_threshold=0.25))

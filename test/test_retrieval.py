@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semla_ros.adapter_files import AdapterFiles
+from semla_ros.adapter_files import AdapterFiles, DomainStatistics
 from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.config import CompatConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, ImageError, LibraryError
@@ -24,7 +24,7 @@ def library_of(
     """A library of adapters a0, a1, ... that has centroids and nothing else."""
     centroids = np.asarray(centroids, np.float32)
     files = [
-        AdapterFiles(Path(f"a{index}"), SETTINGS, centroid, several[index] if several else None, "")
+        AdapterFiles(Path(f"a{index}"), SETTINGS, DomainStatistics(centroid, several[index] if several else None))
         for index, centroid in enumerate(centroids)
     ]
     entries = {f"a{index}": AdapterEntry(spread_p95=value) for index, value in enumerate(spread or [])}

@@ -1,0 +1,295 @@
+"""List, check, add to, index and import adapter libraries.
+
+Examples:
+  semla library list
+  semla library check adapters/semla-tiny --model semla-tiny
+  semla library import loradb --model catseg-l --encoder ViT-L-14/openai
+  semla library index loradb my-night --images night/ --encoder ViT-L-14/openai
+  semla library add trained/my-night --library loradb
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from semla_ros.adapter_files import Signature
+from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.errors import ConfigError, LibraryError
+from semla_ros.library_import import add_adapter, check_library, import_library
+from semla_ros.library_index import index_adapter
+from semla_ros.library_manifest import ModelReference
+from semla_ros.resources import find_model, shipped_library
+from semla_ros.scene_embedding import SceneEncoder
+
+DEFAULT_MODEL = "semla-tiny"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `semla library`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    listing = actions.add_parser("list", help="a table of the adapters", description="Show the adapters of a library.")
+    _library_argument(listing)
+    listing.add_argument("--json", action="store_true", help="for scripts")
+    listing.set_defaults(act=_list)
+
+    check = actions.add_parser(
+        "check",
+        help="verify every file, value and digest",
+        description="Verify every file, value and digest of a library; exit status 2 if anything is wrong.",
+    )
+    _library_argument(check)
+    _model_arguments(check)
+    check.add_argument("--encoder", help="scene encoder that the centroids must be from (id)")
+    check.add_argument("--json", action="store_true", help="for scripts")
+    check.set_defaults(act=_check)
+
+    add = actions.add_parser(
+        "add", help="copy one adapter into a library", description="Copy one adapter's folder into a library."
+    )
+    add.add_argument("folder", type=Path, help="the adapter's folder, in the published layout")
+    add.add_argument("--library", type=Path, required=True, help="made where it is missing")
+    add.add_argument("--name", default="", help="its name in the library (default: its folder's name)")
+    _model_arguments(add)
+    add.set_defaults(act=_add)
+
+    index = actions.add_parser(
+        "index",
+        help="centroid and spread of an adapter from images of its domain",
+        description="Embed the images of a domain and write its centroid. An interrupted run is gone on with.",
+    )
+    index.add_argument("library", type=Path, help="the library's folder")
+    index.add_argument("name", help="the adapter")
+    index.add_argument("--images", type=Path, required=True, help="folder of images, searched recursively")
+    index.add_argument(
+        "--encoder",
+        required=True,
+        help="scene encoder: model folder, file, or open_clip model as 'ViT-L-14/openai'",
+    )
+    index.add_argument("--model-dir", default="", help="where published weights are looked for first")
+    index.add_argument("--batch-size", type=int, default=16, help="images embedded at once (default 16)")
+    index.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
+    index.add_argument("--json", action="store_true", help="for scripts")
+    index.set_defaults(act=_index)
+
+    importing = actions.add_parser(
+        "import",
+        help="make a library of a set of adapter folders",
+        description="Check adapter folders in the published layout and write library.yaml beside them.",
+    )
+    importing.add_argument("library", type=Path, help="holds one folder per adapter")
+    _model_arguments(importing)
+    importing.add_argument("--base-id", default="", help="id of the base model, where --model is not given")
+    importing.add_argument("--encoder", default="", help="id of the scene encoder, for example ViT-L-14/openai")
+    importing.add_argument("--licence", default="", help="of the adapters")
+    importing.add_argument("--note", default="", help="one line about the library")
+    importing.set_defaults(act=_import)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one action; returns the exit status."""
+    status: int = arguments.act(arguments)
+    return status
+
+
+def _library_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "library", nargs="?", type=Path, help="the library's folder (default: the one shipped with semla-tiny)"
+    )
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="", help="base model that the adapters must fit: id or path")
+    parser.add_argument("--model-dir", default="", help="where models are looked for first")
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    library = AdapterLibrary.load(_folder(arguments), eager_bytes=0)
+    rows = adapter_rows(library)
+    if arguments.json:
+        print(json.dumps(_summary(library, rows), indent=2, ensure_ascii=False))
+    else:
+        _print_table(library, rows)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    base = _base_model(arguments)
+    library = check_library(
+        _folder(arguments), targets=base.targets, base_sha=base.sha256, encoder_id=arguments.encoder
+    )
+    rows = adapter_rows(library)
+    if arguments.json:
+        print(json.dumps(_summary(library, rows), indent=2, ensure_ascii=False))
+    else:
+        for problem in library.problems.values():
+            print(f"broken: {problem}")
+        against = f" against {arguments.model}" if arguments.model else ""
+        print(f"{library.folder}: {len(library.names)} adapters are sound{against}, {len(library.problems)} broken")
+    return 2 if library.problems else 0
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    name = add_adapter(arguments.library, arguments.folder, name=arguments.name, targets=_base_model(arguments).targets)
+    print(f"adapter '{name}' added to {arguments.library}")
+    return 0
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    if arguments.batch_size < 1:
+        raise ConfigError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    if not arguments.library.is_dir():
+        raise LibraryError(f"adapter library {arguments.library}: no such folder")
+    encoder = SceneEncoder.load(arguments.encoder, model_dir=arguments.model_dir, device=arguments.device)
+    with _progress(f"index {arguments.name}", is_shown=not arguments.json) as on_progress:
+        centroid = index_adapter(
+            arguments.library / arguments.name,
+            arguments.images,
+            encoder,
+            batch_size=arguments.batch_size,
+            on_progress=on_progress,
+        )
+    if arguments.json:
+        print(json.dumps({"adapter": arguments.name, "encoder": encoder.id, **centroid.as_dict()}, indent=2))
+    else:
+        print(
+            f"adapter '{arguments.name}': centroid of {centroid.count} images, "
+            f"mean distance {centroid.spread_mean:.4g}, 95 % within {centroid.spread_p95:.4g}"
+        )
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    base = _base_model(arguments)
+    reference = None
+    if base.id or arguments.base_id:
+        reference = ModelReference(id=base.id or arguments.base_id, sha256=base.sha256() if base.sha256 else "")
+    manifest = import_library(
+        arguments.library,
+        targets=base.targets,
+        base=reference,
+        encoder=ModelReference(id=arguments.encoder) if arguments.encoder else None,
+        licence=arguments.licence,
+        note=arguments.note,
+    )
+    print(f"{arguments.library / 'library.yaml'}: {len(manifest.adapters)} adapters checked, digests written")
+    return 0
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What the base model named on the command line has to say; empty where none was named."""
+
+    id: str = ""
+    targets: Signature | None = None
+    sha256: Callable[[], str] | None = None
+
+
+def _base_model(arguments: argparse.Namespace) -> _Base:
+    if not arguments.model:
+        return _Base()
+    from semla_ros.segmentation.checkpoint import load_model
+    from semla_ros.segmentation.targets import lora_signature
+
+    loaded = load_model(find_model(arguments.model, arguments.model_dir))
+    return _Base(loaded.model_id, lora_signature(loaded.model), lambda: loaded.sha256)
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+    folder: Path = arguments.library or shipped_library(DEFAULT_MODEL)
+    return folder
+
+
+def adapter_rows(library: AdapterLibrary) -> list[dict[str, Any]]:
+    """One plain mapping per adapter, usable ones first, for tables and JSON."""
+    rows: list[dict[str, Any]] = []
+    for name in library.names:
+        files, entry = library.files(name), library.entry(name)
+        rows.append(
+            {
+                "name": name,
+                "rank": files.settings.rank,
+                "alpha": files.settings.alpha,
+                "layers": files.num_layers,
+                "bytes": files.num_bytes,
+                "images": entry.images or None,
+                "spread_mean": entry.spread_mean,
+                "spread_p95": entry.spread_p95,
+                "family": entry.family,
+                "licence": entry.licence,
+                "note": entry.note,
+                "problem": None,
+            }
+        )
+    return rows + [{"name": name, "problem": reason} for name, reason in library.problems.items()]
+
+
+def _summary(library: AdapterLibrary, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    manifest = library.manifest
+    return {
+        "library": str(library.folder),
+        "base": {"id": manifest.base.id, "sha256": manifest.base.sha256},
+        "encoder": {"id": manifest.encoder.id, "sha256": manifest.encoder.sha256},
+        "embedding_dim": library.centroids.shape[1],
+        "adapters": rows,
+    }
+
+
+def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=Text(str(library.folder)), title_justify="left")
+    for heading, justify in (
+        ("adapter", "left"), ("family", "left"), ("rank", "right"), ("alpha", "right"), ("layers", "right"),
+        ("kB", "right"), ("images", "right"), ("spread", "right"), ("licence", "left"),
+    ):  # fmt: skip
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        if row["problem"] is not None:
+            continue
+        spread = row["spread_p95"]
+        table.add_row(
+            Text(row["name"]),
+            Text(row["family"]),
+            str(row["rank"]),
+            f"{row['alpha']:g}",
+            str(row["layers"]),
+            str(math.ceil(row["bytes"] / 1000)),
+            str(row["images"] or ""),
+            f"{spread:.3g}" if spread is not None else "",
+            Text(row["licence"]),
+        )
+    console = Console()
+    console.print(table)
+    manifest = library.manifest
+    if manifest.base.id or manifest.encoder.id:
+        print(f"base model: {manifest.base.id or 'not stated'}, scene encoder: {manifest.encoder.id or 'not stated'}")
+    for row in rows:
+        if row["problem"] is not None:
+            print(f"broken: {row['problem']}")
+
+
+@contextmanager
+def _progress(text: str, is_shown: bool) -> Iterator[Callable[[int, int], None]]:
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not is_shown,
+    )
+    with bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
