@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate-hz", default="auto", help="camera frames per second (default: auto, by the number of processor cores)"
     )
+    parser.add_argument(
+        "--duration-s", type=float, default=0.0, help="length of the drive (default: 90, or 18 with --fast)"
+    )
     parser.add_argument("--size", default="256x192", help="camera image in pixels (default: %(default)s)")
     parser.add_argument("--model", default=DemoSettings.model, help="model id or path (default: %(default)s)")
     parser.add_argument(
@@ -54,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         is_fast=arguments.fast,
         seed=arguments.seed,
         rate_hz=_rate(arguments.rate_hz),
+        drive_s=arguments.duration_s,
         width=width,
         height=height,
         shows_live=not arguments.no_live,

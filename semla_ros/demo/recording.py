@@ -10,6 +10,9 @@ from semla_ros.demo.frame_store import FrameStore
 from semla_ros.evaluation.pictures import BASE_MODEL
 from semla_ros.results import ImageArray
 
+REPORT_PERIOD_S = 1.2  # the node reports once a second; a report later than this has counted what came before
+LONGEST_FRAME_S = 10.0  # after so long, a mask that has not come will not come
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MixEvent:
@@ -91,6 +94,12 @@ class DiagnosticsSnapshot:
         """A counter; 0 where it is missing."""
         return int(self.number(key) or 0)
 
+    @property
+    def is_idle(self) -> bool:
+        """Every image that the node has received was answered or dropped: none is on its way through it."""
+        done = self.count("camera: Masks published") + sum(self.dropped().values())
+        return self.count("camera: Images received") <= done
+
     def dropped(self) -> dict[str, int]:
         """Reason -> images of the camera that the node dropped for it."""
         prefix = "camera: Dropped: "
@@ -104,6 +113,7 @@ class Recording:
         store: The pictures, kinds "image", "truth" and "mask".
         mixes: Every generation heard of, in order.
         diagnostics: Latest diagnostics of the perception node.
+        diagnostics_s: Monotonic time at which they came.
         class_names: Index in the mask -> name, as the node last published it; empty before.
         drive_ended: The camera has said that the drive is over.
         frames_sent: Frames that the camera says it has published; None before it spoke.
@@ -114,6 +124,7 @@ class Recording:
         self.store = store
         self.mixes: list[MixEvent] = []
         self.diagnostics = DiagnosticsSnapshot()
+        self.diagnostics_s = 0.0
         self.class_names: tuple[str, ...] = ()
         self.drive_ended = False
         self.frames_sent: int | None = None
@@ -152,6 +163,16 @@ class Recording:
         with self._lock:
             if all(known.generation != mix.generation for known in self.mixes):
                 self.mixes.append(mix)
+
+    def add_diagnostics(self, diagnostics: DiagnosticsSnapshot, now_s: float) -> None:
+        """Replace the latest diagnostics."""
+        self.diagnostics, self.diagnostics_s = diagnostics, now_s
+
+    def is_complete(self, now_s: float) -> bool:
+        """The drive is over, its last mask has come, and diagnostics have counted it."""
+        quiet_s = now_s - self.last_heard_s
+        is_counted = self.diagnostics_s > self.last_heard_s + REPORT_PERIOD_S and self.diagnostics.is_idle
+        return self.drive_ended and quiet_s > REPORT_PERIOD_S and (is_counted or quiet_s > LONGEST_FRAME_S)
 
     def frames(self) -> list[FrameRecord]:
         """Every frame heard of, in order of time."""

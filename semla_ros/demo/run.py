@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 180.0  # a cold start on a slow machine imports torch and loads the model
 SILENCE_TIMEOUT_S = 20.0  # no frame for so long during the drive: something is stuck
-SETTLE_S = 2.5  # after the last frame: time for its mask, and for diagnostics that count it (1 Hz)
 VIDEO_PANEL_WIDTH = 480
 
 
@@ -141,7 +140,7 @@ def _wait_for_first_frame(settings: DemoSettings, recording: Recording, check: C
         if time.monotonic() > end:
             state = node.values.get("node: Lifecycle state", "not heard of")
             raise DemoError(
-                f"no camera image within {READY_TIMEOUT_S:.0f} s (perception node: {state}); see {settings.out}/*.log"
+                f"no camera image within {READY_TIMEOUT_S:.0f} s (perception node: {state}); {_last_words(settings)}"
             )
         time.sleep(0.1)
 
@@ -165,29 +164,41 @@ def _show_until_end(
 
     if settings.shows_live and console.is_terminal:
         with Live(render(state()), console=console, refresh_per_second=4, transient=False) as live:
-            _watch(recording, check, lambda: live.update(render(state())), every_s=0.25)
+            _watch(settings, recording, check, lambda: live.update(render(state())), every_s=0.25)
             live.update(render(state()))
     else:
-        _watch(
-            recording, check, lambda: console.print(status_line(state()), highlight=False, soft_wrap=True), every_s=5.0
-        )
+
+        def show() -> None:
+            console.print(status_line(state()), highlight=False, soft_wrap=True)
+
+        _watch(settings, recording, check, show, every_s=5.0)
 
 
-def _watch(recording: Recording, check: Callable[[], None], show: Callable[[], None], every_s: float) -> None:
+def _watch(
+    settings: DemoSettings, recording: Recording, check: Callable[[], None], show: Callable[[], None], every_s: float
+) -> None:
     """Call `show` every `every_s` seconds until the drive is over."""
     next_s = 0.0
     while True:
         check()
         now_s = time.monotonic()
-        quiet_s = now_s - recording.last_heard_s
-        if recording.drive_ended and quiet_s > SETTLE_S:
+        if recording.is_complete(now_s):
             return
-        if quiet_s > SILENCE_TIMEOUT_S:
-            raise DemoError(f"nothing came from the nodes for {SILENCE_TIMEOUT_S:.0f} s in the middle of the drive")
+        if not recording.drive_ended and now_s - recording.last_heard_s > SILENCE_TIMEOUT_S:
+            raise DemoError(f"nothing came from the nodes for {SILENCE_TIMEOUT_S:.0f} s; {_last_words(settings)}")
         if now_s >= next_s:
             show()
             next_s = now_s + every_s
         time.sleep(0.05)
+
+
+def _last_words(settings: DemoSettings) -> str:
+    """The end of every log that the nodes have written."""
+    ends = []
+    for log in sorted(settings.out.glob("*.log")):
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
+        ends.append(f"the end of {log}:\n" + "\n".join(lines or ["(empty)"]))
+    return "\n".join(ends)
 
 
 def _use_all_cores() -> None:
@@ -210,7 +221,7 @@ def _score(settings: DemoSettings, recording: Recording, base_model: Any, consol
         )
     if len(frames) < 2:
         raise DemoError(
-            f"{len(frames)} frames came back as masks: the node answered almost nothing; see {settings.out}/*.log"
+            f"{len(frames)} frames came back as masks: the node answered almost nothing; {_last_words(settings)}"
         )
     return score_drive(frames, base_model.adapter_names)
 

@@ -22,6 +22,7 @@ class DemoSettings:
     rate_hz: float = 0.0  # camera frames per second; 0 = by the number of processor cores
     width: int = 256  # camera image, pixels
     height: int = 192
+    drive_s: float = 0.0  # length of the drive; 0 = 90 s, or 18 s for a fast one
     shows_live: bool = True  # the live table, where the output is a terminal
     model: str = "semla-tiny"  # model id or path
     library: str = ""  # adapter library folder; empty = the model's own
@@ -29,6 +30,8 @@ class DemoSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.rate_hz <= 60:
             raise ConfigError(f"'rate_hz' must be between 0 (automatic) and 60, got {self.rate_hz:g}")
+        if not 0 <= self.drive_s <= 3600:
+            raise ConfigError(f"'duration_s' must be between 0 (automatic) and 3600, got {self.drive_s:g}")
         for name, value in (("width", self.width), ("height", self.height)):
             if not 32 <= value <= 4096:
                 raise ConfigError(f"image {name} must be between 32 and 4096 pixels, got {value}")
@@ -38,7 +41,7 @@ class DemoSettings:
     @property
     def duration_s(self) -> float:
         """Length of the drive."""
-        return FAST_DRIVE_S if self.is_fast else FULL_DRIVE_S
+        return self.drive_s or (FAST_DRIVE_S if self.is_fast else FULL_DRIVE_S)
 
     @property
     def camera_rate_hz(self) -> float:

@@ -84,7 +84,7 @@ class DemoMonitor(Node):
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         statuses = [status for status in message.status if status.name.startswith(f"{PERCEPTION}: ")]
         if statuses:
-            self._recording.diagnostics = diagnostics_snapshot(statuses)
+            self._recording.add_diagnostics(diagnostics_snapshot(statuses), time.monotonic())
 
 
 def mix_event(message: DiagnosticArray, now_s: float) -> MixEvent:

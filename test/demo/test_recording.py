@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from semla_ros.demo.frame_store import FrameStore
-from semla_ros.demo.recording import BASE_MIX, MixEvent, Recording
+from semla_ros.demo.recording import BASE_MIX, DiagnosticsSnapshot, MixEvent, Recording
 from semla_ros.evaluation.pictures import BASE_MODEL
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
@@ -62,3 +62,20 @@ def test_the_first_image_is_noticed(recording) -> None:
     recording.add_image(2, "", PICTURE, 0.5)
     assert recording.has_images
     assert recording.last_heard_s == 0.5
+
+
+def test_a_drive_is_complete_when_diagnostics_have_counted_its_last_mask(recording) -> None:
+    def report(received: int, published: int, dropped: int) -> DiagnosticsSnapshot:
+        counts = {"Images received": received, "Masks published": published, "Dropped: overtaken": dropped}
+        return DiagnosticsSnapshot("OK", "", {f"camera: {key}": str(value) for key, value in counts.items()})
+
+    recording.add_image(1, "", PICTURE, 10.0)
+    recording.add_diagnostics(report(3, 2, 1), 12.0)
+    assert not recording.is_complete(13.0)  # the camera has not said that it was the last
+    recording.drive_ended = True
+    assert recording.is_complete(13.0)
+    recording.add_diagnostics(report(3, 2, 0), 12.0)
+    assert not recording.is_complete(13.0)  # one is still on its way through the node
+    assert recording.is_complete(30.0)  # and will not come any more
+    recording.add_diagnostics(report(3, 2, 1), 10.5)
+    assert not recording.is_complete(13.0)  # the report is older than the last image

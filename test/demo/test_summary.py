@@ -80,7 +80,13 @@ def test_what_is_no_size_is_named(words) -> None:
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"rate_hz": -1.0}, "rate_hz"), ({"width": 8}, "width"), ({"height": 9999}, "height"), ({"seed": -1}, "seed")],
+    [
+        ({"rate_hz": -1.0}, "rate_hz"),
+        ({"width": 8}, "width"),
+        ({"height": 9999}, "height"),
+        ({"seed": -1}, "seed"),
+        ({"drive_s": -2.0}, "duration_s"),
+    ],
 )
 def test_settings_out_of_range_are_named(options, named) -> None:
     with pytest.raises(ConfigError, match=named):
