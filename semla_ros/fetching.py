@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from semla_ros.adapter_files import CONFIG_NAME
 from semla_ros.errors import FetchError
@@ -239,23 +240,39 @@ def _fetch_file(
 def _download(
     item: PublishedItem, path: str, staging: Path, revision: str | None, endpoint: str | None
 ) -> tuple[Path, str, str]:
-    """The file in the staging folder, the repository's commit, and the digest that the hub states."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    """The whole file in the staging folder, the repository's commit, and the digest that the hub states.
+
+    The hub's own `hf_hub_download` throws away what an interrupted process had; here it is gone on with.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
 
     try:
         url = hf_hub_url(item.repository, path, repo_type=item.kind, revision=revision, endpoint=endpoint)
         metadata = get_hf_file_metadata(url, endpoint=endpoint)
-        file = hf_hub_download(
-            item.repository,
-            path,
-            repo_type=item.kind,
-            revision=metadata.commit_hash,  # the very state that the digest belongs to
-            local_dir=staging,
-            endpoint=endpoint,
-        )
+        stated, commit = metadata.etag or "", metadata.commit_hash or ""
+        staging.mkdir(parents=True, exist_ok=True)
+        # Named by its digest: what was begun of another version is not gone on with.
+        partial = staging / f"{hashlib.sha256(stated.encode()).hexdigest()[:16]}.partial"
+        resume_size = partial.stat().st_size if partial.is_file() else 0
+        if metadata.size is not None and resume_size > metadata.size:
+            resume_size = 0
+        with partial.open("r+b" if resume_size else "wb") as file:
+            file.seek(resume_size)
+            file.truncate()
+            is_same_host = urlsplit(metadata.location).netloc == urlsplit(url).netloc
+            http_get(
+                metadata.location,  # the very state that the digest belongs to
+                file,
+                resume_size=resume_size,
+                headers=build_hf_headers(token=None if is_same_host else False),  # no token for a content network
+                expected_size=metadata.size,
+                displayed_filename=PurePosixPath(path).name,
+            )
     except Exception as error:  # the hub's transport library, and with it the errors, changes between releases
         raise FetchError(_explain(error, item, path, revision, endpoint, staging)) from None
-    return Path(file), metadata.commit_hash or "", metadata.etag or ""
+    return partial, commit, stated
 
 
 def _explain(

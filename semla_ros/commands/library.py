@@ -290,6 +290,14 @@ def _progress(text: str, is_shown: bool) -> Iterator[Callable[[int, int], None]]
         console=Console(stderr=True),
         disable=not is_shown,
     )
-    with bar:
-        task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    task = bar.add_task(text, total=None)
+
+    def on_progress(done: int, total: int) -> None:
+        bar.start()  # not before: what is refused leaves one line and no empty bar
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield on_progress
+    finally:
+        if bar.live.is_started:
+            bar.stop()
