@@ -1,7 +1,7 @@
 """The lifecycle node `perception`: camera images in, masks and what explains them out.
 
-Threads (docs/decisions/0001-executor-and-threads.md): executor callbacks store the newest image and answer services;
-one thread decodes, segments and publishes; the pipeline's own thread adapts. No image waits behind a change.
+Threads (docs/decisions/0001-executor-and-threads.md): callbacks store the newest image and answer what is quick; one
+thread decodes, segments and publishes; one makes slow changes; the pipeline's own one adapts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
-from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import JumpThreshold
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
@@ -34,6 +35,7 @@ from semla_ros.config import SemlaConfig
 from semla_ros.errors import ConfigError, ImageError, SemlaError
 from semla_ros.nodes import camera_statistics as drops
 from semla_ros.nodes import messages
+from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.camera_slots import CameraSlots
 from semla_ros.nodes.camera_statistics import CameraStatistics
 from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use
@@ -69,8 +71,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
     def __init__(self, load: Load = load_pipeline, **options: Any) -> None:
         Node.__init__(self, "perception", **options)
-        self._transition_group = ReentrantCallbackGroup()  # a query is answered while a transition runs
-        LifecycleNodeMixin.__init__(self, callback_group=self._transition_group)
+        LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._load = load
         self._log_handler = forward_logs(self.get_logger())
         self._problem = self._progress = self._refused = ""
@@ -90,24 +91,22 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._change_lock = threading.RLock()  # one change of settings, library or adaptation at a time
         self._transition_lock = threading.Lock()
         self._is_syncing = False
+        self._aside = Aside(self)
         self._declare_parameters()
         self._statistics = {camera: CameraStatistics() for camera in self._cameras}
         self._guard_transitions()
+        self._set_parameters_aside()
         self._create_services()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._report_group = MutuallyExclusiveCallbackGroup()
-        self._image_group = MutuallyExclusiveCallbackGroup()
-        self.create_timer(self._settings.node.diagnostics.period_s, self._report, callback_group=self._report_group)
+        self.create_timer(self._settings.node.diagnostics.period_s, self._report)
         if self._settings.node.watch_library_s:
             self.create_timer(self._settings.node.watch_library_s, self._look_at_library)
         threshold = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-JUMP_BACK_NS), on_clock_change=True
         )
         self._jump_handle = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
-        self._starter: threading.Thread | None = None
         if self._settings.node.autostart:
-            self._starter = threading.Thread(target=self._autostart, name="semla-autostart")
-            self._starter.start()
+            self._aside.run(self._autostart)
 
     # Parameters
 
@@ -136,6 +135,13 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         if unknown:
             return SetParametersResult(successful=False, reason="; ".join(unknown))
         return super().set_parameters_atomically(parameter_list)
+
+    def _set_parameters_aside(self) -> None:
+        """Let changes of parameters run aside: new classes take as long as a fusion."""
+        for service in self.services:
+            if service.srv_type in (SetParameters, SetParametersAtomically):
+                service.callback = self._aside.serving(service.callback)
+                service.callback_group = ReentrantCallbackGroup()
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         """Check the changes together, put them into use, and only then accept them."""
@@ -186,22 +192,26 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     # Lifecycle
 
     def _guard_transitions(self) -> None:
-        """One transition at a time. An impossible one is refused; without this it would end the process."""
+        """One transition at a time, aside. An impossible one is refused; without this it would end the process."""
         change_state = self._service_change_state.callback
 
-        def guarded(request: Any, response: Any) -> Any:
-            if not self._transition_lock.acquire(blocking=False):
-                self.get_logger().warning("transition refused: another one is under way")
-                response.success = False
-                return response
+        def change(request: Any, response: Any) -> Any:
             try:
-                return change_state(request, response)
+                with self._transition_lock:
+                    return change_state(request, response)
             except Exception as error:
                 self.get_logger().warning(f"transition refused: {error}")
                 response.success = False
                 return response
-            finally:
-                self._transition_lock.release()
+
+        change_aside = self._aside.serving(change)
+
+        async def guarded(request: Any, response: Any) -> Any:
+            if self._transition_lock.locked():
+                self.get_logger().warning("transition refused: another one is under way")
+                response.success = False
+                return response
+            return await change_aside(request, response)
 
         self._service_change_state.callback = guarded
 
@@ -292,7 +302,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _subscribe(self) -> None:
         is_raw = self._settings.node.image_transport == "raw"
         message_type, suffix = (Image, "image") if is_raw else (CompressedImage, "image/compressed")
-        options = {"callback_group": self._image_group, "qos_overriding_options": overridable()}
+        options = {"qos_overriding_options": overridable()}
         try:
             for camera in self._cameras:
                 prefix = f"{camera}/" if camera else ""
@@ -368,10 +378,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
     def close(self) -> None:
         """Stop and release everything, and wait for every thread; the node is destroyed afterwards."""
-        if self._starter is not None:
-            self._starter.join()
-        with self._transition_lock:
-            self._stop_all()
+        self._aside.close()
+        self._stop_all()
         self._jump_handle.unregister()
         stop_forwarding(self._log_handler)
 
@@ -462,9 +470,10 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     # Services
 
     def _create_services(self) -> None:
-        self.create_service(Trigger, "~/reload_library", self._serve_reload)
-        self.create_service(SetBool, "~/freeze_adaptation", self._serve_freeze)
-        self.create_service(Trigger, "~/reset_adaptation", self._serve_reset)
+        aside = {"callback_group": ReentrantCallbackGroup()}
+        self.create_service(Trigger, "~/reload_library", self._aside.serving(self._serve_reload), **aside)
+        self.create_service(SetBool, "~/freeze_adaptation", self._aside.serving(self._serve_freeze), **aside)
+        self.create_service(Trigger, "~/reset_adaptation", self._aside.serving(self._serve_reset), **aside)
         self.create_service(SetBool, "~/enable", self._serve_enable)
 
     def _serve(self, response: Any, name: str, work: Any) -> Any:
@@ -513,6 +522,10 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return response
 
     def _look_at_library(self) -> None:
+        if self._watch is not None:
+            self._aside.run(self._reload_if_changed)
+
+    def _reload_if_changed(self) -> None:
         with self._change_lock:
             if self._bank is None or self._watch is None or not self._watch.has_changed():
                 return
@@ -615,8 +628,7 @@ def _empty_gpu_cache() -> None:
 
 def spin(node: PerceptionNode) -> None:
     """Serve until the process is told to end, then end every thread."""
-    # Four threads: transition, change of settings, reports, images. With fewer, rclpy polls while all are busy.
-    executor = MultiThreadedExecutor(num_threads=4)
+    executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
         executor.spin()

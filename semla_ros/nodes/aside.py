@@ -1,0 +1,55 @@
+"""Answer slow service calls from a thread of their own, while the executor goes on with everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.task import Future
+
+Serve = Callable[[Any, Any], Any]
+
+
+class Aside:
+    """One thread that runs service callbacks, one after the other.
+
+    A callback becomes a coroutine: the executor starts it, waits for other work, and sends the response when it is
+    woken by the thread. So a single-threaded executor serves images while a model loads.
+
+    Args:
+        node: Its executor is woken.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="semla-changes")
+
+    def serving(self, callback: Serve) -> Callable[[Any, Any], Awaitable[Any]]:
+        """The same callback, run aside."""
+
+        async def serve(request: Any, response: Any) -> Any:
+            answer: Future = Future()
+
+            def work() -> None:
+                try:
+                    answer.set_result(callback(request, response))
+                except Exception as error:
+                    answer.set_exception(error)
+                finally:
+                    if (executor := self._node.executor) is not None:
+                        executor.wake()
+
+            self._pool.submit(work)
+            return await answer
+
+        return serve
+
+    def run(self, work: Callable[[], Any]) -> None:
+        """Run something that nobody waits for."""
+        self._pool.submit(work)
+
+    def close(self) -> None:
+        """Finish what is under way, drop what waits, and join the thread."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
