@@ -222,7 +222,8 @@ def _bar_figure(results: Mapping[str, Any], key: str, title: str, wanted: Sequen
         )
         for name in shown
     ]
-    return [(title, "Whiskers: standard deviation over the seeds.", figures.grouped_bars(list(table), series))]
+    note = "Whiskers: standard deviation over the seeds." if len(results["seeds"]) > 1 else "One seed: no spread."
+    return [(title, note, figures.grouped_bars(list(table), series))]
 
 
 def _retrieves(results: Mapping[str, Any], variant: str) -> bool:
