@@ -1,0 +1,1 @@
+"""Benchmarks: each compares with a peer or a floor in the same run; `semla bench` runs them."""

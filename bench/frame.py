@@ -1,0 +1,149 @@
+"""One frame of a steady scene: ours against the published loop, which embeds and fuses for every image."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from bench.published_loop import PublishedLoop
+from bench.random_world import ADAPTERS, Size, class_list, random_image, random_parts
+from bench.timing import Timing, time_runs
+from semla_ros.config import InferenceConfig, RetrievalConfig
+from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.errors import SemlaError
+from semla_ros.pipeline import PerceptionPipeline
+from semla_ros.results import Frame
+from semla_ros.retrieval import Retriever
+from semla_ros.segmentation.inference import InferenceMode, segment_probabilities
+from semla_ros.segmentation.model import CatSeg
+from semla_ros.stopwatch import Stopwatch
+
+CLASSES = 19
+CLASS_COUNTS = (11, 19, 65, 150)
+RESOLUTIONS = ((192, 256), (480, 640), (720, 1280), (1080, 1920))
+
+
+def measure(size: Size, repeats: int = 5, peer_repeats: int | None = None) -> dict[str, object]:
+    """Time frames; returns figures under the keys of summary.json's `frame`.
+
+    The published loop runs the published sliding windows at B and L size; at the small sizes, whose image is one view,
+    both run the whole image.
+    """
+    mode: InferenceMode = "sliding" if size in ("b", "l") else "whole"
+    inference = InferenceConfig(inference="sliding" if mode == "sliding" else "whole", device="cpu")
+    image = random_image(192, 256) if mode == "whole" else random_image(480, 640)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = random_parts(size, Path(folder), inference=inference, classes=CLASSES)
+        peer_model = copy.deepcopy(parts.model)
+        pipeline = PerceptionPipeline(parts)
+        frame = Frame(image=image, stamp_ns=0)
+        retriever = Retriever(parts.library, RetrievalConfig())
+        pipeline.apply_mix(retriever.retrieve(parts.encoder.embed(image)), "parameters")
+
+        alone = time_runs(lambda: pipeline.segment(frame, want_confidence=False), repeats)
+        embed = time_runs(lambda: parts.encoder.embed(image), repeats)
+        ours = _predict_maps(mode)(pipeline.model, image, pipeline.text_features)
+        rows = {"steady": alone, "scene_embedding": embed}
+        rows |= _other_ways(parts.model, pipeline.text_features, image, repeats)
+        growth = _growth_with_classes(parts.model, repeats)
+        resolutions = _growth_with_resolution(parts.model, pipeline.text_features, repeats)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft warns that the active adapter was deleted, which is the point
+            loop = PublishedLoop(peer_model, Path(folder), ADAPTERS)
+            watch, answers = Stopwatch(), []
+            tokens = parts.tokens_of(class_list(CLASSES))
+
+            def turn() -> None:
+                answers[:] = [
+                    loop.segment(image, parts.encoder.embed, retriever.retrieve, tokens, _predict_maps(mode), watch)
+                ]
+
+            count = peer_repeats if peer_repeats is not None else (1 if mode == "sliding" else repeats)
+            peer = time_runs(turn, count, warm_up=0 if mode == "sliding" else 1)
+        difference = float((answers[0] - ours).abs().max())
+        turns = count + (0 if mode == "sliding" else 1)
+        pipeline.close()
+    with_embedding = alone.median + embed.median
+    return {
+        "inference": mode,
+        "classes": CLASSES,
+        "image": list(image.shape[:2]),
+        "published_loop": peer.as_dict(),
+        "published_loop_split_ms": {stage: spent / turns for stage, spent in watch.latency_ms.items()},
+        **{name: timing.as_dict() for name, timing in rows.items()},
+        "largest_difference": difference,
+        "speedup_vs_published_loop": peer.median / with_embedding,
+        "speedup_without_scene_embedding": peer.median / alone.median,
+        "by_classes_ms": growth,
+        "by_resolution_ms": resolutions,
+    }
+
+
+def _pixels(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def _predict_maps(mode: InferenceMode) -> Callable[[CatSeg, np.ndarray, Tensor], Tensor]:
+    """As published: every class map is resized to the image before the arg-max."""
+
+    def predict(model: CatSeg, image: np.ndarray, text: Tensor) -> Tensor:
+        maps = segment_probabilities(model, _pixels(image), text, (image.shape[0], image.shape[1]), mode)
+        maps.argmax(dim=0)
+        return maps
+
+    return predict
+
+
+def _other_ways(model: CatSeg, text: Tensor, image: np.ndarray, repeats: int) -> dict[str, Timing]:
+    """The same frame in one view, and in bf16 where the processor has it and the masks agree."""
+    rows = {}
+    settings = {"whole_image": InferenceConfig(inference="whole", device="cpu")}
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        settings["whole_image_bf16"] = InferenceConfig(inference="whole", device="cpu", precision="bf16")
+    for name, setting in settings.items():
+        engine = TorchEngine(model, setting, probe_images=[image])
+        engine.set_text(text)
+        try:
+            engine.warm_up()
+        except SemlaError:
+            continue
+        if setting.precision == engine.precision:  # else parity refused it, and the row would be fp32 again
+            rows[name] = time_runs(lambda engine=engine: engine.segment(image, False), repeats)
+    return rows
+
+
+def _growth_with_classes(model: CatSeg, repeats: int) -> dict[str, float]:
+    """Milliseconds of one view by the length of the vocabulary."""
+    engine, image = _whole_image_engine(model), random_image(192, 256)
+    figures = {}
+    for count in CLASS_COUNTS:
+        torch.manual_seed(count)
+        engine.set_text(F.normalize(torch.randn(count, model.config.clip.embed_dim), dim=-1))
+        run = time_runs(lambda: engine.segment(image, False), max(1, repeats // 2))
+        figures[str(count)] = run.median
+    return figures
+
+
+def _growth_with_resolution(model: CatSeg, text: Tensor, repeats: int) -> dict[str, float]:
+    """Milliseconds of one view by the size of the camera image."""
+    engine = _whole_image_engine(model)
+    engine.set_text(text)
+    figures = {}
+    for height, width in RESOLUTIONS:
+        image = random_image(height, width)
+        run = time_runs(lambda image=image: engine.segment(image, False), max(1, repeats // 2))
+        figures[f"{width}x{height}"] = run.median
+    return figures
+
+
+def _whole_image_engine(model: CatSeg) -> TorchEngine:
+    return TorchEngine(model, InferenceConfig(inference="whole", device="cpu"))

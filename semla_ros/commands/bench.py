@@ -1,0 +1,106 @@
+"""Measure fusion, frames, stalls, retrieval, memory and the node, each against a peer or a floor in the same run.
+
+    semla bench                              # all, at the sizes that each is usually measured at; tens of minutes
+    semla bench fusion stall --size tiny     # some of them, at one size
+    semla bench frame --size b               # the published loop runs one B-size image: a minute or more on 2 cores
+
+Models have random weights, except for the node, which runs the embedded default: no weights need to be fetched. Writes
+summary.json, which keeps what earlier runs measured of other benchmarks, and prints a table with the goals. Run it on a
+machine that does nothing else; the load before the run is in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from semla_ros.errors import ConfigError
+from semla_ros.resources import share_folder
+
+NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "node")
+USUAL_SIZES = {
+    "fusion": ("tiny", "b"),
+    "frame": ("tiny", "b"),
+    "stall": ("tiny",),
+    "retrieval": ("tiny",),
+    "memory": ("tiny", "b"),
+    "node": ("tiny",),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `semla bench`."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all (default), or any of: {', '.join(NAMES)}")
+    parser.add_argument("--size", choices=("toy", "tiny", "b", "l"), help="default: what each is usually measured at")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of frames in stall and node; default: %(default)g")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs in fusion and frame; default: %(default)s")
+    parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
+    parser.add_argument("--model", default="semla-tiny", help="for the node; default: %(default)s")
+    parser.add_argument("--library", default="", metavar="DIR", help="for the node; default: the model's own")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print summary.json instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the benchmarks; 0, whether or not a goal is met."""
+    names = _chosen(arguments.names)
+    _import_bench()
+    from bench import machine, summary
+
+    console = Console(stderr=arguments.json)
+    results: dict[str, Any] = {"machine": machine.describe_machine()}
+    for name in names:
+        sizes = (arguments.size,) if arguments.size else USUAL_SIZES[name]
+        by_size = {}
+        for size in sizes:
+            with console.status(f"{name} at {size} size"):
+                by_size[size] = _measurement(name, size, arguments)()
+        results[name] = summary.collect(by_size)
+        path = summary.write(results, arguments.out)  # after each: a long run that is interrupted keeps what it has
+        if name == "stall":
+            summary.draw_histogram(results[name], arguments.out / "stall.png")
+    if arguments.json:
+        json.dump(results, sys.stdout, indent=2)
+        print()
+    else:
+        summary.show(results, console)
+        console.print(f"written to {path}")
+    return 0
+
+
+def _chosen(names: list[str]) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in (*NAMES, "all")]
+    if unknown:
+        raise ConfigError(f"unknown benchmark '{unknown[0]}'; known: all, {', '.join(NAMES)}")
+    return NAMES if not names or "all" in names else tuple(dict.fromkeys(names))
+
+
+def _import_bench() -> None:
+    """Make the source tree's `bench` package importable; it is not part of the installed package."""
+    folder = share_folder()
+    if not (folder / "bench" / "__init__.py").is_file():
+        raise ConfigError(f"the benchmarks are part of the source tree, and {folder} has none; run it from a checkout")
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callable[[], dict[str, object]]:
+    """The measurement of one benchmark at one size, ready to run."""
+    measure: Callable[..., dict[str, object]] = importlib.import_module(f"bench.{name}").measure
+    if name in ("fusion", "frame"):
+        return lambda: measure(size, repeats=arguments.repeats)
+    if name == "stall":
+        return lambda: measure(size, seconds=arguments.seconds)
+    if name == "retrieval":
+        counts = tuple(count for count in (10, 100, 1000) if count < arguments.adapters)
+        return lambda: measure(size, counts=(*counts, arguments.adapters))
+    if name == "node":
+        return lambda: measure(arguments.model, arguments.library, seconds=arguments.seconds)
+    return lambda: measure(size)
