@@ -269,18 +269,18 @@ def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> N
 
 
 def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bool) -> Table:
-    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table = Table(box=None, padding=(0, 1), header_style="bold")
     has_truth = any(entry["miou"] is not None for entry in variants.values())
     has_shifted = any(entry["shifted_miou"] is not None for entry in variants.values())
     columns = ["variant"]
     columns += ["mIoU"] if has_truth else []
     columns += ["shifted"] if has_shifted else []
-    columns += ["confidence", "flicker", "fusions", "out of library"]
-    columns += ["latency p50/p95 (ms)"] if has_latency else []
+    columns += ["confidence", "flicker", "fusions", "outside"]
+    columns += ["p50/p95 ms"] if has_latency else []
     columns += ["dropped"] if any(entry["dropped"] for entry in variants.values()) else []
     columns += ["frames"]
     for column in columns:
-        table.add_column(column, justify="left" if column == "variant" else "right")
+        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for name, entry in variants.items():
         cells = {
             "variant": name,
@@ -289,13 +289,13 @@ def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bo
             "confidence": _figure(entry["confidence"]),
             "flicker": "–" if entry["flicker"] is None else f"{entry['flicker']:.1%}",
             "fusions": str(entry["fusions"]),
-            "out of library": f"{entry['out_of_library_s']:.1f} s",
+            "outside": f"{entry['out_of_library_s']:.1f} s",
             "dropped": str(entry["dropped"]),
             "frames": str(entry["frames"]),
         }
         if has_latency:
             total = entry["latency_ms"].get("total")
-            cells["latency p50/p95 (ms)"] = f"{total['p50']:.0f} / {total['p95']:.0f}" if total else "–"
+            cells["p50/p95 ms"] = f"{total['p50']:.0f}/{total['p95']:.0f}" if total else "–"
         table.add_row(*(cells[column] for column in columns), style="bold" if name == primary else None)
     return table
 
@@ -305,7 +305,7 @@ def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> 
         console.print("every scene lay within the library: no adapter to propose", highlight=False)
         return
     console.print(f"{len(worklist)} stretches that no adapter covers, longest first:", highlight=False)
-    table = Table(box=None, padding=(0, 2), header_style="bold")
+    table = Table(box=None, padding=(0, 1), header_style="bold")
     for column in ("from", "to", "frames", "confidence", "nearest adapters"):
         table.add_column(column, justify="left" if column == "nearest adapters" else "right")
     for item in worklist[:20]:

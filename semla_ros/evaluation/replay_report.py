@@ -148,7 +148,7 @@ def _figures(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     if entry["confidence"] is not None:
         add("confidence", _figure(entry["confidence"], 2), "mean over all pixels")
     if entry["flicker"] is not None:
-        add("flicker", _percent(entry["flicker"], 1), "pixels changing per frame")
+        add("flicker", _percent(entry["flicker"], 1), "pixels per frame")
     add("fusions", str(entry["fusions"]), f"{entry['generations']} generations")
     duration = float(summary["duration_s"])
     share = entry["out_of_library_s"] / duration if duration else 0.0

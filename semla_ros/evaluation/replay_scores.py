@@ -21,7 +21,7 @@ from semla_ros.results import MaskArray
 CLEAR_SEGMENTS = ("clear", "day")  # stretches that a base model is trained for
 BETWEEN_SEGMENTS = ("transition", "")
 MAX_SEGMENTS = 200
-_BINS = 600  # of the timeline; each doubles its length when a recording outgrows them
+_BINS = 300  # of the timeline; each doubles its length when a recording outgrows them
 _FIRST_BIN_S = 0.1
 
 

@@ -161,7 +161,6 @@ class NodeRunner:
             "classes": list(config.classes) or [""],
             "cameras": [name for name in self._cameras if name] or [""],
             "adaptation_scope": options.scope,
-            "inference": config.inference.inference,
             "device": config.inference.device,
             "engine": config.inference.engine,
             "precision": config.inference.precision,
@@ -169,6 +168,8 @@ class NodeRunner:
             "cv_bridge": "never",
             "watch_library_s": 0.0,
         }
+        if config.inference.inference != "whole":
+            values["inference"] = config.inference.inference
         for camera in self._cameras:  # nothing may be lost on the way
             topic = f"/{camera}/image" if camera else "/image"
             values[f"qos_overrides.{topic}.subscription.reliability"] = "reliable"

@@ -43,7 +43,7 @@
   });
   const niceStep = (span, count) => {
     const raw = span / count, power = 10 ** Math.floor(Math.log10(raw || 1));
-    return [1, 2, 5, 10].map((factor) => factor * power).find((step) => step >= raw) || raw;
+    return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= raw) || raw;
   };
 
   function frameOf(box, height, low, high, format) {
@@ -113,19 +113,24 @@
     const legend = element("div", { class: "legend" });
     box.append(legend);
     const { svg, y } = frameOf(box, height, bottom, top, (value) => `${+value.toFixed(3)}`);
-    if (threshold !== null) {
+    const showThreshold = () => {
+      if (threshold === null) return;
       svg.append(shape("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(threshold), y2: y(threshold), stroke: "#b42318", "stroke-dasharray": "5 4" }));
-      svg.append(shape("text", { x: WIDTH - RIGHT - 4, y: y(threshold) - 5, "text-anchor": "end", style: "fill:#b42318" }, `threshold ${threshold}`));
-    }
-    for (const name of shown) {
+      svg.append(shape("text", { x: WIDTH - RIGHT - 4, y: y(threshold) - 5, "text-anchor": "end", class: "on", style: "fill:#b42318" }, `threshold ${threshold}`));
+    };
+    // The primary variant is drawn last, over the others; the legend keeps their order.
+    const buttons = {};
+    for (const name of [...shown].sort((a, b) => (a === data.primary) - (b === data.primary))) {
       const path = shape("path", { d: pathOf(time.variants[name][measure], y), fill: "none", stroke: colourOf(name), "stroke-width": name === data.primary ? 2.4 : 1.7, "stroke-linejoin": "round", "data-variant": name });
       svg.append(path);
       const button = element("button", { type: "button", title: "show or hide", onclick: () => {
         const isOff = button.classList.toggle("off");
         path.setAttribute("visibility", isOff ? "hidden" : "visible");
       } }, element("span", { class: "swatch", style: `background:${colourOf(name)}` }), name);
-      legend.append(button);
+      buttons[name] = button;
     }
+    legend.append(...shown.map((name) => buttons[name]));
+    showThreshold();
     addCursor(box, svg, height, (index) => shown.map((name) => tipRow(colourOf(name), name, fixed(time.variants[name][measure][index], digits) + unit)));
   }
 
@@ -247,7 +252,7 @@
       const figure = entry.miou !== null ? `mIoU ${fixed(entry.miou, 2)}` : `confidence ${fixed(entry.confidence, 2)}`;
       return element("button", { type: "button", class: "thumb", "aria-pressed": "false", onclick: () => { chosen = number; showFrame(); } },
         element("img", { src: frame.image, alt: `frame ${frame.index}` }),
-        element("span", { text: `${clock(frame.t)}${frame.segment ? ` · ${frame.segment}` : ""} · ${figure}` }));
+        element("span", {}, element("b", { text: figure }), `${clock(frame.t)}${frame.segment ? ` · ${frame.segment}` : ""}`));
     }));
     return showFrame();
   }
