@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -9,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,7 +20,7 @@ from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_targets
 from semla_ros.torchvision_compat import import_peft
 from semla_ros.training.batches import AugmentConfig, draw_batch
-from semla_ros.training.centroids import Centroid, embed_source
+from semla_ros.training.centroids import Centroid, embed_source, write_statistics
 from semla_ros.training.loop import LoopConfig, run_loop
 from semla_ros.training.losses import segmentation_loss, sigmoid_loss
 from semla_ros.training.samples import SampleSource
@@ -152,14 +152,25 @@ def train_adapter(
         if config.half_precision_file:
             file = partial / "adapter_model.safetensors"
             save_file({k: v.half() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+        _spell_out_targets(partial / "adapter_config.json", lora_targets(model))
         (partial / "README.md").unlink(missing_ok=True)  # peft's model card template says nothing about this adapter
-        np.savez(partial / f"{name}_statistics.npz", train_average_embedding=centroid.mean[None].astype(np.float32))
+        write_statistics(partial / f"{name}_statistics.npz", centroid)
+        for file in partial.iterdir():
+            file.chmod(0o644)
         partial.chmod(0o755)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return centroid
+
+
+def _spell_out_targets(path: Path, targets: list[str]) -> None:
+    """List every target by its full path, as the published adapters do: peft shortens long lists to name endings."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["target_modules"] = targets
+    settings["auto_mapping"] = None  # would name a class of this package, which no other reader needs
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _trainable_copy(model: CatSeg, pooling: int) -> CatSeg:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,16 @@ class Centroid:
     def as_dict(self) -> dict[str, float | int]:
         """All but the mean, as plain values."""
         return {"spread_mean": self.spread_mean, "spread_p95": self.spread_p95, "count": self.count}
+
+
+def statistics_file(library: Path, name: str) -> Path:
+    """Where the published layout keeps an adapter's centroid."""
+    return library / name / f"{name}_statistics.npz"
+
+
+def write_statistics(file: Path, centroid: Centroid) -> None:
+    """Write an adapter's centroid in the published form: float32, shape (1, D)."""
+    np.savez(file, train_average_embedding=centroid.mean[None].astype(np.float32))
 
 
 def centroid_of(embeddings: NDArray[np.float32]) -> Centroid:

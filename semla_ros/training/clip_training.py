@@ -114,6 +114,72 @@ def train_clip(
     )
 
 
+def refine_scene_tower(
+    clip: Clip,
+    scene_tower: VisualTower,
+    captioned: Sequence[RenderedSamples],
+    caption_tokens: Tensor,
+    size: tuple[int, int],
+    mean: Tensor,
+    std: Tensor,
+    loop: LoopConfig,
+    *,
+    device: torch.device,
+    state_file: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Go on with the scene encoder's tower alone, in place, towards the text embeddings as they are.
+
+    It is small, so many more images pass through it than the joint training could afford.
+
+    Args:
+        clip: Its text tower embeds the captions; not changed.
+        scene_tower: What is trained.
+        captioned: Images with captions.
+        caption_tokens: Token rows, in the order of `captioned`, shape (N, L), int64.
+        size: Image height and width.
+        mean: Per channel, shape (3,), 0..255 scale.
+        std: Likewise.
+        loop: Steps and rates.
+        device: Where to train.
+        state_file: Resumable progress.
+        on_step: Called with step and loss.
+
+    Returns:
+        The loss of each step.
+    """
+    images = ConcatenatedSamples(captioned)
+    with torch.no_grad():
+        texts = torch.cat(
+            [clip.encode_text(part.to(device)) for part in torch.split(caption_tokens, 256)]
+        ).float()  # (N, C)
+    augment = AugmentConfig(min_crop=0.8, brightness=0.08)
+    temperature = torch.nn.Parameter(torch.tensor(np.log(20.0), device=device, dtype=torch.float32))
+    temperatures = torch.nn.ParameterDict({"contrastive": temperature})
+
+    def step_loss(generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(images), (loop.batch_size,), generator=generator)
+        batch, _ = draw_batch(images, loop.batch_size, size, augment, generator, mean, std, indices=chosen.tolist())
+        features = F.normalize(scene_tower(batch.to(device)).float(), dim=-1)
+        logits = temperatures["contrastive"].exp().clamp(max=100) * features @ texts[chosen.to(device)].T
+        tokens = caption_tokens[chosen].to(device)
+        return contrastive_loss(logits, (tokens[:, None] == tokens[None]).all(-1))
+
+    return run_loop(
+        {"scene_tower": scene_tower, "temperatures": temperatures},
+        [
+            {"params": [p for p in scene_tower.parameters() if p.ndim > 1]},
+            {"params": [p for p in scene_tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [temperature], "weight_decay": 0.0},
+        ],
+        step_loss,
+        loop,
+        device=device,
+        state_file=state_file,
+        on_step=on_step,
+    )
+
+
 def contrastive_loss(logits: Tensor, is_same: Tensor) -> Tensor:
     """Symmetric contrastive loss in which images with the same caption share its target.
 

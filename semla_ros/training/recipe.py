@@ -29,8 +29,9 @@ from semla_ros.segmentation.targets import lora_targets
 from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary
 from semla_ros.training.adapter_training import AdapterTrainingConfig, train_adapter
 from semla_ros.training.cards import adapter_card, model_card
-from semla_ros.training.centroids import embed_source
-from semla_ros.training.clip_training import ClipTrainingConfig, train_clip
+from semla_ros.training.centroids import Centroid, embed_source, statistics_file, write_statistics
+from semla_ros.training.clip_training import ClipTrainingConfig, refine_scene_tower, train_clip
+from semla_ros.training.loop import LoopConfig
 from semla_ros.training.progress import progress_bar
 from semla_ros.training.samples import RenderedSamples, RenderRequest
 from semla_ros.training.segmenter_training import SegmenterTrainingConfig, train_segmenter
@@ -44,10 +45,18 @@ SCENE_GRID = (6, 8)  # patches of the scene encoder's input, 96 x 128 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
+class SceneEncoderTrainingConfig:
+    """How the scene encoder goes on after the joint training."""
+
+    loop: LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that fixes a training run; read from `config/training.yaml`."""
 
     clip: ClipTrainingConfig
+    scene_encoder: SceneEncoderTrainingConfig
     segmenter: SegmenterTrainingConfig
     adapter: AdapterTrainingConfig
     seed: int = 0
@@ -78,7 +87,7 @@ class Recipe:
         notes = {name: values.pop(name, {}) for name in ("retrieval", "drift")}
         recipe = replace(from_mapping(cls, values, where=str(path)), image_size=tuple(size), **notes)
         stages = {}
-        for name in ("clip", "segmenter", "adapter"):
+        for name in ("clip", "scene_encoder", "segmenter", "adapter"):
             stage = getattr(recipe, name)
             stages[name] = replace(stage, loop=replace(stage.loop.scaled(budget), seed=recipe.seed))
         return replace(recipe, **stages)
@@ -198,13 +207,27 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
             samples["clear"],
             token_table(vocabulary, captions),
             vocabulary.tokenize(CLASS_NAMES),
-            (SCENE_GRID[0] * tower.config.patch, SCENE_GRID[1] * tower.config.patch),
+            tower.config.working_resolution,
             recipe.image_size,
             torch.tensor(CLIP_PIXEL_MEAN),
             torch.tensor(CLIP_PIXEL_STD),
             recipe.clip,
             device=device,
             state_file=folders.work / "clip.state",
+            on_step=on_step,
+        )
+    with progress_bar("train scene encoder", recipe.scene_encoder.loop.steps) as (_, on_step):
+        refine_scene_tower(
+            model.clip,
+            tower,
+            list(samples.values()),
+            token_table(vocabulary, captions),
+            tower.config.working_resolution,
+            torch.tensor(CLIP_PIXEL_MEAN),
+            torch.tensor(CLIP_PIXEL_STD),
+            recipe.scene_encoder.loop,
+            device=device,
+            state_file=folders.work / "scene_encoder.state",
             on_step=on_step,
         )
     save_model(model, folders.clip, class_names=CLASS_NAMES, vocabulary=vocabulary, model_id="semla-tiny-clip")
@@ -248,24 +271,29 @@ def train_adapters_stage(
     encoder = SceneEncoder.load(folders.encoder)
     tokens = base.tokenizer.tokenize(CLASS_NAMES)
     for index, (name, source) in enumerate(samples.items()):
-        if name == "clear" or (folders.library / name / f"{name}_statistics.npz").is_file():
+        if name == "clear":
             continue
-        loop = replace(recipe.adapter.loop, seed=recipe.seed + 100 + index)
-        with progress_bar(f"train adapter {name}", loop.steps) as (_, on_step):
-            centroid = train_adapter(
-                base.model,
-                source,
-                tokens,
-                replace(recipe.adapter, loop=loop),
-                name=name,
-                library=folders.library,
-                encoder=encoder,
-                device=device,
-                state_file=folders.work / f"adapter-{name}.state",
-                on_step=on_step,
-            )
-        # Written after the adapter: a run that stops in between embeds the images again.
-        (folders.work / f"centroid-{name}.json").write_text(json.dumps(centroid.as_dict()), encoding="utf-8")
+        if not statistics_file(folders.library, name).is_file():
+            loop = replace(recipe.adapter.loop, seed=recipe.seed + 100 + index)
+            with progress_bar(f"train adapter {name}", loop.steps) as (_, on_step):
+                centroid = train_adapter(
+                    base.model,
+                    source,
+                    tokens,
+                    replace(recipe.adapter, loop=loop),
+                    name=name,
+                    library=folders.library,
+                    encoder=encoder,
+                    device=device,
+                    state_file=folders.work / f"adapter-{name}.state",
+                    on_step=on_step,
+                )
+            _note_centroid(folders, name, encoder, centroid)
+        elif _noted_centroid(folders, name, encoder) is None:  # trained before, beside another scene encoder
+            with progress_bar(f"embed {name}", len(source)) as (advance, _):
+                centroid = embed_source(encoder, source, on_progress=advance)
+            write_statistics(statistics_file(folders.library, name), centroid)
+            _note_centroid(folders, name, encoder, centroid)
     _write_library(recipe, folders, base, encoder, samples, domains)
 
 
@@ -278,13 +306,11 @@ def _write_library(
     domains: Mapping[str, Domain],
 ) -> None:
     entries = {}
-    for name, source in samples.items():
+    for name in samples:
         if name == "clear":
             continue
-        note = folders.work / f"centroid-{name}.json"
-        if not note.is_file():
-            note.write_text(json.dumps(embed_source(encoder, source).as_dict()), encoding="utf-8")
-        spread = json.loads(note.read_text(encoding="utf-8"))
+        spread = _noted_centroid(folders, name, encoder)
+        assert spread is not None  # noted when the adapter was finished
         folder = folders.library / name
         entries[name] = AdapterEntry(
             sha256={path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.suffix != ".md"},
@@ -307,6 +333,18 @@ def _write_library(
         note="Adapters of the procedural world of semla_ros; they mean nothing for real cameras.",
     )
     write_manifest(folders.library, manifest)
+
+
+def _note_centroid(folders: TrainingFolders, name: str, encoder: SceneEncoder, centroid: Centroid) -> None:
+    note = {"encoder": encoder.sha256, **centroid.as_dict()}
+    (folders.work / f"centroid-{name}.json").write_text(json.dumps(note), encoding="utf-8")
+
+
+def _noted_centroid(folders: TrainingFolders, name: str, encoder: SceneEncoder) -> dict[str, Any] | None:
+    """Spread and count of a finished adapter, if they were made with this scene encoder."""
+    path = folders.work / f"centroid-{name}.json"
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return note if note.get("encoder") == encoder.sha256 else None
 
 
 def train_all(

@@ -73,9 +73,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
     parameter = nn.Parameter(torch.ones(1))
     module = nn.ParameterList([parameter])
     with pytest.raises(TrainingError, match=r"nan at step 0"):
-        run_loop(
-            {"m": module}, [{"params": [parameter]}], lambda _: parameter.sum() * float("nan"), CONFIG, device=CPU
-        )
+        run_loop({"m": module}, [{"params": [parameter]}], lambda _: parameter.sum() * float("nan"), CONFIG, device=CPU)
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
