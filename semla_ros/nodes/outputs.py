@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -32,6 +33,14 @@ LATCHED_QOS = QoSProfile(
 def overridable() -> QoSOverridingOptions:
     """History, depth and reliability of a topic can be set with `qos_overrides` parameters."""
     return QoSOverridingOptions.with_default_policies()
+
+
+def without_events() -> PublisherEventCallbacks:
+    """No events on publishers: the executor would look at each of them at every wake-up.
+
+    A subscriber that asks for more than is offered is told so on its own side.
+    """
+    return PublisherEventCallbacks(use_default_callbacks=False)
 
 
 def private_topic(camera: str, name: str) -> str:
@@ -58,7 +67,11 @@ class CameraOutputs:
 
         def publisher(message_type: Any, name: str) -> Any:
             return node.create_publisher(
-                message_type, private_topic(camera, name), IMAGE_QOS, qos_overriding_options=overridable()
+                message_type,
+                private_topic(camera, name),
+                IMAGE_QOS,
+                qos_overriding_options=overridable(),
+                event_callbacks=without_events(),
             )
 
         self._mask = publisher(Image, "mask")
@@ -140,7 +153,11 @@ class ModelOutputs:
         self._hardware_id = hardware_id
         self._lock = threading.Lock()
         self._announced: Generation | None = None
-        latched = {"qos_profile": LATCHED_QOS, "qos_overriding_options": overridable()}
+        latched = {
+            "qos_profile": LATCHED_QOS,
+            "qos_overriding_options": overridable(),
+            "event_callbacks": without_events(),
+        }
         self._labels = node.create_publisher(String, private_topic(scope, "labels"), **latched)
         self._weights = node.create_publisher(DiagnosticArray, private_topic(scope, "adapter_weights"), **latched)
         label_info = messages.label_info_message(Header(), ())
