@@ -87,17 +87,18 @@ def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
-def random_encoder(size: Size, seed: int = 0) -> SceneEncoder:
+def random_encoder(size: Size, device: str = "cpu", seed: int = 0) -> SceneEncoder:
     """The published scene encoder's architecture for B and L, one like the embedded default's otherwise."""
     torch.manual_seed(seed)
     build = import_open_clip().model._build_vision_tower
     if size in ("b", "l"):
         vision = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
-        return SceneEncoder(build(768, vision, True), ScenePreprocessing(height=224, width=224), id=size, dim=768)
+        published = ScenePreprocessing(height=224, width=224)
+        return SceneEncoder(build(768, vision, True), published, id=size, dim=768, device=device)
     width, layers, dim = (64, 2, 32) if size == "toy" else (192, 6, 128)
     vision = {"image_size": (96, 128), "layers": layers, "width": width, "head_width": 32, "patch_size": 16}
     preprocessing = ScenePreprocessing(height=96, width=128, resize="stretch")
-    return SceneEncoder(build(dim, vision, False), preprocessing, id=size, dim=dim)
+    return SceneEncoder(build(dim, vision, False), preprocessing, id=size, dim=dim, device=device)
 
 
 def class_list(count: int) -> tuple[str, ...]:
@@ -124,7 +125,7 @@ def random_parts(
         classes: Length of the vocabulary.
         drift: Settings of the gate.
     """
-    model, encoder = random_model(size), random_encoder(size)
+    model, encoder = random_model(size), random_encoder(size, inference.device)
     write_random_library(folder, model, adapters, encoder.dim)
     return PipelineParts(
         model=model,

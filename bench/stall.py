@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from bench.random_world import Size, random_parts
 from bench.timing import Timing
@@ -22,9 +23,17 @@ ALWAYS_DRIFTING = DriftConfig(
 
 
 def measure(size: Size, seconds: float = 20.0) -> dict[str, object]:
-    """Run frames back to back, first alone, then with the adaptation thread fusing; figures for `stall`."""
+    """Figures for `stall`: those of the CPU, and on a machine with a GPU the same for it below `gpu`."""
+    figures = measure_on("cpu", size, seconds)
+    if torch.cuda.is_available():
+        figures["gpu"] = measure_on("cuda", size, seconds)
+    return figures
+
+
+def measure_on(device: str, size: Size, seconds: float) -> dict[str, object]:
+    """Run frames back to back, first alone, then with the adaptation thread fusing."""
     with tempfile.TemporaryDirectory() as folder:
-        inference = InferenceConfig(device="cpu")
+        inference = InferenceConfig(device=device)
         pipeline = PerceptionPipeline(random_parts(size, Path(folder), inference=inference, drift=ALWAYS_DRIFTING))
         made: list[Generation] = []
         pipeline.on_generation.append(made.append)

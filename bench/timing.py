@@ -12,9 +12,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of repeated runs, in the order they were made."""
+    """Milliseconds of repeated runs, in the order they were made.
+
+    Processor time of all threads goes with it: on a busy machine it says more than the clock.
+    """
 
     samples_ms: tuple[float, ...]
+    cpu_samples_ms: tuple[float, ...] = ()
 
     @property
     def median(self) -> float:
@@ -27,8 +31,14 @@ class Timing:
     def percentile(self, q: float) -> float:
         return float(np.percentile(self.samples_ms, q))
 
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu_samples_ms)
+
     def as_dict(self) -> dict[str, float | int]:
+        cpu = {"cpu_median_ms": self.cpu_median} if self.cpu_samples_ms else {}
         return {
+            **cpu,
             "median_ms": self.median,
             "best_ms": self.best,
             "p95_ms": self.percentile(95),
@@ -42,7 +52,7 @@ def time_runs(run: Callable[[], object], repeats: int, warm_up: int = 1) -> Timi
     """Time `run` after untimed warm-up runs."""
     for _ in range(warm_up):
         run()
-    return Timing(tuple(_milliseconds(run) for _ in range(repeats)))
+    return _timing([_milliseconds(run) for _ in range(repeats)])
 
 
 def time_alternating(runs: Sequence[Callable[[], object]], repeats: int, warm_up: int = 1) -> list[Timing]:
@@ -50,14 +60,19 @@ def time_alternating(runs: Sequence[Callable[[], object]], repeats: int, warm_up
     for run in runs:
         for _ in range(warm_up):
             run()
-    samples: list[list[float]] = [[] for _ in runs]
+    samples: list[list[tuple[float, float]]] = [[] for _ in runs]
     for _ in range(repeats):
         for run, collected in zip(runs, samples, strict=True):
             collected.append(_milliseconds(run))
-    return [Timing(tuple(item)) for item in samples]
+    return [_timing(item) for item in samples]
 
 
-def _milliseconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _timing(samples: Sequence[tuple[float, float]]) -> Timing:
+    return Timing(tuple(wall for wall, _ in samples), tuple(cpu for _, cpu in samples))
+
+
+def _milliseconds(run: Callable[[], object]) -> tuple[float, float]:
+    """By the clock, and by the processor over all threads."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     run()
-    return (time.perf_counter() - start) * 1e3
+    return (time.perf_counter() - start) * 1e3, (time.process_time() - start_cpu) * 1e3

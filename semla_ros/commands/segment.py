@@ -225,7 +225,7 @@ def _show(summary: dict[str, object], records: Sequence[dict[str, object]], out:
         largest = sorted(share.items(), key=lambda item: -item[1])[:3]
         table.add_row(
             Path(str(record["image"])).name,
-            ", ".join(f"{name} {weight:.2f}" for name, weight in mix.items()) or "base model",
+            ", ".join(f"{name} {weight:.2f}" for name, weight in mix.items() if weight >= 0.005) or "base model",
             ", ".join(f"{name} {part:.0%}" for name, part in largest),
             f"{adaptation:.0f}",
             f"{latency['total']:.0f}",
