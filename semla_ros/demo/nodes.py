@@ -26,7 +26,7 @@ def has_ros2_launch() -> bool:
 
 def parameters(settings: DemoSettings) -> dict[str, dict[str, str]]:
     """Node -> parameter -> value, as written on a command line."""
-    perception = {"model": settings.model, "library": settings.library}
+    perception = {"model": settings.model, "library": settings.library, "threads": str(settings.threads)}
     if settings.is_fast:
         # The short drive passes five times as fast, and so must the gate: look at every frame, wait and smooth less.
         rate_hz = f"{settings.camera_rate_hz:.3f}"

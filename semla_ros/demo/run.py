@@ -79,7 +79,6 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoOutcome:
     ):
         recording = Recording(store)
         base_model = _watch_drive(settings, recording, domain, environment, console)
-        _use_all_cores()
         score = _score(settings, recording, base_model, console)
         return _write_results(settings, recording, score, console)
 
@@ -199,13 +198,6 @@ def _last_words(settings: DemoSettings) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
         ends.append(f"the end of {log}:\n" + "\n".join(lines or ["(empty)"]))
     return "\n".join(ends)
-
-
-def _use_all_cores() -> None:
-    """The nodes have ended: the base model may use the whole processor."""
-    import torch
-
-    torch.set_num_threads(max(1, os.cpu_count() or 1))
 
 
 def _score(settings: DemoSettings, recording: Recording, base_model: Any, console: Console) -> DriveScore:

@@ -47,13 +47,27 @@ class DemoSettings:
     def camera_rate_hz(self) -> float:
         """Frames per second that the camera sends.
 
-        On two cores a frame of the tiny model takes about 80 ms and rendering one 40 ms, so 5 Hz leaves room for the
-        rest; where there are more cores, camera and model have their own.
+        On one core a frame of the tiny model takes about 60 ms and rendering one 45 ms, so 5 Hz leaves two cores room
+        for the rest; where there are more, camera and model have their own.
         """
         if self.rate_hz:
             return self.rate_hz
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         return 5.0 if cores <= 2 else 8.0 if cores <= 4 else 10.0
+
+    @property
+    def threads(self) -> int:
+        """Threads of the model: half the cores, because the camera, the adaptation and the monitor need some as well.
+
+        Where the threads of one model have to wait for a core, all wait for the last: on two cores with other work,
+        a frame took 60 ms with one thread and seconds with two.
+        """
+        return max(1, usable_cores() // 2)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parse_size(words: str) -> tuple[int, int]:

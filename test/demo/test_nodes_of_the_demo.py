@@ -30,7 +30,8 @@ def test_without_ros2_launch_each_node_is_a_process_with_its_parameters(started)
     assert list(commands) == ["perception node", "scene_camera node"]
     perception, camera = commands.values()
     assert perception[:4] == [sys.executable, "-m", "semla_ros.nodes.perception_node", "--ros-args"]
-    assert perception[4:] == ["-p", "model:=other"]
+    assert perception[4:6] == ["-p", "model:=other"]
+    assert any(item.startswith("threads:=") for item in perception)
     assert {"seed:=3", "rate_hz:=4.000", "width:=256", "duration_s:=90.0"} <= set(camera)
 
 
