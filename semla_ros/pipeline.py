@@ -298,6 +298,19 @@ class PerceptionPipeline:
         """Drift settings in use."""
         return self._drift
 
+    def scene_distances(self) -> dict[str, float]:
+        """Distance to every adapter of the scene that the present mix was retrieved for, nearest first.
+
+        Empty where the mix was not retrieved for a scene. Beside `generation.mix` it tells what was left out, and how
+        far away everything is where the mix has faded to the base model.
+        """
+        with self._adaptation_lock:
+            if self._scene is None:
+                return {}
+            distances = self._retriever.distances(self._scene)
+            order = distances.argsort(kind="stable")
+            return {self._library.names[index]: float(distances[index]) for index in order}
+
     def status(self) -> PipelineStatus:
         """What happened so far, and what is in use."""
         tally, background = self._tally, self._background

@@ -304,7 +304,7 @@ def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> 
     if not worklist:
         console.print("every scene lay within the library: no adapter to propose", highlight=False)
         return
-    console.print(f"{len(worklist)} stretches that no adapter covers, longest first:", highlight=False)
+    console.print(f"{len(worklist)} stretches that no adapter covers, the most to gain first:", highlight=False)
     table = Table(box=None, padding=(0, 1), header_style="bold")
     for column in ("from", "to", "frames", "confidence", "nearest adapters"):
         table.add_column(column, justify="left" if column == "nearest adapters" else "right")

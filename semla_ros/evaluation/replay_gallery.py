@@ -168,11 +168,23 @@ class Gallery:
                     "scene_age_s": None
                     if outcome.generation.scene_stamp_ns is None
                     else round((item.frame.stamp_ns - outcome.generation.scene_stamp_ns) / 1e9, 3),
-                    "mix": describe_mix(outcome.generation.mix),
+                    "mix": _explained_mix(outcome),
                 }
                 for name, outcome in outcomes.items()
             },
         }
+
+
+def _explained_mix(outcome: Outcome) -> dict[str, Any]:
+    """The mix, and the near adapters that got no weight in it."""
+    mix = describe_mix(outcome.generation.mix)
+    present = {adapter["name"] for adapter in mix["adapters"]}
+    mix["adapters"] += [
+        {"name": name, "weight": 0.0, "distance": _number(distance)}
+        for name, distance in outcome.nearest
+        if name not in present
+    ]
+    return mix
 
 
 def describe_mix(mix: AdapterMix) -> dict[str, Any]:

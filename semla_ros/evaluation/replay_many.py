@@ -28,6 +28,7 @@ import numpy as np
 from semla_ros.errors import BagError, ConfigError, SemlaError
 from semla_ros.evaluation.replay import SUMMARY, ReplayOptions, replay_bag
 from semla_ros.evaluation.replay_scores import is_shifted, overlap_miou
+from semla_ros.evaluation.replay_stretches import most_to_gain
 
 logger = logging.getLogger(__name__)
 
@@ -295,7 +296,7 @@ def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any
                 for summary in summaries
                 for stretch in summary.get("worklist", [])
             ),
-            key=lambda stretch: -float(stretch["duration_s"]),
+            key=most_to_gain,
         ),
     }
 

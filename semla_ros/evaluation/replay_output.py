@@ -51,6 +51,7 @@ class Trace:
             "action": step.action if step else None,
             "drift": _number(step.drift) if step and step.drift is not None else None,
             **describe_mix(generation.mix),
+            "nearest": {name: round(distance, 6) for name, distance in outcome.nearest},
             "miou": _number(score.miou),
             "confidence": _number(score.confidence),
             "flicker": _number(score.flicker),

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from semla_ros.evaluation.replay_frames import ReplayFrame
 from semla_ros.evaluation.replay_gallery import jpeg_bytes
@@ -66,11 +64,9 @@ class StretchFinder:
         stretch.confidences += 0.0 if math.isnan(score.confidence) else score.confidence
         stretch.mious += 0.0 if math.isnan(score.miou) else score.miou
         stretch.segments[item.segment] = stretch.segments.get(item.segment, 0) + 1
-        mix = outcome.generation.mix
-        for name, distance in zip(mix.names, mix.distances, strict=True):
-            if np.isfinite(distance):
-                total, count = stretch.distances.get(name, (0.0, 0))
-                stretch.distances[name] = (total + float(distance), count + 1)
+        for name, distance in outcome.nearest:
+            total, count = stretch.distances.get(name, (0.0, 0))
+            stretch.distances[name] = (total + distance, count + 1)
         if seconds >= self._next_example_s and len(stretch.examples) < EXAMPLES:
             # Each further example lies twice as far into the stretch, so that a long one is seen at several places.
             self._next_example_s = seconds + max(0.5, 2 * (seconds - stretch.start_s))
@@ -80,10 +76,10 @@ class StretchFinder:
             stretch.examples.append(str(path.relative_to(self._folder.parent)))
 
     def stretches(self) -> list[dict[str, Any]]:
-        """The stretches, longest first."""
+        """The stretches, those with the most to gain first: long ones in which the model is unsure."""
         if self._open is not None:
             self._close()
-        return [_describe(stretch) for stretch in sorted(self._done, key=lambda item: item.start_s - item.end_s)]
+        return sorted((_describe(stretch) for stretch in self._done), key=most_to_gain)
 
     def _close(self) -> None:
         assert self._open is not None
@@ -111,6 +107,6 @@ def _describe(stretch: _Stretch) -> dict[str, Any]:
     }
 
 
-def merge_key(stretches: Sequence[dict[str, Any]]) -> float:
-    """Total length in seconds, by which bags with more to do come first."""
-    return sum(float(stretch["duration_s"]) for stretch in stretches)
+def most_to_gain(stretch: Mapping[str, Any]) -> float:
+    """Sorting key: seconds times the probability mass that the model did not put on its answers, largest first."""
+    return -float(stretch["duration_s"]) * (1.0 - float(stretch["mean_confidence"]))

@@ -18,6 +18,7 @@ from semla_ros.nodes.model_bank import SCENE_HANDOVER_NS
 from semla_ros.results import AdaptationStep, AdapterMix, Frame, Generation, MaskArray, Segmentation
 
 Kind = Literal["base", "uniform", "semla", "oracle", "frozen"]
+NEAREST = 5  # adapters whose distance is told
 _ABSOLUTE_STAMP_S = 1e6  # a larger "frozen@" is a stamp, a smaller one counts from the first frame
 
 
@@ -37,6 +38,9 @@ class PipelineLike(Protocol):
 
     def segment(self, frame: Frame, want_confidence: bool = True) -> Segmentation:
         """Segment one frame."""
+
+    def scene_distances(self) -> dict[str, float]:
+        """Distance of the present mix's scene to the adapters, nearest first."""
 
     def freeze(self, is_frozen: bool) -> None:
         """Keep the present mix."""
@@ -141,6 +145,8 @@ class Outcome:
         is_own: The mask was made from this very frame. False: it is the newest one that was ready when the frame
             arrived (realtime only).
         made: Masks that became due since the previous outcome, in order of making.
+        nearest: The adapters nearest to the scene of the generation's mix with their distances, nearest first; empty
+            where the mix was not retrieved.
     """
 
     mask: MaskArray | None
@@ -150,6 +156,7 @@ class Outcome:
     latency_ms: Mapping[str, float]
     is_own: bool
     made: tuple[Made, ...] = ()
+    nearest: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass
@@ -207,6 +214,7 @@ class VariantRunner:
         self._is_realtime = is_realtime
         self._camera_names = tuple(camera_names)
         self._newest_stamp_ns: dict[str, int] = {}
+        self._nearest: dict[int, tuple[int, tuple[tuple[str, float], ...]]] = {}  # pipeline -> generation, adapters
         self.pipelines: dict[str, PipelineLike] = {}
         self._first_stamp_ns: int | None = None
         self._cameras: OrderedDict[str, _Camera] = OrderedDict()
@@ -241,7 +249,16 @@ class VariantRunner:
             latency_ms={**(step.latency_ms if step else {}), **segmentation.latency_ms},
             is_own=True,
             made=(Made(item, segmentation, item.log_ns),),
+            nearest=self._nearest_of(pipeline, segmentation.generation) if self.variant.adapts else (),
         )
+
+    def _nearest_of(self, pipeline: PipelineLike, generation: Generation) -> tuple[tuple[str, float], ...]:
+        """The nearest adapters to a generation's scene, looked up once per generation."""
+        known = self._nearest.get(id(pipeline))
+        if known is None or known[0] != generation.number:
+            distances = list(pipeline.scene_distances().items())[:NEAREST]
+            known = self._nearest[id(pipeline)] = (generation.number, tuple(distances))
+        return known[1]
 
     def _speaks_for_scene(self, frame: Frame) -> bool:
         """As in the node: with one scene for several cameras, the first one that delivers looks at it."""
@@ -299,6 +316,7 @@ class VariantRunner:
             latency_ms=present.latency_ms,
             is_own=False,
             made=made,
+            nearest=present.nearest,
         )
 
     def finish(self) -> tuple[Made, ...]:

@@ -85,6 +85,10 @@ class ToyPipeline:
     def freeze(self, is_frozen: bool) -> None:
         self._is_frozen = is_frozen
 
+    def scene_distances(self) -> dict[str, float]:
+        mix = self.generation.mix
+        return dict(sorted(zip(mix.names, map(float, mix.distances), strict=True), key=lambda item: item[1]))
+
     def apply_mix(self, mix: AdapterMix, reason: str) -> Generation:
         return self._renew(mix, reason, None)
 

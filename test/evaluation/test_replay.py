@@ -206,7 +206,7 @@ def test_one_scene_estimate_serves_all_cameras_or_each_has_its_own(tmp_path: Pat
 def test_memory_does_not_grow_with_the_length_of_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_scores, "_BINS", 20)  # reached by the shorter recording, too
     peaks = []
-    for frames in (450, 1050):  # both fill the bags' chunks
+    for frames in (350, 700):  # both fill the bags' chunks
         bag = write_toy_bag(tmp_path / f"bag{frames}", frames=frames)
         tracemalloc.start()
         replay_bag(bag, tmp_path / f"out{frames}", options("base,semla", with_report=False), load=ToyPipeline)
