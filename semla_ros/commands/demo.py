@@ -102,7 +102,7 @@ def _report(outcome: DemoOutcome, settings: DemoSettings, console: Console) -> N
     for name, count, base, adapted, style in (
         ("shifted segments", sum(segment.frames for segment in score.segments if segment.is_shifted), score.base,
          score.adapted, "bold"),
-        ("all, with transitions", len(score.frames), score.base_all, score.adapted_all, ""),
+        ("with transitions", len(score.frames), score.base_all, score.adapted_all, ""),
     ):  # fmt: skip
         table.add_row(name, str(count), f"{base:.3f}", f"{adapted:.3f}", f"{adapted - base:+.3f}", style=style)
     console.print(table)
