@@ -79,7 +79,7 @@ class InferenceConfig:
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
     engine: Literal["auto", "torch", "onnx", "tensorrt"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # "auto": fastest that passes parity with fp32
-    threads: int = 0  # CPU threads of the forward pass; 0 = number of physical cores
+    threads: int = 0  # CPU threads of the forward pass; 0 = all physical cores but one
     compile: bool = False  # torch.compile the forward pass
     memory: Literal["double", "single"] = "double"  # double: new weights are prepared beside the ones in use
 

@@ -64,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adapter.add_argument("--model", default="semla-tiny", help="base model id or checkpoint")
     adapter.add_argument("--model-dir", default="", help="where model files are")
     adapter.add_argument("--encoder", default="", help="scene encoder; default: the one that goes with the model")
-    adapter.add_argument(
-        "--recipe", type=Path, help="YAML file with an 'adapter' part; default: as published"
-    )
+    adapter.add_argument("--recipe", type=Path, help="YAML file with an 'adapter' part; default: as published")
     adapter.add_argument("--steps", type=int, default=2000, help="with the published settings (default 2000)")
     adapter.add_argument("--batch-size", type=int, default=2, help="with the published settings (default 2)")
     adapter.add_argument("--seed", type=int, default=0)

@@ -55,11 +55,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_threads(threads: int) -> int:
-    """CPU threads of the forward pass: as set, or the physical cores that this process may run on."""
+    """CPU threads of the forward pass: as set, or all but one of the physical cores that this process may run on.
+
+    Where one of the model's threads waits for a core, all of them wait for it, so one core is left to the adaptation
+    path, ROS and whatever else runs: on a busy machine of two cores, a frame of the tiny model took 60 ms with one
+    thread and seconds with two.
+    """
     if threads:
         return threads
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed) - 1)
 
 
 class TorchEngine:

@@ -116,7 +116,7 @@ _DESCRIPTIONS = {
     "device": "auto, cpu, cuda or cuda:<index>",
     "engine": "auto, torch, onnx or tensorrt",
     "precision": "auto, fp32, bf16 or fp16; auto: the fastest that agrees with fp32",
-    "threads": "CPU threads of the forward pass, 0 = number of physical cores",
+    "threads": "CPU threads of the forward pass, 0 = all physical cores but one",
     "compile": "torch.compile the forward pass",
     "memory": "double: new weights are prepared beside those in use; single: less memory, longer swap",
     "autostart": "Configure and activate without a lifecycle manager",
