@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +25,7 @@ class Aside:
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._is_closing = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="semla-changes")
 
     def serving(self, callback: Serve) -> Callable[[Any, Any], Awaitable[Any]]:
@@ -50,6 +52,32 @@ class Aside:
         """Run something that nobody waits for."""
         self._pool.submit(work)
 
+    def in_executor(self, work: Callable[[], Any]) -> None:
+        """Let the executor's thread do something, and wait for it.
+
+        What the executor waits on must be destroyed there: its loop does not survive a handle that vanishes while it
+        looks at it.
+
+        Args:
+            work: Done at once where no executor runs; must do no harm when done twice.
+        """
+        executor = self._node.executor
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                done.set()
+
+        if executor is not None and not self._is_closing:
+            executor.create_task(run)
+            while not self._is_closing:
+                if done.wait(0.05):
+                    return
+        work()
+
     def close(self) -> None:
-        """Finish what is under way, drop what waits, and join the thread."""
+        """Finish what is under way, drop what waits, and join the thread. The executor must have stopped before."""
+        self._is_closing = True
         self._pool.shutdown(wait=True, cancel_futures=True)

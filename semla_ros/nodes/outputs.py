@@ -171,6 +171,8 @@ class ModelOutputs:
         Called both when a generation is committed and before its first mask is published: whichever comes first.
         """
         with self._lock:
+            if not self._node.context.ok():  # the process is being ended: publishers are gone
+                return
             present = self._announced
             if present is not None and generation.number <= present.number:
                 return

@@ -323,6 +323,10 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 "the name of a topic is written in full"
             )
 
+    def _unsubscribe(self) -> None:
+        while self._image_subscriptions:
+            self.destroy_subscription(self._image_subscriptions.pop())
+
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking images, and join the threads."""
         del state
@@ -330,9 +334,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
     def _deactivate(self) -> None:
         self._is_active = False
-        for subscription in self._image_subscriptions:
-            self.destroy_subscription(subscription)
-        self._image_subscriptions.clear()
+        self._aside.in_executor(self._unsubscribe)
         for camera in self._slots.close():
             self._statistics[camera].drop(self._now_s(), drops.STOPPED)
         if self._worker is not None:
@@ -634,6 +636,9 @@ def spin(node: PerceptionNode) -> None:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if node.context.ok():  # else the signal came while a callback was publishing
+            raise
     finally:
         node.close()
         executor.shutdown(timeout_sec=5.0)

@@ -285,6 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        if node.context.ok():  # else the signal came while a callback was publishing
+            raise
     finally:
         node.close()
         executor.shutdown()

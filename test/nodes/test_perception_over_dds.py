@@ -26,7 +26,7 @@ def masks(graph: Graph, perception: PerceptionClient):
     wait_for(lambda: subscription.get_publisher_count() == 1, "publisher of the mask")
     time.sleep(0.1)  # the publisher learns of the match a moment later
     yield received
-    graph.node.destroy_subscription(subscription)
+    graph.unsubscribe(subscription)
 
 
 def answer_to(perception: PerceptionClient, masks: list[Image], message: Image) -> Image:
