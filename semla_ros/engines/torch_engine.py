@@ -147,6 +147,10 @@ class TorchEngine:
         """Drop the compiled or captured forward pass."""
         self._graph = self._compiled = self._text = None
 
+    def forget_graph(self) -> None:
+        """Capture anew with the next frame, because what the forward pass calls has changed."""
+        self._graph = None
+
     def _pixels(self, image: ImageArray) -> Tensor:
         # torch reads neither read-only memory (a message's buffer) nor negative strides.
         ready = image if image.flags.writeable and image.flags.c_contiguous else np.array(image)

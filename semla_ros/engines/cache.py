@@ -1,0 +1,204 @@
+"""Compiled engines and exported graphs on disk, each under a key of everything that it depends on.
+
+A file is written beside its place and moved there, and an entry counts only with its description, which is written
+last: a build that is killed, a full disk or two processes at once leave nothing half-made that could be loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from semla_ros.errors import EngineError
+from semla_ros.segmentation.checkpoint import file_sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineKey:
+    """What an engine depends on; any difference makes another entry.
+
+    Attributes:
+        component: Name of the fixed component.
+        model_digest: SHA-256 over its architecture and weights.
+        runtime: "onnx" (an exported graph) or "tensorrt" (a plan).
+        runtime_version: Of the exporter or of TensorRT.
+        device: Name of the GPU; "any" for a graph.
+        precision: "fp32" or "fp16".
+        shapes: See `FixedComponent.shapes`.
+    """
+
+    component: str
+    model_digest: str
+    runtime: str
+    runtime_version: str
+    device: str
+    precision: str
+    shapes: str
+
+    def file_stem(self) -> str:
+        """Readable start and a digest of everything."""
+        everything = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return f"{self.component}-{self.runtime}-{hashlib.sha256(everything.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheEntry:
+    """One file of the cache.
+
+    Attributes:
+        key: What it depends on.
+        path: The file.
+        num_bytes: Its size.
+        sha256: Its digest when it was written.
+        problem: Why it cannot be used; empty where it can.
+    """
+
+    key: EngineKey
+    path: Path
+    num_bytes: int
+    sha256: str
+    problem: str = ""
+
+
+def default_cache_folder() -> Path:
+    """`$SEMLA_ENGINE_DIR`, or `semla_ros/engines` in the user's cache folder."""
+    if chosen := os.environ.get("SEMLA_ENGINE_DIR", ""):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "") or "~/.cache"
+    return Path(base).expanduser() / "semla_ros" / "engines"
+
+
+class EngineCache:
+    """A folder of engines.
+
+    Args:
+        folder: Made when something is stored; None = `default_cache_folder()`.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or default_cache_folder()
+
+    def find(self, key: EngineKey) -> Path | None:
+        """The file of a key, intact; None where there is none. A damaged one is removed."""
+        description = self._description(key)
+        if not description.is_file():
+            return None
+        entry = _read_entry(description)
+        if entry is None or entry.key != key or entry.problem or _damage(entry):
+            self.remove(key)
+            return None
+        return entry.path
+
+    def store(self, key: EngineKey, write: Callable[[Path], None]) -> Path:
+        """Make the file of a key.
+
+        Args:
+            key: What the file depends on.
+            write: Writes a file at the path that it is given.
+
+        Returns:
+            Where it is now.
+
+        Raises:
+            EngineError: The folder cannot be written; what `write` raises passes through.
+        """
+        path = self._payload(key)
+        partial = self.folder / f".{path.name}.{uuid.uuid4().hex}.partial"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write(partial)
+            values = {"key": dataclasses.asdict(key), "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
+            _sync(partial)
+            partial.replace(path)
+            replace_text(self._description(key), json.dumps(values, indent=1))
+        except OSError as error:
+            raise EngineError(
+                f"engine cache {self.folder}: cannot be written ({error}); free space, or set SEMLA_ENGINE_DIR to a "
+                "folder that can"
+            ) from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return path
+
+    def remove(self, key: EngineKey) -> None:
+        """Forget an entry; nothing happens where there is none."""
+        self._description(key).unlink(missing_ok=True)
+        self._payload(key).unlink(missing_ok=True)
+
+    def entries(self, *, verify: bool = False) -> list[CacheEntry]:
+        """Every entry, sorted by component; `verify` reads each file and compares its digest."""
+        found = [_read_entry(path) for path in sorted(self.folder.glob("*.json"))]
+        entries = [entry for entry in found if entry is not None]
+        if verify:
+            entries = [
+                entry if entry.problem else dataclasses.replace(entry, problem=_damage(entry)) for entry in entries
+            ]
+        return sorted(entries, key=lambda entry: (entry.key.component, entry.key.runtime, entry.key.runtime_version))
+
+    def clean(self, unwanted: Callable[[CacheEntry], bool]) -> list[CacheEntry]:
+        """Remove entries and what interrupted builds left; returns the entries removed."""
+        removed = [entry for entry in self.entries(verify=True) if unwanted(entry)]
+        for entry in removed:
+            entry.path.unlink(missing_ok=True)
+            entry.path.with_suffix(".json").unlink(missing_ok=True)
+        described = {path.stem for path in self.folder.glob("*.json")}
+        for path in [*self.folder.glob(".*.partial"), *self.folder.glob("*.engine")]:
+            if path.suffix == ".partial" or path.stem not in described:
+                path.unlink(missing_ok=True)
+        return removed
+
+    def timing_cache(self, version: str, device: str) -> Path:
+        """Where TensorRT's timing cache for this version and device lies; may not exist yet."""
+        plain = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in f"{version}-{device}")
+        return self.folder / f"timing-{plain}.cache"
+
+    def _payload(self, key: EngineKey) -> Path:
+        return self.folder / f"{key.file_stem()}.engine"
+
+    def _description(self, key: EngineKey) -> Path:
+        return self.folder / f"{key.file_stem()}.json"
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file so that readers see the old one or the new one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that readers see the old one or the new one."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        partial.write_bytes(content)
+        _sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _read_entry(description: Path) -> CacheEntry | None:
+    path = description.with_suffix(".engine")
+    try:
+        values = json.loads(description.read_text(encoding="utf-8"))
+        key = EngineKey(**values["key"])
+        num_bytes, sha256 = int(values["bytes"]), str(values["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    problem = "" if path.is_file() else "the file is gone"
+    return CacheEntry(key=key, path=path, num_bytes=num_bytes, sha256=sha256, problem=problem)
+
+
+def _damage(entry: CacheEntry) -> str:
+    if entry.path.stat().st_size != entry.num_bytes:
+        return f"{entry.path.stat().st_size} bytes, {entry.num_bytes} were written"
+    return "" if file_sha256(entry.path) == entry.sha256 else "its content has changed since it was written"

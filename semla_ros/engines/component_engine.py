@@ -1,0 +1,173 @@
+"""The torch engine with fixed components that another runtime has taken over, each only after it passed its gates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Protocol
+
+from torch import Tensor
+
+from semla_ros.engines.base import EngineOutput
+from semla_ros.engines.components import FixedComponent
+from semla_ros.engines.gates import AGREEMENT, Measure, Verdict, agreement, judge, one_run_ms
+from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.results import ImageArray, MaskArray
+
+logger = logging.getLogger(__name__)
+
+_FRAME_RUNS = 3
+_NOISE_RATIO = 1.05  # a whole frame may not take longer than this times torch's
+
+
+class Runner(Protocol):
+    """One component in another runtime. Not thread-safe; each component has one caller."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """fp32 inputs to fp32 output, on the inputs' device."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it holds."""
+        ...
+
+
+class ComponentEngine:
+    """What `OnnxEngine` and `TensorRtEngine` share; an `Engine`.
+
+    Args:
+        torch_engine: Serves everything that no runner has taken over.
+        components: May be taken over; none of them mounted.
+        runtime: "onnx" or "tensorrt", for names and messages.
+        probe_images: What masks are compared on, uint8 RGB.
+        measure: Times a call; for tests.
+
+    Attributes:
+        notes: What was asked for and could not be had, with the reason.
+        verdicts: What the gates said, by component.
+    """
+
+    def __init__(
+        self,
+        torch_engine: TorchEngine,
+        components: Sequence[FixedComponent],
+        *,
+        runtime: str,
+        probe_images: Sequence[ImageArray],
+        measure: Measure = one_run_ms,
+    ) -> None:
+        self.components = list(components)
+        self.verdicts: dict[str, Verdict] = {}
+        self._torch = torch_engine
+        self._runtime = runtime
+        self._probe_images = list(probe_images)
+        self._measure = measure
+        self._own_notes: list[str] = []
+        self._serving: dict[str, tuple[Runner, ExitStack]] = {}
+
+    @property
+    def name(self) -> str:
+        """What serves, as shown in diagnostics: "onnx (guidance_2, scene_encoder)", or "torch" with what else is up."""
+        if self._serving:
+            return f"{self._runtime} ({', '.join(sorted(self._serving))})"
+        return "torch"
+
+    @property
+    def serving(self) -> tuple[str, ...]:
+        """Components that the other runtime serves."""
+        return tuple(sorted(self._serving))
+
+    @property
+    def notes(self) -> list[str]:
+        """Of this engine and of the torch engine behind it."""
+        return [*self._torch.notes, *self._own_notes]
+
+    def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
+        """Segment one image, see `Engine.segment`."""
+        return self._torch.segment(image, want_confidence)
+
+    def set_text(self, text_features: Tensor) -> None:
+        """Take over class embeddings, see `Engine.set_text`."""
+        self._torch.set_text(text_features)
+
+    def warm_up(self) -> None:
+        """Warm torch up; subclasses then bring in their runners."""
+        self._torch.warm_up()
+
+    def close(self) -> None:
+        """Give the components back to torch and release the runners."""
+        self._give_back_to_torch(list(self._serving))
+        self._torch.close()
+
+    # For subclasses
+
+    def take_over(self, candidates: Sequence[tuple[FixedComponent, Runner]]) -> tuple[str, ...]:
+        """Put those runners into service that pass every gate; close the others.
+
+        Must not be called while a frame is being segmented.
+
+        Returns:
+            Names of the components now served by the runners.
+        """
+        accepted = [(component, runner) for component, runner in candidates if self._passes_alone(component, runner)]
+        in_masks = [item for item in accepted if item[0].takes_part_in_masks]
+        if in_masks:
+            expected, torch_ms = self._probe()
+        for component, runner in accepted:
+            self._mount(component, runner)
+        if in_masks:
+            self._judge_masks([component.name for component, _ in in_masks], expected, torch_ms)
+        return tuple(component.name for component, _ in accepted if component.name in self._serving)
+
+    def refuse(self, reason: str) -> None:
+        """Tell why torch goes on with something."""
+        self._own_notes.append(reason)
+        logger.warning("engine %s: torch goes on: %s", self._runtime, reason)
+
+    def _passes_alone(self, component: FixedComponent, runner: Runner) -> bool:
+        verdict = judge(component, runner, measure=self._measure)
+        self.verdicts[component.name] = verdict
+        if verdict.passed:
+            logger.info("engine %s: %s", self._runtime, verdict.reason)
+            return True
+        self.refuse(verdict.reason)
+        runner.close()
+        return False
+
+    def _mount(self, component: FixedComponent, runner: Runner) -> None:
+        self._serving[component.name] = (runner, component.mount(runner))
+        if component.takes_part_in_masks:
+            self._torch.forget_graph()
+
+    def _give_back_to_torch(self, names: Sequence[str]) -> None:
+        for name in names:
+            runner, mounted = self._serving.pop(name)
+            mounted.close()
+            runner.close()
+        if names:
+            self._torch.forget_graph()
+
+    def _judge_masks(self, names: list[str], expected: list[MaskArray], torch_ms: float) -> None:
+        """The components together, in whole frames: back to torch with all of them where they fail."""
+        try:
+            masks, engine_ms = self._probe()
+            share = agreement(masks, expected)
+        except Exception as error:  # a runtime can fail in any way, and torch always works
+            reason = f"a whole frame fails ({error})"
+        else:
+            if share < AGREEMENT:
+                reason = f"masks agree with torch on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}"
+            elif engine_ms > _NOISE_RATIO * torch_ms:
+                reason = f"a whole frame takes {engine_ms:.1f} ms, {torch_ms:.1f} ms with torch alone"
+            else:
+                return
+        self._give_back_to_torch(names)
+        self.refuse(f"{', '.join(names)}: {reason}")
+
+    def _probe(self) -> tuple[list[MaskArray], float]:
+        """Masks of the probe images, and the shortest forward pass in milliseconds."""
+        masks = [self._torch.segment(image, want_confidence=False).mask for image in self._probe_images]
+        first = self._probe_images[0]
+        runs = [self._measure(lambda: self._torch.segment(first, want_confidence=False)) for _ in range(_FRAME_RUNS)]
+        return masks, min(runs)

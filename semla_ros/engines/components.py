@@ -1,0 +1,222 @@
+"""The parts of a model that no adapter ever changes, and how another runtime takes them over.
+
+LoRA touches attention and MLP weights of the segmenter. What stays the same for the life of a model is the scene
+encoder, the patch embedding, the guidance convolutions and the decoder: these may be compiled once and served by ONNX
+Runtime or TensorRT while everything around them goes on in torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from semla_ros.scene_embedding import SceneEncoder
+from semla_ros.segmentation.cost_aggregation import CostAggregator
+from semla_ros.segmentation.model import CatSeg
+
+Forward = Callable[..., Tensor]
+
+SCENE_ENCODER = "scene_encoder"
+DECODER = "decoder"
+MAX_BATCH = 8  # images at once: the published sliding inference has 5 windows
+MAX_MAPS = 256  # class maps at once in the decoder
+_PROBE_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FixedComponent:
+    """One part of a model that another runtime can take over.
+
+    Attributes:
+        name: "scene_encoder", "patch_embedding", "appearance_guidance", "guidance_1", "guidance_2" or "decoder".
+        module: What is exported; on fp32 tensors. Once mounted, call `original` instead.
+        inputs: An example and probe, fp32; the leading axis of the first may vary from 1 to `max_batch`.
+        input_names: One for each input.
+        max_batch: See `inputs`.
+        original: The same function in torch, whatever is mounted.
+        shadow: Where the replacement goes: owner, attribute, and the function it gets made from a runner.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    max_batch: int
+    original: Forward
+    shadow: tuple[tuple[object, str, Callable[[Forward], Forward]], ...]
+
+    @property
+    def takes_part_in_masks(self) -> bool:
+        """Whether it is part of the segmenter; the scene encoder is not."""
+        return self.name != SCENE_ENCODER
+
+    def digest(self) -> str:
+        """SHA-256 over architecture and weights, as hex."""
+        total = hashlib.sha256(repr(self.module).encode())
+        for name, tensor in sorted(self.module.state_dict().items()):
+            total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            total.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy()))
+        return total.hexdigest()
+
+    def shapes(self) -> str:
+        """Shapes of the inputs, the varying axis as its range: part of a cache key."""
+        first, *others = (tuple(item.shape) for item in self.inputs)
+        varying = "x".join([f"1-{self.max_batch}", *map(str, first[1:])])
+        return ",".join([varying, *("x".join(map(str, shape)) for shape in others)])
+
+    def mount(self, runner: Forward) -> ExitStack:
+        """Let a runner serve instead of torch, until the returned stack is closed.
+
+        Inputs that the runner was not built for still go to torch.
+        """
+
+        def served(*inputs: Tensor) -> Tensor:
+            if self.accepts(inputs):
+                return runner(*(item.float() for item in inputs))
+            return self.original(*inputs)
+
+        stack = ExitStack()
+        for owner, attribute, adapt in self.shadow:
+            # An attribute of the instance hides the class's method of that name.
+            object.__setattr__(owner, attribute, adapt(served))
+            stack.callback(object.__delattr__, owner, attribute)
+        return stack
+
+    def accepts(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether a runner for this component takes such inputs."""
+        return 1 <= len(inputs[0]) <= self.max_batch and all(
+            given.shape[not number :] == made.shape[not number :]
+            for number, (given, made) in enumerate(zip(inputs, self.inputs, strict=True))
+        )
+
+
+def fixed_components(
+    model: CatSeg | None, encoder: SceneEncoder | None, *, probe_scenes: Sequence[np.ndarray] = ()
+) -> list[FixedComponent]:
+    """Every fixed component of a model and its scene encoder.
+
+    Args:
+        model: The segmenter; None leaves its components out.
+        encoder: The scene encoder; None leaves it out.
+        probe_scenes: RGB images to probe the scene encoder with; noise where there are none.
+    """
+    found = [] if encoder is None else [_scene_encoder(encoder, probe_scenes)]
+    if model is None:
+        return found
+    config, aggregator = model.config, model.aggregator
+    grid, width = config.aggregator.grid, config.clip.visual_width
+    first, second = aggregator.decoder_guidance_projection
+    return [
+        *found,
+        _chain("patch_embedding", (2, 3, *config.working_resolution), model.clip.visual.conv1),
+        _chain("appearance_guidance", (2, config.clip.embed_dim, *grid), aggregator.guidance_projection),
+        _chain("guidance_1", (2, width, *grid), model.upsample1, first),
+        _chain("guidance_2", (2, width, *grid), model.upsample2, second),
+        _decoder(aggregator),
+    ]
+
+
+def _noise(shape: tuple[int, ...], like: nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(_PROBE_SEED)
+    return torch.randn(shape, generator=generator).to(next(like.parameters()).device)
+
+
+def _scene_encoder(encoder: SceneEncoder, scenes: Sequence[np.ndarray]) -> FixedComponent:
+    tower, size = encoder.tower, encoder.preprocessing
+    probe = _noise((2, 3, size.height, size.width), tower)
+    if len(scenes) >= 2:
+        probe = torch.from_numpy(np.stack([size.normalised(image) for image in scenes])).to(probe.device)
+    return FixedComponent(
+        name=SCENE_ENCODER,
+        module=tower,
+        inputs=(probe[:MAX_BATCH],),
+        input_names=("images",),
+        max_batch=MAX_BATCH,
+        original=lambda images: type(tower).forward(tower, images),
+        shadow=((tower, "forward", lambda served: served),),
+    )
+
+
+def _chain(name: str, shape: tuple[int, ...], *modules: nn.Module) -> FixedComponent:
+    """Modules that follow each other: the first one's place does the work of all, the others pass through."""
+
+    def original(x: Tensor) -> Tensor:
+        for module in modules:
+            x = type(module).forward(module, x)
+        return x
+
+    first, *others = modules
+    return FixedComponent(
+        name=name,
+        module=nn.Sequential(*modules),
+        inputs=(_noise(shape, first),),
+        input_names=("x",),
+        max_batch=MAX_BATCH,
+        original=original,
+        shadow=(
+            (first, "forward", lambda served: served),
+            *((module, "forward", lambda _served: _same) for module in others),
+        ),
+    )
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+class Decoder(nn.Module):
+    """Both decoder steps and the head, for the class maps of one image."""
+
+    def __init__(self, aggregator: CostAggregator) -> None:
+        super().__init__()
+        self.decoder1 = aggregator.decoder1
+        self.decoder2 = aggregator.decoder2
+        self.head = aggregator.head
+
+    def forward(self, maps: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Decode (T, C, H, W) under guidance (1, ., 2H, 2W) and (1, ., 4H, 4W) to (T, 1, 4H, 4W)."""
+        y = self.decoder1(maps, first, exact_rewrites=True)
+        y = self.decoder2(y, second, exact_rewrites=True)
+        logits: Tensor = self.head(y)
+        return logits
+
+
+def _decoder(aggregator: CostAggregator) -> FixedComponent:
+    config = aggregator.config
+    rows, columns = config.grid
+    first, second = config.decoder_guidance_proj_dims
+    inputs = (
+        _noise((4, config.hidden_dim, rows, columns), aggregator),
+        _noise((1, first, 2 * rows, 2 * columns), aggregator),
+        _noise((1, second, 4 * rows, 4 * columns), aggregator),
+    )
+
+    def original(*given: Tensor) -> Tensor:
+        return CostAggregator._decode_maps(aggregator, *given)
+
+    def image_by_image(served: Forward) -> Forward:
+        def decode(maps: Tensor, first: Tensor, second: Tensor) -> Tensor:
+            count = len(first)
+            parts = [
+                served(part.contiguous(), first[image : image + 1], second[image : image + 1])
+                for image, part in enumerate(maps.chunk(count))
+            ]
+            return torch.cat(parts) if count > 1 else parts[0]
+
+        return decode
+
+    return FixedComponent(
+        name=DECODER,
+        module=Decoder(aggregator).eval(),
+        inputs=inputs,
+        input_names=("maps", "guidance_1", "guidance_2"),
+        max_batch=config.pad_len or MAX_MAPS,
+        original=original,
+        shadow=((aggregator, "_decode_maps", image_by_image),),
+    )

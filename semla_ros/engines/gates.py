@@ -1,0 +1,110 @@
+"""What another runtime must show before it serves: the same answer as torch, and sooner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semla_ros.engines.components import FixedComponent, Forward
+from semla_ros.results import MaskArray
+
+COSINE = 0.999  # smallest cosine similarity of each probe's output with torch's
+AGREEMENT = 0.995  # smallest share of probe pixels whose class must be torch's
+LARGEST_TIME_RATIO = 0.97  # time / torch's time; a tie within the timer's noise is not worth a second runtime
+_RUNS = 5
+
+Measure = Callable[[Callable[[], object]], float]  # a call -> milliseconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a component may be served by another runtime.
+
+    Attributes:
+        name: The component.
+        passed: It may.
+        reason: Why not, or the figures that let it pass.
+        cosine: Smallest over the probe batch; NaN where it could not be measured.
+        torch_ms: Shortest time in torch.
+        engine_ms: Shortest time in the other runtime.
+    """
+
+    name: str
+    passed: bool
+    reason: str
+    cosine: float = float("nan")
+    torch_ms: float = float("nan")
+    engine_ms: float = float("nan")
+
+
+def smallest_cosine(given: Tensor, expected: Tensor) -> float:
+    """Smallest cosine similarity over the leading axis, in double precision; -1 where it is not a number."""
+    if given.shape != expected.shape:
+        return -1.0
+    a, b = (item.detach().double().cpu().reshape(len(item), -1) for item in (given, expected))
+    lengths = (a.norm(dim=1) * b.norm(dim=1)).clamp_min(torch.finfo(torch.float64).tiny)
+    cosine = float(((a * b).sum(dim=1) / lengths).min())
+    return cosine if np.isfinite(cosine) else -1.0
+
+
+def agreement(given: Sequence[MaskArray], expected: Sequence[MaskArray]) -> float:
+    """Share of pixels with the same class, 0..1."""
+    return float(np.mean([np.mean(a == b) for a, b in zip(given, expected, strict=True)]))
+
+
+def one_run_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of one call, waiting for the device."""
+    is_cuda = torch.cuda.is_available()
+    if is_cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if is_cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) * 1e3
+
+
+def judge(component: FixedComponent, runner: Forward, *, measure: Measure = one_run_ms) -> Verdict:
+    """Compare a runner with torch on the component's probe.
+
+    Both run in turns, so that other load on the machine meets both; the shortest run of each counts.
+    """
+    name = component.name
+    with torch.inference_mode():
+        try:
+            given, expected = runner(*component.inputs), component.original(*component.inputs)
+        except Exception as error:  # a runtime can fail in any way, and torch always works
+            return Verdict(name=name, passed=False, reason=f"{name}: does not run ({first_line(error)})")
+        cosine = smallest_cosine(given, expected)
+        if cosine < COSINE:
+            return Verdict(
+                name=name, passed=False, reason=f"{name}: cosine {cosine:.5f} with torch, below {COSINE}", cosine=cosine
+            )
+        # One item is what a frame has; the decoder's items are the classes.
+        single = component.inputs if len(component.inputs) > 1 else (component.inputs[0][:1],)
+        runner(*single)
+        torch_ms = engine_ms = float("inf")
+        for _ in range(_RUNS):
+            torch_ms = min(torch_ms, measure(lambda: component.original(*single)))
+            engine_ms = min(engine_ms, measure(lambda: runner(*single)))
+    is_faster = engine_ms <= LARGEST_TIME_RATIO * torch_ms
+    figures = f"{engine_ms:.2f} ms, torch {torch_ms:.2f} ms"
+    return Verdict(
+        name=name,
+        passed=is_faster,
+        reason=f"{name}: {figures}, cosine {cosine:.6f}" if is_faster else f"{name}: not faster ({figures})",
+        cosine=cosine,
+        torch_ms=torch_ms,
+        engine_ms=engine_ms,
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of bounded length."""
+    lines = str(error).strip().split("\n")
+    return (lines[0] or type(error).__name__)[:300]

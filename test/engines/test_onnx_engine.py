@@ -1,0 +1,232 @@
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import semla_ros.engines.onnx_engine as onnx_engine
+from semla_ros.engines.cache import EngineCache
+from semla_ros.engines.components import DECODER, SCENE_ENCODER
+from semla_ros.engines.export import export_key, exported
+from semla_ros.engines.gates import judge, smallest_cosine
+from semla_ros.engines.onnx_engine import OnnxEngine, OnnxRunner, choose_providers, servable
+from semla_ros.errors import EngineError
+
+NAMES = {SCENE_ENCODER, DECODER, "patch_embedding", "appearance_guidance", "guidance_1", "guidance_2"}
+
+
+def runner_for(component, cache: EngineCache) -> OnnxRunner:
+    return OnnxRunner(exported(component, cache), providers=["CPUExecutionProvider"], threads=1)
+
+
+def alternating(torch_ms: float, engine_ms: float):
+    """A clock for gates: a component's torch and runtime are measured in turns, torch first."""
+    times = itertools.cycle([torch_ms, engine_ms])
+
+    def measure(call) -> float:
+        call()
+        return next(times)
+
+    return measure
+
+
+def test_every_exported_component_gives_the_answer_of_torch_at_any_batch_size(world, graphs) -> None:
+    assert {component.name for component in world.components} == NAMES
+    for component in world.components:
+        runner = runner_for(component, graphs)
+        for count in (1, 3):
+            first, *others = component.inputs
+            inputs = (torch.randn(count, *first.shape[1:], generator=torch.Generator().manual_seed(count)), *others)
+            with torch.inference_mode():
+                given, expected = runner(*inputs), component.original(*inputs)
+            assert given.shape == expected.shape
+            assert torch.allclose(given, expected, atol=2e-4, rtol=1e-4), component.name
+
+
+def test_initialisers_keep_the_names_and_values_of_the_weights(world, graphs) -> None:
+    for component in world.components:
+        graph = onnx.load(exported(component, graphs)).graph
+        stored = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+        for name, weight in component.module.named_parameters():
+            assert np.array_equal(stored[name], weight.detach().numpy()), f"{component.name}: {name}"
+
+
+def test_half_precision_is_in_the_graph_while_inputs_and_output_stay_fp32(world, tmp_path) -> None:
+    component = world.component("guidance_1")
+    path = exported(component, EngineCache(tmp_path), "fp16")
+    graph = onnx.load(path).graph
+    assert {item.data_type for item in graph.initializer if item.name.endswith("weight")} == {onnx.TensorProto.FLOAT16}
+    kinds = {item.type.tensor_type.elem_type for item in [*graph.input, *graph.output]}
+    assert kinds == {onnx.TensorProto.FLOAT}
+    assert next(component.module.parameters()).dtype == torch.float32  # the model itself is untouched
+    runner = OnnxRunner(path, providers=["CPUExecutionProvider"], threads=1)
+    with torch.inference_mode():
+        cosine = smallest_cosine(runner(*component.inputs), component.original(*component.inputs))
+    assert 0.9999 < cosine < 1.0
+
+
+def test_masks_and_embeddings_stay_the_same_when_onnx_runtime_takes_over(world, graphs) -> None:
+    image = world.images[0]
+    mask, embedding = world.torch_engine.segment(image).mask, world.encoder.embed(image)
+    engine = OnnxEngine(
+        world.torch_engine,
+        world.components,
+        probe_images=world.images,
+        cache=graphs,
+        threads=1,
+        measure=alternating(torch_ms=2.0, engine_ms=1.0),
+    )
+    engine.warm_up()
+    assert set(engine.serving) == NAMES - {DECODER}
+    assert engine.name.startswith("onnx (appearance_guidance, ")
+    assert not engine.notes
+    calls = [verdict.cosine for verdict in engine.verdicts.values()]
+    assert min(calls) > 0.99999
+    assert (engine.segment(image).mask == mask).mean() > 0.999
+    assert np.allclose(world.encoder.embed(image), embedding, atol=1e-4)
+    assert len(np.unique(mask)) > 1
+    engine.close()
+    assert "forward" not in vars(world.encoder.tower)
+    assert "forward" not in vars(world.model.upsample1)
+
+
+def test_what_is_not_faster_stays_in_torch_with_the_figures(world, graphs) -> None:
+    engine = OnnxEngine(
+        world.torch_engine,
+        world.components,
+        probe_images=world.images,
+        cache=graphs,
+        threads=1,
+        measure=alternating(torch_ms=1.0, engine_ms=1.0),
+    )
+    engine.warm_up()
+    assert engine.serving == ()
+    assert engine.name == "torch"
+    assert "scene_encoder: not faster (1.00 ms, torch 1.00 ms)" in engine.notes
+
+
+def test_an_answer_that_differs_from_torch_is_refused(world) -> None:
+    component = world.component("guidance_1")
+    noise = torch.randn(component.original(*component.inputs).shape)
+
+    def wrong(*inputs):
+        return component.original(*inputs) + noise
+
+    verdict = judge(component, wrong)
+    assert not verdict.passed
+    assert "below 0.999" in verdict.reason
+    assert not judge(component, lambda *inputs: component.original(*inputs) * float("nan")).passed
+    assert not judge(component, lambda *inputs: component.original(*inputs)[:, :1]).passed
+
+    def broken(*inputs):
+        raise RuntimeError("out of memory\nsecond line")
+
+    assert judge(component, broken).reason == "guidance_1: does not run (out of memory)"
+
+
+def test_inputs_that_an_engine_was_not_built_for_go_to_torch(world) -> None:
+    component = world.component("guidance_2")
+    seen = []
+
+    def runner(x):
+        seen.append(len(x))
+        return component.original(x)
+
+    with component.mount(runner):
+        for count in (1, component.max_batch, component.max_batch + 1):
+            x = torch.randn(count, *component.inputs[0].shape[1:])
+            projection = world.model.aggregator.decoder_guidance_projection[1]
+            assert torch.equal(projection(world.model.upsample2(x)), component.original(x))
+    assert seen == [1, component.max_batch]
+
+
+def test_the_decoder_is_served_image_by_image(world) -> None:
+    component = world.component(DECODER)
+    maps, first, second = component.inputs
+    two = (torch.cat([maps, maps * 0.5]), torch.cat([first, first * 2]), torch.cat([second, second * 3]))
+    expected = world.model.aggregator._decode_maps(*two)
+    with component.mount(component.original):
+        assert torch.allclose(world.model.aggregator._decode_maps(*two), expected, atol=1e-5)
+    assert "_decode_maps" not in vars(world.model.aggregator)
+
+
+def test_a_component_whose_masks_differ_is_taken_out_again(world, graphs) -> None:
+    engine = OnnxEngine(
+        world.torch_engine,
+        [world.component("guidance_1"), world.component(SCENE_ENCODER)],
+        probe_images=world.images,
+        cache=graphs,
+        threads=1,
+        measure=alternating(2.0, 1.0),
+    )
+    plain = engine._probe
+    answers = iter([plain(), ([mask + 1 for mask in plain()[0]], 0.0)])
+    engine._probe = lambda: next(answers)
+    engine.warm_up()
+    assert engine.serving == (SCENE_ENCODER,)
+    assert "masks agree with torch on 0.00%" in engine.notes[0]
+    assert "forward" not in vars(world.model.upsample1)
+
+
+def test_an_export_is_made_once(world, graphs, monkeypatch) -> None:
+    component = world.component("guidance_1")
+    monkeypatch.setattr("semla_ros.engines.export.export_onnx", None)  # would be called for a new one
+    assert exported(component, graphs).is_file()
+
+
+def test_other_weights_are_another_key(world) -> None:
+    component = world.component("patch_embedding")
+    before = export_key(component, "fp32")
+    assert export_key(component, "fp16") != before
+    world.model.clip.visual.conv1.weight.data[0, 0, 0, 0] += 1e-3
+    assert export_key(component, "fp32") != before
+
+
+def test_what_adapters_change_is_in_no_component(world) -> None:
+    from semla_ros.segmentation.targets import lora_signature
+
+    adapted = {id(world.model.get_submodule(path).weight) for path in lora_signature(world.model)}
+    fixed = {id(item) for component in world.components for item in component.module.parameters()}
+    assert not adapted & fixed
+
+
+def test_a_component_that_cannot_be_exported_leaves_the_others(world, graphs, monkeypatch) -> None:
+    plain = onnx_engine.exported
+
+    def failing(component, cache):
+        if component.name == SCENE_ENCODER:
+            raise EngineError("component 'scene_encoder' cannot be exported to ONNX: no such operator")
+        return plain(component, cache)
+
+    monkeypatch.setattr(onnx_engine, "exported", failing)
+    engine = OnnxEngine(
+        world.torch_engine,
+        world.components,
+        probe_images=world.images,
+        cache=graphs,
+        threads=1,
+        measure=alternating(2.0, 1.0),
+    )
+    engine.warm_up()
+    assert "guidance_1" in engine.serving
+    assert SCENE_ENCODER not in engine.serving
+    assert "no such operator" in engine.notes[0]
+
+
+def test_a_damaged_graph_is_an_error_with_its_name(tmp_path) -> None:
+    path = tmp_path / "broken.engine"
+    path.write_bytes(b"not a graph")
+    with pytest.raises(EngineError, match=r"refuses broken\.engine"):
+        OnnxRunner(path, providers=["CPUExecutionProvider"], threads=1)
+
+
+def test_providers_follow_the_device() -> None:
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider", "TensorrtExecutionProvider"]
+    assert choose_providers(torch.device("cpu"), available) == ["CPUExecutionProvider"]
+    assert choose_providers(torch.device("cuda"), available)[0] == "TensorrtExecutionProvider"
+    assert choose_providers(torch.device("cuda"), available)[-1] == "CPUExecutionProvider"
+
+
+def test_on_a_gpu_only_the_scene_encoder_leaves_the_captured_graph(world) -> None:
+    assert [item.name for item in servable(world.components, torch.device("cuda"))] == [SCENE_ENCODER]
