@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,22 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semla_ros.adapter_files import (
-    CENTROID_KEY,
-    AdapterFiles,
-    Signature,
-    file_names,
-    read_adapter,
-    read_layers,
-    statistics_name,
-)
+from semla_ros.adapter_files import CENTROID_KEY, AdapterFiles, AdapterReader, Signature, file_names, read_layers
 from semla_ros.config import DriftConfig, RetrievalConfig
+from semla_ros.domain_statistics import statistics_name
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.library_manifest import AdapterEntry, LibraryManifest, ModelReference, is_plain_name, read_manifest
 
 logger = logging.getLogger(__name__)
 
-EAGER_BYTES = 512 * 1024 * 1024  # libraries up to this size have every value checked when they are opened
+EAGER_BYTES = 512 * 1024 * 1024  # libraries up to this size have every value checked when they are opened,
+EAGER_ADAPTERS = 256  # up to this number of adapters
 
 __all__ = ["CENTROID_KEY", "Adapter", "AdapterLibrary", "Signature", "statistics_name"]
 
@@ -86,14 +81,21 @@ class AdapterLibrary:
     """
 
     def __init__(
-        self, folder: Path, files: Sequence[AdapterFiles], manifest: LibraryManifest, problems: Mapping[str, str]
+        self,
+        folder: Path,
+        files: Sequence[AdapterFiles],
+        manifest: LibraryManifest,
+        problems: Mapping[str, str],
+        centroids: NDArray[np.float32] | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.problems: dict[str, str] = dict(problems)
+        if centroids is None:
+            centroids = _stack([item.statistics.centroid for item in files])
+        self.centroids: NDArray[np.float32] = centroids
         self._files = {item.name: item for item in files}
         self.names: tuple[str, ...] = tuple(self._files)
-        self.centroids: NDArray[np.float32] = _stack([item.statistics.centroid for item in files])
         spreads = [self.entry(name).spread_p95 for name in self.names]
         self.spread: NDArray[np.float32] = np.array(
             [np.nan if spread is None else spread for spread in spreads], np.float32
@@ -124,8 +126,9 @@ class AdapterLibrary:
             encoder_dim: Length of its embeddings.
             base_sha: SHA-256 of the base model's file, or what computes it where it is needed; a library made for
                 another one is refused.
-            eager_bytes: Libraries of at most this size have all values and digests checked now; those of larger ones
-                are checked when an adapter is first used.
+            eager_bytes: Libraries of at most this size have all values and digests checked now; those of larger ones,
+                or with hundreds of adapters, are checked when an adapter is first used. 0 checks none now,
+                `sys.maxsize` all.
 
         Raises:
             LibraryError: There is no such folder, nothing in it can be used, `library.yaml` is damaged, or the library
@@ -135,15 +138,20 @@ class AdapterLibrary:
         manifest = read_manifest(folder) if folder.is_dir() else LibraryManifest()
         _check_made_for(folder, "base model", manifest.base, None, base_sha)
         _check_made_for(folder, "scene encoder", manifest.encoder, encoder_id, encoder_sha)
-        files, problems = [], {}
-        for name in adapter_folders(folder, manifest):
+        reader, problems = AdapterReader(targets), {}
+        names = adapter_folders(folder, manifest)
+        table = _CentroidTable(len(names))
+        files = []
+        for name in names:
             try:
-                files.append(_read_one(folder, name, targets, manifest))
+                files.append(table.add(_read_one(folder, name, reader, manifest)))
             except AdapterError as error:
                 problems[name] = str(error)
         files = _of_one_length(files, encoder_dim, problems)
-        library = cls(folder, files, manifest, problems)
-        if sum(item.num_bytes for item in files) <= eager_bytes:
+        centroids = table.rows(files[0].statistics.centroid.size) if files else None
+        library = cls(folder, files, manifest, problems, centroids)
+        is_small = len(files) <= EAGER_ADAPTERS or eager_bytes == sys.maxsize
+        if is_small and sum(item.num_bytes for item in files) <= eager_bytes:
             library = library._verify_all()
         for reason in library.problems.values():
             logger.warning("left out of the library: %s", reason)
@@ -275,20 +283,48 @@ def adapter_folders(folder: Path, manifest: LibraryManifest) -> list[str]:
         raise LibraryError(
             f"adapter library {folder}: {error.strerror or error}; give the folder that holds one folder per adapter"
         ) from None
-    found = {name for name in found if any((folder / name / item).exists() for item in file_names(name))}
+    found = {name for name in found if any(os.path.exists(f"{folder}/{name}/{item}") for item in file_names(name))}
     listed = list(manifest.adapters)
     return listed + sorted(found - set(listed))
 
 
-def _read_one(folder: Path, name: str, targets: Signature | None, manifest: LibraryManifest) -> AdapterFiles:
-    path = folder / name
-    if path.is_symlink() and folder.resolve() not in path.resolve().parents:
+class _CentroidTable:
+    """Centroids put into one array as they are read: kept apart until all are there, they would be in memory twice.
+
+    Args:
+        capacity: Most rows. Memory of rows that stay unused is never touched.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._tables: dict[int, NDArray[np.float32]] = {}
+        self._counts: Counter[int] = Counter()
+
+    def add(self, files: AdapterFiles) -> AdapterFiles:
+        """The same with its centroid as a row of the array of all centroids of its length."""
+        centroid = files.statistics.centroid
+        dim, row = centroid.size, self._counts[centroid.size]
+        if dim not in self._tables:
+            self._tables[dim] = np.empty((self._capacity, dim), np.float32)
+        table = self._tables[dim]
+        table[row] = centroid
+        self._counts[dim] += 1
+        return dataclasses.replace(files, statistics=dataclasses.replace(files.statistics, centroid=table[row]))
+
+    def rows(self, dim: int) -> NDArray[np.float32]:
+        """The array of all centroids of one length, in the order in which they came, shape (N, D)."""
+        return self._tables[dim][: self._counts[dim]]
+
+
+def _read_one(folder: Path, name: str, reader: AdapterReader, manifest: LibraryManifest) -> AdapterFiles:
+    path = f"{folder}/{name}"
+    if os.path.islink(path) and folder.resolve() not in Path(path).resolve().parents:
         raise AdapterError(f"adapter '{name}': its folder is a link that leaves the library; copy the folder instead")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise AdapterError(
             f"adapter '{name}': library.yaml lists it, but its folder is missing; copy it or import again"
         )
-    return read_adapter(path, targets, manifest.adapters.get(name))
+    return reader.read(folder, name, manifest.adapters.get(name))
 
 
 def _of_one_length(

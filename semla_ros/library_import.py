@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from semla_ros.adapter_files import AdapterFiles, Signature, file_names, read_adapter, read_layers
+from semla_ros.adapter_files import AdapterFiles, AdapterReader, Signature, file_names, read_layers
 from semla_ros.adapter_library import AdapterLibrary, adapter_folders
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.library_manifest import (
@@ -106,8 +106,8 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
         LibraryError: The adapter comes from a library for another base model or scene encoder, or its centroid has
             another length than those of the library.
     """
-    source = source.expanduser()
-    name = name or source.resolve().name
+    source = source.expanduser().resolve()
+    name = name or source.name
     if not is_plain_name(name):
         raise AdapterError(f"adapter name {name!r} must be a plain folder name; it would leave the library")
     if not source.is_dir():
@@ -117,7 +117,7 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
         raise AdapterError(f"adapter '{name}': {target} exists already; remove it, or give another name")
     files = read_checked(source, targets)
     manifest = read_manifest(library) if library.is_dir() else LibraryManifest()
-    origin = read_manifest(source.resolve().parent)
+    origin = read_manifest(source.parent)
     _check_fits(library, name, manifest, origin, files.statistics.centroid.size)
     library.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=library))
@@ -134,8 +134,8 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
         raise
     try:
         if (library / MANIFEST_NAME).is_file():
-            entry = origin.adapters.get(source.resolve().name, AdapterEntry())
-            entry = _complete(entry, read_adapter(target, None))
+            entry = origin.adapters.get(source.name, AdapterEntry())
+            entry = _complete(entry, AdapterReader().read(library, name))
             write_manifest(library, dataclasses.replace(manifest, adapters={**manifest.adapters, name: entry}))
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
@@ -157,8 +157,8 @@ def check_library(
 
 
 def read_checked(folder: Path, targets: Signature | None) -> AdapterFiles:
-    """Read an adapter's folder and check every value in it; see `read_adapter`."""
-    files = read_adapter(folder, targets)
+    """Read an adapter's folder and check every value in it; see `AdapterReader.read`."""
+    files = AdapterReader(targets).read(folder.parent, folder.name)
     read_layers(files)
     return files
 

@@ -8,13 +8,12 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.adapter_files import CENTROID_KEY, statistics_name
+from semla_ros.domain_statistics import DomainStatistics, statistics_bytes, statistics_name
 from semla_ros.errors import AdapterError, DatasetError, LibraryError
 from semla_ros.library_manifest import (
     MANIFEST_NAME,
@@ -73,7 +72,13 @@ def index_adapter(
     embeddings = _embed_files(files, images, encoder, folder / ".index.npz", batch_size, on_progress)
     centroid = order_independent_centroid(embeddings)
     statistics = folder / statistics_name(name)
-    write_atomically(statistics, statistics_bytes(centroid))
+    content = DomainStatistics(
+        centroid.mean,
+        images=centroid.count,
+        spread_mean=centroid.spread_mean,
+        spread_p95=centroid.spread_p95,
+    )
+    write_atomically(statistics, statistics_bytes(content))
     if (library / MANIFEST_NAME).is_file():
         entry = manifest.adapters.get(name, AdapterEntry())
         entry = dataclasses.replace(
@@ -90,19 +95,6 @@ def index_adapter(
         )
     (folder / ".index.npz").unlink(missing_ok=True)
     return centroid
-
-
-def statistics_bytes(centroid: Centroid) -> bytes:
-    """Content of `<name>_statistics.npz`: the published key, and what the published code passes over."""
-    arrays: dict[str, Any] = {
-        CENTROID_KEY: centroid.mean[None].astype(np.float32),
-        "images": np.int64(centroid.count),
-        "spread_mean": np.float64(centroid.spread_mean),
-        "spread_p95": np.float64(centroid.spread_p95),
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
 
 
 def order_independent_centroid(embeddings: NDArray[np.float32]) -> Centroid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -29,7 +30,7 @@ _BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PATTERN = re.compile(r"\^?[\w.]+\$?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class LoraSettings:
     """What fusing needs to know of an adapter's configuration.
 
@@ -75,44 +76,52 @@ def parse_lora_settings(text: bytes, name: str) -> LoraSettings:
     Raises:
         AdapterError: It is no LoRA configuration, or of a variant that a weighted sum of B·A cannot reproduce.
     """
-    where = f"adapter '{name}': adapter_config.json"
+    try:
+        return _parse(text)
+    except _SettingsError as error:
+        raise AdapterError(f"adapter '{name}': adapter_config.json: {error}") from None
+
+
+class _SettingsError(ValueError):
+    """What is wrong with a configuration."""
+
+
+@functools.lru_cache(maxsize=16)  # adapters of one library mostly have the same configuration
+def _parse(text: bytes) -> LoraSettings:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{where} is not valid JSON ({error}); copy the folder again") from None
+        raise _SettingsError(f"not valid JSON ({error}); copy the folder again") from None
     if not isinstance(values, dict):
-        raise AdapterError(f"{where} must hold a mapping, got {type(values).__name__}")
+        raise _SettingsError(f"must hold a mapping, got {type(values).__name__}")
     kind = values.get("peft_type")
     if kind != "LORA":
-        raise AdapterError(f"{where}: peft_type is {kind!r}, only 'LORA' can be fused by a weighted sum of B·A")
+        raise _SettingsError(f"peft_type is {kind!r}, only 'LORA' can be fused by a weighted sum of B·A")
     for key, allowed, reason in _REFUSED:
         if values.get(key) not in allowed:
-            raise AdapterError(
-                f"{where}: {key} is {values[key]!r}, expected {allowed[0]!r}: {reason}; retrain it without"
-            )
+            raise _SettingsError(f"{key} is {values[key]!r}, expected {allowed[0]!r}: {reason}; retrain it without")
     start = values.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING):
-        raise AdapterError(
-            f"{where}: init_lora_weights is '{start}', which changes the base weights; "
-            "convert the adapter to a plain one"
+        raise _SettingsError(
+            f"init_lora_weights is '{start}', which changes the base weights; convert the adapter to a plain one"
         )
     # fan_in_fan_out needs no look: it acts on transposed layers only, and every module fused here is plain linear.
     return LoraSettings(
-        rank=_whole(values.get("r"), f"{where}: 'r'"),
-        alpha=_number(values.get("lora_alpha"), f"{where}: 'lora_alpha'"),
+        rank=_whole(values.get("r"), "'r'"),
+        alpha=_number(values.get("lora_alpha"), "'lora_alpha'"),
         use_rslora=bool(values.get("use_rslora") or False),
-        rank_pattern={key: _whole(value, where) for key, value in _pattern(values, "rank_pattern", where)},
-        alpha_pattern={key: _number(value, where) for key, value in _pattern(values, "alpha_pattern", where)},
+        rank_pattern={key: _whole(value, "'rank_pattern'") for key, value in _pattern(values, "rank_pattern")},
+        alpha_pattern={key: _number(value, "'alpha_pattern'") for key, value in _pattern(values, "alpha_pattern")},
     )
 
 
-def _pattern(values: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
+def _pattern(values: Mapping[str, Any], key: str) -> list[tuple[str, Any]]:
     pattern = values.get(key) or {}
     if not isinstance(pattern, dict):
-        raise AdapterError(f"{where}: '{key}' must be a mapping, got {type(pattern).__name__}")
+        raise _SettingsError(f"'{key}' must be a mapping, got {type(pattern).__name__}")
     for item in pattern:
         if not _PATTERN.fullmatch(item):  # a regular expression of a stranger could run for ever
-            raise AdapterError(f"{where}: '{key}' names modules by {item!r}; expected module paths or their last parts")
+            raise _SettingsError(f"'{key}' names modules by {item!r}; expected module paths or their last parts")
     return list(pattern.items())
 
 
@@ -127,11 +136,11 @@ def _lookup(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
 
 def _whole(value: Any, what: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise AdapterError(f"{what}: a rank must be a whole number of at least 1, got {value!r}")
+        raise _SettingsError(f"{what}: a rank must be a whole number of at least 1, got {value!r}")
     return value
 
 
 def _number(value: Any, what: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise AdapterError(f"{what}: an alpha must be a finite number, got {value!r}")
+        raise _SettingsError(f"{what}: an alpha must be a finite number, got {value!r}")
     return float(value)

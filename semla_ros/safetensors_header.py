@@ -6,6 +6,7 @@ needs. The values stay on disk until an adapter is used.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import struct
@@ -21,7 +22,7 @@ class HeaderError(ValueError):
     """The file is no intact safetensors file; callers add which file it is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor: its type as the format names it ("F32", "F16" ...) and its shape."""
 
@@ -29,22 +30,23 @@ class TensorEntry:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Header:
-    """Tensors by name, and the free text metadata."""
+    """Tensors by name, the free text metadata, and the size of a file that is whole."""
 
     tensors: Mapping[str, TensorEntry]
     metadata: Mapping[str, str]
+    file_bytes: int
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: str | Path) -> Header:
     """Read and check a file's header.
 
     Raises:
         HeaderError: The file is truncated, or not what the format says.
         OSError: It cannot be read.
     """
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         if len(start) < 8:
@@ -53,6 +55,14 @@ def read_header(path: Path) -> Header:
         if length > MAX_HEADER_BYTES or 8 + length > size:
             raise HeaderError(f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors")
         text = file.read(length)
+    header = _parse(text)
+    if header.file_bytes != size:
+        raise HeaderError(f"{header.file_bytes} bytes expected, {size} found: the file is truncated or damaged")
+    return header
+
+
+@functools.lru_cache(maxsize=16)  # adapters of one library mostly have the same layers
+def _parse(text: bytes) -> Header:
     try:
         entries = json.loads(text)
         metadata = entries.pop("__metadata__", {})
@@ -73,6 +83,4 @@ def read_header(path: Path) -> Header:
         if first != end or (entry.dtype in ITEM_BYTES and last - first != expected):
             raise HeaderError(f"tensor '{name}' does not lie where its shape says; the file is damaged")
         end = last
-    if 8 + length + end != size:
-        raise HeaderError(f"{8 + length + end} bytes expected, {size} found: the file is truncated or damaged")
-    return Header(tensors, metadata)
+    return Header(tensors, metadata, file_bytes=8 + len(text) + end)

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semla_ros.adapter_files import AdapterFiles, DomainStatistics
+from semla_ros.adapter_files import AdapterFiles
 from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.config import CompatConfig, RetrievalConfig
+from semla_ros.domain_statistics import DomainStatistics
 from semla_ros.errors import AdapterError, ImageError, LibraryError
 from semla_ros.library_manifest import AdapterEntry, LibraryManifest
 from semla_ros.lora_settings import LoraSettings
@@ -24,7 +25,9 @@ def library_of(
     """A library of adapters a0, a1, ... that has centroids and nothing else."""
     centroids = np.asarray(centroids, np.float32)
     files = [
-        AdapterFiles(Path(f"a{index}"), SETTINGS, DomainStatistics(centroid, several[index] if several else None))
+        AdapterFiles(
+            Path("library"), f"a{index}", SETTINGS, DomainStatistics(centroid, several[index] if several else None)
+        )
         for index, centroid in enumerate(centroids)
     ]
     entries = {f"a{index}": AdapterEntry(spread_p95=value) for index, value in enumerate(spread or [])}
@@ -259,6 +262,38 @@ def test_the_nearest_of_many_rows_are_those_of_an_exhaustive_search(seed: int) -
             chosen, distances = nearest.nearest(query.astype(np.float32), 5, left_out)
             np.testing.assert_array_equal(chosen, np.argsort(expected, kind="stable")[:5])
             np.testing.assert_allclose(distances, np.sort(expected)[:5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["random", "offset", "constant", "scaled", "one hot"])
+def test_rounding_never_loses_a_near_row(shape: str) -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.normal(size=(2000, 96))
+    if shape == "offset":  # a large common part, as raw image features have
+        rows = 40.0 + 0.1 * rows
+    elif shape == "constant":
+        rows[:] = 3.0
+        rows[1234] += 1e-3
+    elif shape == "scaled":
+        rows *= 10.0 ** rng.uniform(-4, 4, (2000, 1))
+    elif shape == "one hot":
+        rows = np.eye(96)[rng.integers(96, size=2000)]
+    rows = rows.astype(np.float32)
+    nearest = NearestRows(rows)
+    assert nearest._rounded is not None
+    for query in (rows[7], rows[1234] * np.float32(1.001), rows.mean(0), np.zeros(96, np.float32)):
+        chosen, distances = nearest.nearest(query, 6)
+        everything = nearest.distances(query)
+        np.testing.assert_allclose(distances, np.sort(everything)[:6], rtol=1e-6)
+        np.testing.assert_array_equal(chosen, np.argsort(everything, kind="stable")[:6])
+
+
+def test_without_a_product_of_small_integers_rows_are_read_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(6).normal(size=(2000, 96)).astype(np.float32)
+    expected = NearestRows(rows).nearest(rows[3] + np.float32(0.1), 5)
+    monkeypatch.setattr("torch._int_mm", lambda *_: (_ for _ in ()).throw(RuntimeError("not implemented")))
+    plain = NearestRows(rows)
+    assert plain._rounded is None
+    np.testing.assert_array_equal(plain.nearest(rows[3] + np.float32(0.1), 5)[0], expected[0])
 
 
 def test_retrieval_from_ten_thousand_adapters_stays_within_a_frame() -> None:

@@ -1,0 +1,111 @@
+"""`<name>_statistics.npz`: the centroid of a domain's scene embeddings, and how far its images lie from it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.errors import AdapterError
+
+CENTROID_KEY = "train_average_embedding"  # the published name
+CENTROIDS_KEY = "centroids"  # ours, optional: several centroids of one domain, shape (M, D)
+MAX_UNPACKED_BYTES = 64 * 1024 * 1024
+
+
+def statistics_name(name: str) -> str:
+    """File name of a domain's centroid."""
+    return f"{name}_statistics.npz"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class DomainStatistics:
+    """What `<name>_statistics.npz` tells of a domain; the published ones hold the centroid alone.
+
+    Attributes:
+        centroid: Mean scene embedding, shape (D,), float32.
+        centroids: Several centroids, shape (M, D), float32; None where there is one only.
+        images: Number of images behind the centroid; 0 where not known.
+        spread_mean: Mean distance of the domain's images to the centroid; None where not known.
+        spread_p95: 95th percentile of that distance.
+    """
+
+    centroid: NDArray[np.float32]
+    centroids: NDArray[np.float32] | None = None
+    images: int = 0
+    spread_mean: float | None = None
+    spread_p95: float | None = None
+
+
+def statistics_bytes(statistics: DomainStatistics) -> bytes:
+    """Content of `<name>_statistics.npz`: the published key, and what the published code passes over."""
+    arrays: dict[str, Any] = {CENTROID_KEY: statistics.centroid[None].astype(np.float32)}
+    if statistics.centroids is not None:
+        arrays[CENTROIDS_KEY] = statistics.centroids.astype(np.float32)
+    for key in ("images", "spread_mean", "spread_p95"):
+        if value := getattr(statistics, key):
+            arrays[key] = np.asarray(value)
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def parse_statistics(data: bytes, name: str) -> DomainStatistics:
+    """Check the content of `<name>_statistics.npz`.
+
+    Args:
+        data: Content of the file.
+        name: The adapter's name, for messages.
+
+    Raises:
+        AdapterError: It is damaged, holds pickled content, or no centroid of finite numbers.
+    """
+    where = f"adapter '{name}': {statistics_name(name)}"
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            if sum(item.file_size for item in arrays.zip.infolist()) > MAX_UNPACKED_BYTES:
+                raise AdapterError(f"{where} unpacks to more than {MAX_UNPACKED_BYTES} bytes; it is no centroid")
+            if CENTROID_KEY not in arrays:
+                raise AdapterError(f"{where} lacks '{CENTROID_KEY}', it holds {', '.join(arrays) or 'nothing'}")
+            centroid = np.asarray(arrays[CENTROID_KEY])
+            centroids = np.asarray(arrays[CENTROIDS_KEY]) if CENTROIDS_KEY in arrays else None
+            images, *spread = (_scalar(arrays, key) for key in ("images", "spread_mean", "spread_p95"))
+    except AdapterError:
+        raise
+    except Exception as error:  # numpy raises whatever the damage leads to
+        hint = "pickled content is refused" if "pickle" in str(error).lower() else "truncated or no .npz file"
+        raise AdapterError(f"{where} cannot be read: {hint} ({type(error).__name__}); make it again") from None
+    for array, shape in ((centroid, "(1, D)"), (centroids, "(M, D)")):
+        if array is None:
+            continue
+        if array.dtype.kind != "f" or array.ndim not in (1, 2) or 0 in array.shape:
+            raise AdapterError(
+                f"{where}: expected floating-point numbers of shape {shape}, got {array.dtype} {array.shape}"
+            )
+        if not np.isfinite(array.astype(np.float32)).all():
+            raise AdapterError(f"{where} has values that are not finite; make it again with 'semla library index'")
+    if centroid.size != centroid.shape[-1]:
+        raise AdapterError(f"{where}: '{CENTROID_KEY}' has shape {centroid.shape}, expected one row (1, D)")
+    if centroids is not None and (centroids.ndim != 2 or centroids.shape[1] != centroid.size):
+        raise AdapterError(f"{where}: '{CENTROIDS_KEY}' has shape {centroids.shape}, expected (M, {centroid.size})")
+    return DomainStatistics(
+        centroid.reshape(-1).astype(np.float32),
+        None if centroids is None else centroids.astype(np.float32),
+        images=int(images or 0),
+        spread_mean=spread[0],
+        spread_p95=spread[1],
+    )
+
+
+def _scalar(arrays: Mapping[str, NDArray[Any]], key: str) -> float | None:
+    """An optional number >= 0 of a statistics file."""
+    if key not in arrays:
+        return None
+    value = float(arrays[key])
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{key} is {value}")
+    return value
