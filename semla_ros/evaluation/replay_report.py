@@ -136,7 +136,7 @@ def _figures(summary: Mapping[str, Any]) -> list[dict[str, str]]:
             shifted = summary["variants"][reference]["shifted_miou"]
             gain = None if shifted is None else entry["shifted_miou"] - shifted
             add(
-                "on shifted stretches",
+                "mIoU, shifted",
                 _figure(entry["shifted_miou"]),
                 f"{_signed(gain)} against {reference}",
                 _tone(gain),
