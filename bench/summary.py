@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -98,7 +98,16 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
         f"{machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}; load before the run {machine['load_before']}"
     )
     console.print(f"Python {machine['python']}, {versions}", highlight=False)
-    table = Table("figure", "what", "size", "measured", "goal", box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        Column("figure", no_wrap=True),
+        "what",
+        "size",
+        "measured",
+        "goal",
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+    )
     for goal in GOALS:
         value = look_up(summary, goal.key)
         if value is None:
