@@ -278,7 +278,6 @@ def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bo
     columns += ["confidence", "flicker", "fusions", "outside"]
     columns += ["p50/p95 ms"] if has_latency else []
     columns += ["dropped"] if any(entry["dropped"] for entry in variants.values()) else []
-    columns += ["frames"]
     for column in columns:
         table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for name, entry in variants.items():
@@ -291,7 +290,6 @@ def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bo
             "fusions": str(entry["fusions"]),
             "outside": f"{entry['out_of_library_s']:.1f} s",
             "dropped": str(entry["dropped"]),
-            "frames": str(entry["frames"]),
         }
         if has_latency:
             total = entry["latency_ms"].get("total")
