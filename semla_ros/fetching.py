@@ -6,6 +6,7 @@ A download is gone on with where it was interrupted. A file appears under its na
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -142,7 +143,13 @@ def fetch(
         raise FetchError(
             f"{item.id}: {folder} cannot be made: {error.strerror}; give another folder with --dest"
         ) from None
-    return [_fetch_file(item, path, folder, revision, endpoint) for path in item.files]
+    try:
+        return [_fetch_file(item, path, folder, revision, endpoint) for path in item.files]
+    except FetchError:
+        for empty in (folder / STAGING_NAME, folder):
+            with contextlib.suppress(OSError):  # not empty: there is something to go on with
+                empty.rmdir()
+        raise
 
 
 def unpack_library(archive: Path, folder: Path) -> list[str]:

@@ -119,6 +119,11 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
     manifest = read_manifest(library) if library.is_dir() else LibraryManifest()
     origin = read_manifest(source.parent)
     _check_fits(library, name, manifest, origin, files.statistics.centroid.size)
+    has_manifest = (library / MANIFEST_NAME).is_file()
+    if not has_manifest and not (library.is_dir() and adapter_folders(library, manifest)):
+        # The first adapter brings along what its own library states.
+        manifest = dataclasses.replace(origin, adapters={}, note="")
+        has_manifest = (source.parent / MANIFEST_NAME).is_file()
     library.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=library))
     try:
@@ -133,7 +138,7 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
         shutil.rmtree(partial, ignore_errors=True)
         raise
     try:
-        if (library / MANIFEST_NAME).is_file():
+        if has_manifest:
             entry = origin.adapters.get(source.name, AdapterEntry())
             entry = _complete(entry, AdapterReader().read(library, name))
             write_manifest(library, dataclasses.replace(manifest, adapters={**manifest.adapters, name: entry}))

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from semla_ros.errors import CheckpointError, ConfigError
+from semla_ros.fetching import PUBLISHED
 from semla_ros.resources import share_folder
 from semla_ros.safetensors_header import HeaderError, read_header
 from semla_ros.scene_image import CLIP_MEAN, CLIP_STD, ResizeMode, ScenePreprocessing
@@ -188,9 +189,11 @@ def _read_published(name: str, tag: str, model_dir: str | Path) -> EncoderSource
         cached = try_to_load_from_cache(hub, item) if hub else None
         if isinstance(cached, str):
             return _read_open_clip(name, tag, Path(cached))
+    item = f"{name}-{tag}"
+    how = f"'semla fetch {item}'" if item in PUBLISHED else f"get them from {hub}, and give '{name}/{tag}:<file>'"
     raise ConfigError(
-        f"scene encoder '{name}/{tag}': its weights are not on this machine; looked for {name}-{tag}/{names[0]} in "
-        f"{', '.join(map(str, folders))} and in the Hugging Face cache; 'semla fetch {name}-{tag}' downloads them"
+        f"scene encoder '{name}/{tag}': its weights are not on this machine; looked for {item}/{names[0]} in "
+        f"{', '.join(map(str, folders))} and in the Hugging Face cache; to download them: {how}"
     )
 
 

@@ -224,6 +224,8 @@ def test_the_hugging_face_layout_gives_the_same_embeddings(file: Path, tmp_path:
 def test_a_model_whose_weights_are_not_here_says_how_to_get_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="semla fetch ViT-L-14-openai"):
         SceneEncoder.load("ViT-L-14/openai", model_dir=tmp_path)
+    with pytest.raises(ConfigError, match="ViT-B-32/laion2b_s34b_b79k:<file>"):
+        SceneEncoder.load("ViT-B-32/laion2b_s34b_b79k", model_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

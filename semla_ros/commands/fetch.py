@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -110,9 +111,9 @@ def _print_items(is_json: bool) -> None:
         ]
         print(json.dumps(rows, indent=2))
         return
-    table = Table()
-    for heading in ("name", "what", "repository", "file"):
-        table.add_column(heading)
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("name", "what", "from"):
+        table.add_column(heading, no_wrap=heading == "name", overflow="fold")
     for item in PUBLISHED.values():
-        table.add_row(item.id, item.summary, item.repository, ", ".join(item.files))
+        table.add_row(item.id, item.summary, f"{item.repository}: {', '.join(item.files)}")
     Console().print(table)

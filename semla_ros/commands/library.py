@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -248,12 +249,12 @@ def _summary(library: AdapterLibrary, rows: list[dict[str, Any]]) -> dict[str, A
 
 
 def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=Text(str(library.folder)), title_justify="left")
+    table = Table(title=Text(str(library.folder)), title_justify="left", box=box.SIMPLE_HEAD)
     for heading, justify in (
         ("adapter", "left"), ("family", "left"), ("rank", "right"), ("alpha", "right"), ("layers", "right"),
-        ("kB", "right"), ("images", "right"), ("spread", "right"), ("licence", "left"),
+        ("kB", "right"), ("images", "right"), ("spread", "right"),
     ):  # fmt: skip
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
         if row["problem"] is not None:
             continue
@@ -267,13 +268,14 @@ def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
             str(math.ceil(row["bytes"] / 1000)),
             str(row["images"] or ""),
             f"{spread:.3g}" if spread is not None else "",
-            Text(row["licence"]),
         )
     console = Console()
     console.print(table)
     manifest = library.manifest
     if manifest.base.id or manifest.encoder.id:
         print(f"base model: {manifest.base.id or 'not stated'}, scene encoder: {manifest.encoder.id or 'not stated'}")
+    if licences := sorted({row["licence"] for row in rows if row.get("licence")}):
+        print(f"licence of the adapters: {', '.join(licences)}")
     for row in rows:
         if row["problem"] is not None:
             print(f"broken: {row['problem']}")

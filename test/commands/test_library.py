@@ -246,10 +246,10 @@ def test_add_copies_an_adapter_whole(library: Path, tmp_path: Path, capsys: pyte
 def test_an_added_adapter_joins_the_manifest_with_what_its_origin_knows(
     library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    semla(capsys, "import", library, "--licence", "MIT")
+    semla(capsys, "import", library, "--licence", "MIT", "--base-id", "catseg-l")
     target = tmp_path / "mine"
     semla(capsys, "add", library / "fog", "--library", target)
-    semla(capsys, "import", target)
+    assert read_manifest(target).base.id == "catseg-l"
     semla(capsys, "add", library / "snow", "--library", target)
     manifest = read_manifest(target)
     assert manifest.adapters["snow"].licence == "MIT"
