@@ -1,0 +1,79 @@
+"""Show a running node's images, weights and diagnostics live in Foxglove, in a browser or on the desktop.
+
+Example:
+  pip install -r requirements-view.txt
+  semla view
+  semla view --node /car/perception --host 0.0.0.0 --port 9000
+  semla view --topics '/ground_truth|/segment'
+
+Then open the link that it prints, or Foxglove on another machine with "Open connection" and the ws:// address, and
+import the layout file that it names. No ROS tools are needed on the viewing side. Ctrl-C ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from semla_ros.errors import ConfigError
+from semla_ros.resources import share_folder
+
+if TYPE_CHECKING:
+    from semla_ros.nodes.view_bridge import ViewBridge
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--node", default="/perception", help="full name of the node (default: %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: other machines, too (default: %(default)s)"
+    )
+    parser.add_argument("--port", type=int, default=8765, help="port; 0: any that is free (default: %(default)s)")
+    parser.add_argument("--topics", metavar="REGEX", help="show topics that this matches, too")
+    parser.add_argument(
+        "--duration", type=float, default=float("inf"), metavar="S", help="end after so many seconds (default: never)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until Ctrl-C."""
+    if not 0 <= arguments.port <= 65535:
+        raise ConfigError(f"--port must be 0 to 65535, got {arguments.port}")
+    try:
+        from semla_ros.nodes.view_bridge import ViewBridge
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "foxglove":
+            raise ConfigError("foxglove-sdk is not installed: pip install -r requirements-view.txt") from None
+        raise ConfigError(
+            f"ROS 2 is not to be found ({error.name}): source it, or install requirements-ros.txt"
+        ) from None
+    with ViewBridge(arguments.node, arguments.host, arguments.port, arguments.topics) as bridge:
+        console = Console(highlight=False)
+        for line in introduction(bridge):
+            console.print(line, soft_wrap=True)
+        end_s = time.monotonic() + arguments.duration
+        offered = 0
+        try:
+            while time.monotonic() < end_s:
+                bridge.spin()
+                if len(bridge.shown) > offered:
+                    offered = len(bridge.shown)
+                    console.print(f"topics: {' '.join(sorted(bridge.shown))}", soft_wrap=True)
+        except KeyboardInterrupt:
+            pass
+        console.print(f"passed on {sum(bridge.sent.values())} messages")
+    return 0
+
+
+def introduction(bridge: ViewBridge) -> list[str]:
+    """What a user needs to look at it."""
+    layout: Path = share_folder() / "config" / "foxglove_layout.json"
+    return [
+        f"serving {bridge.node_name} on ws://{bridge.host}:{bridge.port}",
+        f"browser: {bridge.app_url}",
+        f"layout:  in Foxglove, Layouts > Import from file > {layout}",
+    ]
