@@ -269,14 +269,14 @@ def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> N
 
 
 def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bool) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     has_truth = any(entry["miou"] is not None for entry in variants.values())
     has_shifted = any(entry["shifted_miou"] is not None for entry in variants.values())
     columns = ["variant"]
     columns += ["mIoU"] if has_truth else []
     columns += ["shifted"] if has_shifted else []
     columns += ["confidence", "flicker", "fusions", "outside"]
-    columns += ["p50/p95 ms"] if has_latency else []
+    columns += ["p50/95 ms"] if has_latency else []
     columns += ["dropped"] if any(entry["dropped"] for entry in variants.values()) else []
     for column in columns:
         table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
@@ -293,7 +293,7 @@ def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bo
         }
         if has_latency:
             total = entry["latency_ms"].get("total")
-            cells["p50/p95 ms"] = f"{total['p50']:.0f}/{total['p95']:.0f}" if total else "–"
+            cells["p50/95 ms"] = f"{total['p50']:.0f}/{total['p95']:.0f}" if total else "–"
         table.add_row(*(cells[column] for column in columns), style="bold" if name == primary else None)
     return table
 

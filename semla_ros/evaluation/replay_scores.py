@@ -130,7 +130,11 @@ class VariantScore:
         for item in made:
             self._digest.update(np.ascontiguousarray(item.segmentation.mask).data)
             self.masks += 1
-            for stage, milliseconds in item.segmentation.latency_ms.items():
+            step = item.step
+            self.fusions += step is not None and step.action == "fused"
+            self.failures += step is not None and step.action == "failed"
+            stages = {**(step.latency_ms if step else {}), **item.segmentation.latency_ms}
+            for stage, milliseconds in stages.items():
                 self.latencies.setdefault(stage, Latencies()).add(milliseconds)
 
     def add(self, item: ReplayFrame, outcome: Outcome) -> FrameScore:
@@ -138,9 +142,6 @@ class VariantScore:
         self.add_made(outcome.made)
         self.frames += 1
         self._add_generation(item, outcome)
-        if outcome.is_own and outcome.step is not None:
-            for stage, milliseconds in outcome.step.latency_ms.items():
-                self.latencies.setdefault(stage, Latencies()).add(milliseconds)
         mask = outcome.mask
         counts = None
         if item.truth is not None:
@@ -206,9 +207,6 @@ class VariantScore:
     def _add_generation(self, item: ReplayFrame, outcome: Outcome) -> None:
         mix = outcome.generation.mix
         self.generations.add(outcome.generation.number)
-        if outcome.step is not None and outcome.is_own:
-            self.fusions += outcome.step.action == "fused"
-            self.failures += outcome.step.action == "failed"
         per_segment = self.segment_adapters.setdefault(self._segment_name(item.segment), {})
         for name, weight in {**mix.as_dict(), "": mix.base_weight}.items():
             label = name or "base model"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -124,11 +124,13 @@ class Made:
         item: The frame that it was made from.
         segmentation: What the pipeline answered.
         ready_ns: When it was ready, in recording time; the frame's own time where latency does not count.
+        step: What the adaptation path decided on the frame; None where it was not shown to it.
     """
 
     item: ReplayFrame
     segmentation: Segmentation
     ready_ns: int
+    step: AdaptationStep | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -248,7 +250,7 @@ class VariantRunner:
             step=step,
             latency_ms={**(step.latency_ms if step else {}), **segmentation.latency_ms},
             is_own=True,
-            made=(Made(item, segmentation, item.log_ns),),
+            made=(Made(item, segmentation, item.log_ns, step),),
             nearest=self._nearest_of(pipeline, segmentation.generation) if self.variant.adapts else (),
         )
 
@@ -337,4 +339,4 @@ class VariantRunner:
             took_ns = round(outcome.latency_ms["total"] * 1e6)
             self._busy_until_ns = max(self._busy_until_ns, frame.log_ns) + took_ns
             camera.answered.append((self._busy_until_ns, outcome))
-            made += [Made(frame, item.segmentation, self._busy_until_ns) for item in outcome.made]
+            made += [replace(item, ready_ns=self._busy_until_ns) for item in outcome.made]

@@ -181,6 +181,7 @@ def test_realtime_drops_what_comes_while_the_model_is_busy(bag: Path, tmp_path: 
     late = replay_bag(bag, tmp_path / "b", options("base,semla", rate="realtime"), load=slow)["variants"]
     exact = replay_bag(bag, tmp_path / "c", options("base,semla"), load=ToyPipeline)["variants"]
     assert prompt["semla"]["dropped"] == 0
+    assert prompt["semla"]["fusions"] == exact["semla"]["fusions"] == 4
     assert prompt["semla"]["frames"] == 40
     assert late["semla"]["frames"] + late["semla"]["dropped"] == 40
     assert 20 <= late["semla"]["dropped"] <= 27, "a mask takes two and a half periods"
