@@ -29,7 +29,7 @@ bench: venv
 	@$(VENV)/semla bench all --out out/bench $(ARGS)
 
 results: venv
-	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 100 --json out/results/results.json --html out/results/report.html $(ARGS)
+	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 100 --json out/results/results.json --html out/results/report.html --markdown out/results/table.md $(ARGS)
 
 constraints: venv
 	@{ echo "# What the requirements pull in, as tested together (Python 3.11). Written by 'make constraints'."; \
