@@ -334,6 +334,7 @@ class PerceptionPipeline:
             library_problems=dict(self._library.problems),
             adapted_weights_bytes=self._fuser.num_bytes,
             resident_adapters=self._fuser.resident_adapters,
+            engine_notes=tuple(getattr(self._parts.engine, "notes", ())),
         )
 
     def close(self) -> None:

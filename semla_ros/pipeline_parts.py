@@ -12,7 +12,8 @@ from torch import Tensor
 from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import Engine
-from semla_ros.engines.torch_engine import TorchEngine, choose_device
+from semla_ros.engines.choice import choose_engine
+from semla_ros.engines.torch_engine import choose_device
 from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.library_manifest import LibraryManifest, read_manifest
 from semla_ros.resources import find_model, shipped_library
@@ -84,7 +85,7 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         )
     return PipelineParts(
         model=loaded.model,
-        engine=TorchEngine(loaded.model, config.inference),
+        engine=choose_engine(loaded.model, encoder, config.inference),
         encoder=encoder,
         library=library,
         tokens_of=lambda names: loaded.tokenizer.tokenize(names, loaded.template),

@@ -30,6 +30,7 @@ class PipelineStatus:
 
     Attributes:
         engine: Name of the engine that serves.
+        engine_notes: What the engine was asked for and could not give, with the reason.
         generation: The generation in use.
         frames: Frames segmented.
         retrievals: Scene embeddings that led to a retrieval.
@@ -69,6 +70,7 @@ class PipelineStatus:
     library_problems: Mapping[str, str]
     adapted_weights_bytes: int
     resident_adapters: tuple[str, ...]
+    engine_notes: tuple[str, ...] = ()
 
 
 class LatencyWindow:

@@ -32,7 +32,10 @@ class EngineOutput:
 class Engine(Protocol):
     """Runs the forward pass of one model. Not thread-safe: the pipeline calls it for one frame at a time."""
 
-    name: str  # as shown in diagnostics
+    @property
+    def name(self) -> str:
+        """What serves, as shown in diagnostics."""
+        ...
 
     def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
         """Segment one image.

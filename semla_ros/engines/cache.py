@@ -6,6 +6,7 @@ last: a build that is killed, a full disk or two processes at once leave nothing
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -123,7 +124,8 @@ class EngineCache:
                 "folder that can"
             ) from None
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
         return path
 
     def remove(self, key: EngineKey) -> None:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ Forward = Callable[..., Tensor]
 
 SCENE_ENCODER = "scene_encoder"
 DECODER = "decoder"
+SEGMENTER = "segmenter"
 MAX_BATCH = 8  # images at once: the published sliding inference has 5 windows
 MAX_MAPS = 256  # class maps at once in the decoder
 _PROBE_SEED = 0
@@ -41,6 +43,7 @@ class FixedComponent:
         max_batch: See `inputs`.
         original: The same function in torch, whatever is mounted.
         shadow: Where the replacement goes: owner, attribute, and the function it gets made from a runner.
+        is_refitted: Its weights change and are given to the runner anew; they are no part of `digest`.
     """
 
     name: str
@@ -50,17 +53,21 @@ class FixedComponent:
     max_batch: int
     original: Forward
     shadow: tuple[tuple[object, str, Callable[[Forward], Forward]], ...]
+    is_refitted: bool = False
 
     @property
     def takes_part_in_masks(self) -> bool:
         """Whether it is part of the segmenter; the scene encoder is not."""
         return self.name != SCENE_ENCODER
 
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 over architecture and weights, as hex."""
+        """SHA-256 over architecture and weights, as hex; read once, as they are fixed."""
         total = hashlib.sha256(repr(self.module).encode())
         for name, tensor in sorted(self.module.state_dict().items()):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            if self.is_refitted:
+                continue
             total.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy()))
         return total.hexdigest()
 
@@ -90,10 +97,9 @@ class FixedComponent:
 
     def accepts(self, inputs: Sequence[Tensor]) -> bool:
         """Whether a runner for this component takes such inputs."""
-        return 1 <= len(inputs[0]) <= self.max_batch and all(
-            given.shape[not number :] == made.shape[not number :]
-            for number, (given, made) in enumerate(zip(inputs, self.inputs, strict=True))
-        )
+        given, made = ([tuple(item.shape) for item in items] for items in (inputs, self.inputs))
+        is_batch_right = 1 <= given[0][0] <= self.max_batch and given[0][1:] == made[0][1:]
+        return is_batch_right and given[1:] == made[1:]
 
 
 def fixed_components(
@@ -120,6 +126,26 @@ def fixed_components(
         _chain("guidance_2", (2, width, *grid), model.upsample2, second),
         _decoder(aggregator),
     ]
+
+
+def segmenter(model: CatSeg, images: Tensor, text: Tensor) -> FixedComponent:
+    """The whole segmenter for one number of classes: not fixed, its weights are replaced with each generation.
+
+    Args:
+        model: With any weights.
+        images: Probe, normalised, shape (B, 3, h, w), B at least 2.
+        text: Class embeddings, shape (T, C).
+    """
+    return FixedComponent(
+        name=SEGMENTER,
+        module=model,
+        inputs=(images, text),
+        input_names=("images", "text"),
+        max_batch=MAX_BATCH,
+        original=lambda *given: type(model).forward(model, *given),
+        shadow=((model, "forward", lambda served: served),),
+        is_refitted=True,
+    )
 
 
 def _noise(shape: tuple[int, ...], like: nn.Module) -> Tensor:

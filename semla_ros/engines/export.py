@@ -38,7 +38,7 @@ def export_key(component: FixedComponent, precision: str) -> EngineKey:
     """Cache key of a component's graph."""
     return EngineKey(
         component=component.name,
-        model_digest=component.digest(),
+        model_digest=component.digest,
         runtime="onnx",
         runtime_version=f"torch {torch.__version__} revision {EXPORT_REVISION}",
         device="any",

@@ -202,7 +202,7 @@ class TorchEngine:
             wanted = _fast_precision(self.device)
         if wanted == "fp32":
             return
-        probe = self._probe_images if self._probe_images is not None else _street_scenes(self._model)
+        probe = self._probe_images if self._probe_images is not None else street_scenes(self._model)
         reference, reference_ms = self._probe(probe)
         self._switch(wanted)
         masks, spent_ms = self._probe(probe)
@@ -249,7 +249,7 @@ def _fast_precision(device: torch.device) -> str:
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
 
 
-def _street_scenes(model: CatSeg) -> list[ImageArray]:
+def street_scenes(model: CatSeg) -> list[ImageArray]:
     """Probe images at the model's resolution: day, night, fog and rain."""
     from semla_ros.scenes import SOURCE_CITIES, Conditions, render
 

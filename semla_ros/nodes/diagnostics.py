@@ -245,6 +245,7 @@ def adaptation_report(
         "Scenes overtaken": str(status.replaced_scenes),
         "Last error": status.last_error,
         "Engine": status.engine,
+        "Engine notes": "; ".join(status.engine_notes),
         "Adapters in library": str(status.library_size),
         "Adapters in memory": str(len(status.resident_adapters)),
         "Adapted weights (MB)": f"{status.adapted_weights_bytes / 1e6:.1f}",

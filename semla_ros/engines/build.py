@@ -1,0 +1,354 @@
+"""Building engines: what is asked of a builder, one at a time in the background, or all at once for provisioning."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from semla_ros.engines.cache import EngineCache, EngineKey
+from semla_ros.engines.component_engine import Runner
+from semla_ros.engines.components import FixedComponent
+from semla_ros.engines.export import exported
+from semla_ros.engines.gates import first_line
+from semla_ros.errors import EngineError
+
+Report = Callable[[float, str], None]  # share done 0..1, what is being done
+_WORKER = ("-m", "semla_ros.engines.tensorrt_build")
+_OPTIMISED_FOR_MAPS = 16  # class maps that the decoder is tuned for, where it takes so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """One engine to build.
+
+    Attributes:
+        graph: ONNX file, its types as they shall run.
+        destination: The plan is written here.
+        timing_cache: Kept from build to build; may not exist yet.
+        profiles: Input name -> smallest, usual and largest shape; inputs of a fixed shape are not named.
+        refit: Weights shall be replaceable.
+    """
+
+    graph: Path
+    destination: Path
+    timing_cache: Path
+    profiles: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    refit: bool = False
+
+    def as_json(self) -> str:
+        """For a builder in another process."""
+        paths = {name: str(getattr(self, name)) for name in ("graph", "destination", "timing_cache")}
+        return json.dumps({**paths, "profiles": self.profiles, "refit": self.refit})
+
+    @classmethod
+    def from_json(cls, text: str) -> BuildRequest:
+        """The inverse of `as_json`."""
+        values = json.loads(text)
+        paths = {name: Path(values[name]) for name in ("graph", "destination", "timing_cache")}
+        profiles = {name: _three_shapes(shapes) for name, shapes in values["profiles"].items()}
+        return cls(**paths, profiles=profiles, refit=values["refit"])
+
+
+def _three_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    smallest, usual, largest = map(tuple, shapes)
+    return smallest, usual, largest
+
+
+class Builder(Protocol):
+    """Makes plans."""
+
+    def build(self, request: BuildRequest, report: Report) -> None:
+        """Write the plan that is asked for.
+
+        Raises:
+            EngineError: It could not be built; one line says why.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End the build in progress, from another thread."""
+        ...
+
+
+class Toolkit(Protocol):
+    """A runtime that builds plans and runs them on one device: TensorRT, or a stand-in.
+
+    Attributes:
+        version: Its version; plans of another one are not loaded.
+        device: Name of the GPU.
+        builder: Makes plans.
+    """
+
+    version: str
+    device: str
+    builder: Builder
+
+    def load(self, path: Path) -> Runner:
+        """A plan, ready to run.
+
+        Raises:
+            EngineError: The plan was made by another version or for another device, or is damaged.
+        """
+        ...
+
+
+class SubprocessBuilder:
+    """Builds in a process of its own.
+
+    A build needs memory that a small device may not have and minutes of GPU and CPU time, and must not disturb a CUDA
+    graph that is being captured: in its own process it can fail, or be ended, without the node.
+
+    Args:
+        command: The program; it reads a request on its input and writes one JSON object per line.
+    """
+
+    def __init__(self, command: Sequence[str] = (sys.executable, *_WORKER)) -> None:
+        self._command = list(command)
+        self._process: subprocess.Popen[str] | None = None
+
+    def build(self, request: BuildRequest, report: Report) -> None:
+        """See `Builder.build`."""
+        with subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            self._process = process
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
+            errors = _Drain(process.stderr)
+            try:
+                process.stdin.write(request.as_json())
+                process.stdin.close()
+            except BrokenPipeError:
+                pass  # it ended at once; its exit status and last line tell why
+            failure = ""
+            for line in process.stdout:
+                message = _message(line)
+                if "progress" in message:
+                    report(float(message["progress"]), str(message.get("phase", "")))
+                failure = str(message.get("error", failure))
+            status = process.wait()
+            self._process = None
+        if failure or status:
+            raise EngineError(failure or f"the builder ended with status {status} ({errors.last_line()})")
+
+    def stop(self) -> None:
+        """End the process, if there is one."""
+        if (process := self._process) is not None:
+            process.terminate()
+
+
+class _Drain:
+    """Reads a pipe to its end, so that its writer never waits; keeps the last line."""
+
+    def __init__(self, pipe: Any) -> None:
+        self._last = ""
+        self._thread = threading.Thread(target=self._read, args=(pipe,), daemon=True)
+        self._thread.start()
+
+    def _read(self, pipe: Any) -> None:
+        for line in pipe:
+            self._last = line.strip() or self._last
+
+    def last_line(self) -> str:
+        self._thread.join(timeout=1.0)
+        return self._last or "it said nothing"
+
+
+def _message(line: str) -> dict[str, Any]:
+    """One line of the builder; what is not a JSON object is something a library printed."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BuildJob:
+    """A component whose plan is missing.
+
+    Attributes:
+        component: What the plan is for.
+        key: Its place in the cache.
+        graph: The exported component.
+        refit: Weights shall be replaceable.
+    """
+
+    component: FixedComponent
+    key: EngineKey
+    graph: Path
+    refit: bool = False
+
+    def run(self, builder: Builder, cache: EngineCache, report: Report) -> Path:
+        """Build into the cache.
+
+        Raises:
+            EngineError: It could not be built or stored.
+        """
+
+        def write(path: Path) -> None:
+            request = BuildRequest(
+                graph=self.graph,
+                destination=path,
+                timing_cache=cache.timing_cache(self.key.runtime_version, self.key.device),
+                profiles=profiles_of(self.component),
+                refit=self.refit,
+            )
+            builder.build(request, report)
+            if not path.is_file() or not path.stat().st_size:
+                raise EngineError("the builder reported success but wrote no plan")
+
+        return cache.store(self.key, write)
+
+
+def profiles_of(component: FixedComponent) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """Smallest, usual and largest shape of the input whose leading axis varies."""
+    rest = tuple(component.inputs[0].shape[1:])
+    usual = min(_OPTIMISED_FOR_MAPS, component.max_batch) if component.name == "decoder" else 1
+    return {component.input_names[0]: ((1, *rest), (usual, *rest), (component.max_batch, *rest))}
+
+
+def plan_key(component: FixedComponent, toolkit: Toolkit, precision: str) -> EngineKey:
+    """Cache key of a component's plan."""
+    return EngineKey(
+        component=component.name,
+        model_digest=component.digest,
+        runtime="tensorrt",
+        runtime_version=toolkit.version,
+        device=toolkit.device,
+        precision=precision,
+        shapes=component.shapes(),
+    )
+
+
+def make_job(component: FixedComponent, toolkit: Toolkit, cache: EngineCache, precision: str) -> BuildJob:
+    """Export a component, which must not be mounted, for a build.
+
+    Raises:
+        EngineError: It cannot be exported or stored.
+    """
+    graph = exported(component, cache, precision)
+    key = plan_key(component, toolkit, precision)
+    return BuildJob(component=component, key=key, graph=graph, refit=component.is_refitted)
+
+
+@dataclass
+class Finished:
+    """A job that ended: with a plan, or with the reason why not."""
+
+    job: BuildJob
+    path: Path | None
+    reason: str = ""
+
+
+@dataclass
+class BackgroundBuild:
+    """Builds one job after the other in a thread, while torch serves.
+
+    Attributes:
+        jobs: What to build.
+        builder: Makes the plans.
+        cache: Takes them.
+    """
+
+    jobs: Sequence[BuildJob]
+    builder: Builder
+    cache: EngineCache
+    _finished: list[Finished] = field(default_factory=list)
+    _state: str = ""
+    _is_stopped: bool = False
+    _thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread = threading.Thread(target=self._run, name="semla-engine-build", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is something left to build."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def state(self) -> str:
+        """What is being built and how far it is, for people; empty at the end."""
+        return self._state
+
+    def collect(self) -> list[Finished]:
+        """Jobs that ended since the last call."""
+        finished = []
+        while self._finished:
+            finished.append(self._finished.pop(0))
+        return finished
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end; whether it was reached."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return not self.is_running
+
+    def stop(self) -> None:
+        """Build nothing more; the build in progress is ended."""
+        self._is_stopped = True
+        self.builder.stop()
+        self.wait(10.0)
+
+    def _run(self) -> None:
+        for number, job in enumerate(self.jobs, start=1):
+            if self._is_stopped:
+                break
+            start = f"building {job.component.name} ({number} of {len(self.jobs)})"
+            self._state = start
+
+            def report(share: float, phase: str, start: str = start) -> None:
+                self._state = f"{start}: {share:.0%} {phase}".rstrip()
+
+            try:
+                self._finished.append(Finished(job, job.run(self.builder, self.cache, report)))
+            except Exception as error:  # a builder can fail in any way, and torch goes on
+                if not self._is_stopped:
+                    self._finished.append(Finished(job, None, f"{job.component.name}: {first_line(error)}"))
+        self._state = ""
+
+
+def provision(
+    components: Sequence[FixedComponent],
+    toolkit: Toolkit,
+    cache: EngineCache,
+    *,
+    precision: str = "fp16",
+    report: Callable[[str, float, str], None] = lambda _name, _share, _phase: None,
+) -> dict[str, str]:
+    """Build what is missing and serve nothing: done once for a device, so that its nodes start with engines ready.
+
+    Args:
+        components: What to build plans for.
+        toolkit: Builds them.
+        cache: Takes them.
+        precision: "fp16" or "fp32".
+        report: Gets component, share done and phase.
+
+    Returns:
+        Component -> "built", "present", or why it could not be built.
+    """
+    outcome = {}
+    for component in components:
+        name = component.name
+        if cache.find(plan_key(component, toolkit, precision)) is not None:
+            outcome[name] = "present"
+            continue
+        try:
+            report(name, 0.0, "export")
+            job = make_job(component, toolkit, cache, precision)
+            job.run(toolkit.builder, cache, lambda share, phase, name=name: report(name, share, phase))  # type: ignore[misc]
+            outcome[name] = "built"
+        except EngineError as error:
+            outcome[name] = str(error)
+    return outcome

@@ -1,0 +1,136 @@
+"""TensorRT behind a narrow interface: load a plan, run it, give it other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from semla_ros.engines.build import Builder, SubprocessBuilder
+from semla_ros.engines.tensorrt_build import load_tensorrt
+from semla_ros.errors import EngineError
+
+
+class TensorRtToolkit:
+    """TensorRT on one CUDA device; a `Toolkit`.
+
+    Args:
+        device: Where plans run.
+        trt: The TensorRT module, for tests; None = the installed one.
+        builder: Makes plans; None = in a process of its own.
+
+    Raises:
+        EngineError: TensorRT is not installed or of another version, or the device is no CUDA device.
+    """
+
+    def __init__(self, device: torch.device, *, trt: Any = None, builder: Builder | None = None) -> None:
+        self._trt = trt or load_tensorrt()
+        if device.type != "cuda":
+            raise EngineError(
+                f"engine tensorrt needs a CUDA device, this pipeline runs on '{device}'; use onnx or torch"
+            )
+        self.version = str(self._trt.__version__)
+        major, minor = torch.cuda.get_device_capability(device)
+        self.device = f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
+        self.builder: Builder = builder or SubprocessBuilder()
+        self._torch_device = device
+
+    def load(self, path: Path) -> TensorRtRunner:
+        """See `Toolkit.load`."""
+        return TensorRtRunner(path, self._torch_device, self._trt)
+
+
+class TensorRtRunner:
+    """One plan with its execution context. Runs on torch's current stream, so a CUDA graph can capture it.
+
+    Args:
+        path: The plan.
+        device: The CUDA device it was built for.
+        trt: The TensorRT module.
+
+    Raises:
+        EngineError: The plan cannot be loaded here.
+    """
+
+    def __init__(self, path: Path, device: torch.device, trt: Any) -> None:
+        self._trt, self._device = trt, device
+        self._logger = trt.Logger(trt.Logger.WARNING)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is None:
+            raise EngineError(
+                f"TensorRT {trt.__version__} refuses the plan {path.name}: made by another version or GPU"
+            )
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f"TensorRT has no memory to run the plan {path.name}")
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
+        self._inputs = [name for name in names if is_input[name]]
+        outputs = [name for name in names if not is_input[name]]
+        if len(outputs) != 1:
+            raise EngineError(f"the plan {path.name} has {len(outputs)} outputs, expected 1")
+        self._output = outputs[0]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run once; fp32 in, fp32 out."""
+        context = self._context
+        # Kept until all is enqueued; memory that torch frees after that is reused in stream order only.
+        held = [item.contiguous() for item in inputs]
+        for name, item in zip(self._inputs, held, strict=True):
+            if not context.set_input_shape(name, tuple(item.shape)):
+                raise EngineError(f"TensorRT refuses shape {tuple(item.shape)} for '{name}'")
+            context.set_tensor_address(name, item.data_ptr())
+        shape = tuple(context.get_tensor_shape(self._output))
+        output = torch.empty(shape, dtype=torch.float32, device=self._device)
+        context.set_tensor_address(self._output, output.data_ptr())
+        if not context.execute_async_v3(self._stream()):
+            raise EngineError("TensorRT could not enqueue the plan")
+        return output
+
+    def refit(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace weights in place; where this raises, some may be replaced and others not: drop the runner.
+
+        Args:
+            weights: Name in the graph -> value on the device, in the graph's type.
+
+        Raises:
+            EngineError: A weight is refused, or one that is needed is not given.
+        """
+        trt = self._trt
+        refitter = trt.Refitter(self._engine, self._logger)
+        given: dict[str, Tensor] = {}
+        # Some weights are combined in the plan, and can only be replaced together: the refitter names the rest.
+        for names in (refitter.get_all_weights, refitter.get_missing_weights):
+            for name in names():
+                if name in weights and name not in given:
+                    given[name] = weights[name].contiguous()
+                    self._give(refitter, name, given[name])
+        if missing := list(refitter.get_missing_weights()):
+            raise EngineError(f"refit needs {len(missing)} more weights, first '{missing[0]}'")
+        # The stream that the plan runs on: a run that was enqueued before has ended, one after waits.
+        if not refitter.refit_cuda_engine_async(self._stream()):
+            raise EngineError("refit failed: weights may be replaced in part")
+        self._synchronise()  # `given` must live until the copies are done
+
+    def close(self) -> None:
+        """Release context, engine and runtime, in the order that they depend on each other."""
+        self._context = self._engine = self._runtime = None
+
+    def _give(self, refitter: Any, name: str, value: Tensor) -> None:
+        trt = self._trt
+        kinds = {torch.float32: trt.DataType.FLOAT, torch.float16: trt.DataType.HALF}
+        location = trt.TensorLocation.DEVICE if value.is_cuda else trt.TensorLocation.HOST
+        values = trt.Weights(kinds[value.dtype], value.data_ptr(), value.numel())
+        if not refitter.set_named_weights(name, values, location):
+            raise EngineError(f"refit: weight '{name}' of shape {tuple(value.shape)} is refused")
+
+    def _stream(self) -> int:
+        return int(torch.cuda.current_stream(self._device).cuda_stream) if self._device.type == "cuda" else 0
+
+    def _synchronise(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
