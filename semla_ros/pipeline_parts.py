@@ -69,9 +69,10 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
     path = find_model(config.model, config.model_dir)
     library_folder = Path(config.library).expanduser() if config.library else shipped_library(config.model)
     if library is None and not library_folder.is_dir():
-        raise LibraryError(
-            f"adapter library {library_folder} is not there; give the folder that holds one folder per adapter"
-        )
+        missing = f"adapter library {library_folder} is not there"
+        if not config.library:
+            missing = f"no adapter library ships with model '{config.model}' ({library_folder} is not there)"
+        raise LibraryError(f"{missing}; give the folder that holds one folder per adapter as 'library'")
     manifest = library.manifest if library is not None else read_manifest(library_folder)
     encoder = SceneEncoder.load(_encoder_source(path, manifest), model_dir=config.model_dir, device=device)
     loaded = load_model(path, device)

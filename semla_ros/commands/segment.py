@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="default: the model's own list")
     parser.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; default: all physical cores but one")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores but one")
     parser.add_argument(
         "--random-weights",
         action="store_true",
