@@ -34,13 +34,18 @@ class HalfPrecision(nn.Module):
         return output.float()
 
 
+def export_version() -> str:
+    """What graphs depend on beside the component; graphs of another one are exported anew."""
+    return f"torch {torch.__version__} revision {EXPORT_REVISION}"
+
+
 def export_key(component: FixedComponent, precision: str) -> EngineKey:
     """Cache key of a component's graph."""
     return EngineKey(
         component=component.name,
         model_digest=component.digest,
         runtime="onnx",
-        runtime_version=f"torch {torch.__version__} revision {EXPORT_REVISION}",
+        runtime_version=export_version(),
         device="any",
         precision=precision,
         shapes=component.shapes(),

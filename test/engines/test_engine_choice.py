@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+import torch
+from fake_tensorrt import FakeToolkit
+
+from semla_ros.config import InferenceConfig
+from semla_ros.engines.build import provision
+from semla_ros.engines.cache import EngineCache
+from semla_ros.engines.choice import choose_engine
+from semla_ros.engines.onnx_engine import OnnxEngine
+from semla_ros.engines.tensorrt_engine import TensorRtEngine
+from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.errors import EngineError
+
+
+def settings(engine: str) -> InferenceConfig:
+    return InferenceConfig(device="cpu", threads=1, engine=engine)
+
+
+def no_toolkit(device: torch.device):
+    raise EngineError("engine tensorrt needs TensorRT 10.3 to 11")
+
+
+def test_auto_is_torch_until_engines_of_this_model_have_been_built(world, graphs, tmp_path) -> None:
+    empty = EngineCache(tmp_path)
+    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=empty), TorchEngine)
+    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), OnnxEngine)
+    with torch.no_grad():
+        for weight in [*world.model.parameters(), *world.encoder.tower.parameters()]:
+            weight.add_(1e-3)
+    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), TorchEngine)
+
+
+def test_torch_is_torch_whatever_has_been_built(world, graphs) -> None:
+    assert isinstance(choose_engine(world.model, world.encoder, settings("torch"), cache=graphs), TorchEngine)
+
+
+def test_tensorrt_that_was_asked_for_and_is_missing_is_an_error(world, tmp_path) -> None:
+    with pytest.raises(EngineError, match="needs TensorRT"):
+        choose_engine(
+            world.model, world.encoder, settings("tensorrt"), cache=EngineCache(tmp_path), make_toolkit=no_toolkit
+        )
+
+
+def test_tensorrt_takes_the_segmenter_too_only_where_that_is_switched_on(world, tmp_path, monkeypatch) -> None:
+    toolkit = FakeToolkit(world.components)
+    cache = EngineCache(tmp_path)
+    monkeypatch.setattr("semla_ros.engines.build.exported", lambda *_: tmp_path / "graph.onnx")
+    (tmp_path / "graph.onnx").write_text("graph")
+    provision(world.components, toolkit, cache)
+    for switch, wanted in (("0", None), ("1", world.model)):
+        monkeypatch.setenv("SEMLA_TENSORRT_REFIT", switch)
+        engine = choose_engine(
+            world.model, world.encoder, settings("tensorrt"), cache=cache, make_toolkit=lambda device: toolkit
+        )
+        assert isinstance(engine, TensorRtEngine)
+        assert engine._refit_model is wanted
+
+
+def test_a_pipeline_on_onnx_gives_the_masks_of_torch_and_names_what_serves(
+    tiny_model_folder, tiny_library_folder, tmp_path, monkeypatch
+) -> None:
+    from semla_ros.config import SemlaConfig
+    from semla_ros.pipeline import PerceptionPipeline
+    from semla_ros.results import Frame
+
+    monkeypatch.setenv("SEMLA_ENGINE_DIR", str(tmp_path))
+    # One component is enough to see that it serves, and keeps the export short; it always counts as faster.
+    import semla_ros.engines.choice as choice
+
+    plain = choice.fixed_components
+
+    def only_one(*given, **named):
+        return [component for component in plain(*given, **named) if component.name == "guidance_1"]
+
+    monkeypatch.setattr(choice, "fixed_components", only_one)
+    monkeypatch.setattr("semla_ros.engines.gates.LARGEST_TIME_RATIO", 1e9)
+    monkeypatch.setattr("semla_ros.engines.component_engine._NOISE_RATIO", 1e9)
+    image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    masks, names = [], []
+    for engine in ("torch", "onnx"):
+        pipeline = PerceptionPipeline.load(
+            SemlaConfig(model=str(tiny_model_folder), library=str(tiny_library_folder), inference=settings(engine))
+        )
+        segmentation, step = pipeline.process(Frame(image=image, stamp_ns=1, camera="front", frame_id="front"))
+        assert step.action == "fused"
+        masks.append(segmentation.mask)
+        names.append(pipeline.status().engine)
+        assert pipeline.status().engine_notes == ()
+        pipeline.close()
+    assert names == ["torch", "onnx (guidance_1)"]
+    assert (masks[0] == masks[1]).mean() > 0.999
