@@ -151,6 +151,11 @@ _GROUPS: tuple[tuple[str, type[Any]], ...] = (
 _NESTED = ("retrieval", "drift", "inference", "compat", "diagnostics")
 
 
+def _is_nested(cls: type[Any], name: str) -> bool:
+    """Whether a field is a group of its own; `inference` is also the name of a field inside its group."""
+    return cls in (SemlaConfig, NodeConfig) and name in _NESTED
+
+
 def _to_ros(value: Any) -> Any:
     """Config value to ROS value. An empty string array has no type on the wire, so `['']` stands for it."""
     return (list(value) or [""]) if isinstance(value, tuple) else value
@@ -169,7 +174,7 @@ def _make_specs() -> dict[str, Spec]:
         is_recommended = cls in (RetrievalConfig, DriftConfig)
         for item in dataclasses.fields(cls):
             name = prefix + item.name
-            if name in _NESTED:
+            if _is_nested(cls, item.name):
                 continue
             specs[name] = Spec(
                 name=name,
@@ -317,7 +322,7 @@ def literal_choices(name: str) -> tuple[str, ...]:
     """What a parameter of a fixed set of words may be; empty for the others."""
     for prefix, cls in _GROUPS:
         key = name.removeprefix(prefix)
-        if key in _names(cls) and prefix + key == name:
+        if key in _names(cls) and prefix + key == name and not _is_nested(cls, key):
             hint = typing.get_type_hints(cls)[key]
             return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     return ()

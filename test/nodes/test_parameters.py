@@ -9,9 +9,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.config import CompatConfig, DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
-from semla_ros.nodes.parameters import SPECS, NodeConfig, Settings, as_yaml, explicit_only, unknown_parameters
+from semla_ros.nodes.parameters import (
+    SPECS,
+    NodeConfig,
+    Settings,
+    as_yaml,
+    explicit_only,
+    literal_choices,
+    unknown_parameters,
+)
 
 SHIPPED = Path(__file__).resolve().parents[2] / "config" / "perception.yaml"
 
@@ -56,6 +64,7 @@ def test_every_parameter_has_a_description_and_every_duration_and_rate_its_unit(
         ({"image_transport": "theora"}, ["image_transport", "raw", "theora"]),
         ({"mask_scale": 0.0}, ["mask_scale"]),
         ({"engine": "tensorflow"}, ["engine", "tensorrt"]),
+        ({"inference": "tiled"}, ["inference", "sliding", "tiled"]),
         ({"diagnostics.period_s": 0.0}, ["diagnostics.period_s", "positive"]),
         ({"diagnostics.max_drop_ratio": 1.5}, ["diagnostics.max_drop_ratio"]),
         ({"compat.unsafe_softmax": 1}, ["unsafe_softmax", "bool"]),
@@ -72,6 +81,19 @@ def test_what_is_not_set_and_empty_strings_in_lists_mean_the_default() -> None:
     assert settings.node.cameras == ()
     assert settings.pipeline.classes == ()
     assert settings.values["cameras"] == [""]
+
+
+def test_sliding_windows_can_be_chosen_when_the_node_starts() -> None:
+    assert Settings.make({}).values["inference"] == "whole"
+    assert Settings.make({"inference": "sliding"}).pipeline.inference.inference == "sliding"
+    assert not SPECS["inference"].is_live
+    assert literal_choices("inference") == ("whole", "sliding")
+
+
+def test_each_field_of_each_group_is_a_parameter() -> None:
+    for prefix, group in (("", NodeConfig), ("", InferenceConfig), ("", RetrievalConfig), ("compat.", CompatConfig)):
+        names = {prefix + item.name for item in dataclasses.fields(group)} - {"diagnostics"}
+        assert names <= set(SPECS), names - set(SPECS)
 
 
 def test_a_whole_number_is_fine_for_a_float() -> None:
