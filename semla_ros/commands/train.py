@@ -3,25 +3,31 @@
 Examples:
   semla train all
   semla train adapter --name dusk --model catseg-l --images DIR --labels DIR --classes FILE --library DIR
+  semla train adapter --name dusk --from-bag BAG --worklist out/replay/worklist.json --library DIR
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.errors import ConfigError
+from semla_ros.evaluation.label_map import read_label_map
+from semla_ros.evaluation.replay_frames import FrameOptions
 from semla_ros.resources import find_model, share_folder
 from semla_ros.scene_embedding import SceneEncoder
 from semla_ros.scene_encoder_files import ENCODER_FILE
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model
 from semla_ros.segmentation.targets import lora_signature
 from semla_ros.training.adapter_training import AdapterTrainingConfig, published_adapter_training, train_adapter
+from semla_ros.training.bag_samples import BagSamples, Stretch, bag_class_names, read_worklist
 from semla_ros.training.progress import progress_bar
 from semla_ros.training.recipe import (
     Recipe,
@@ -31,7 +37,7 @@ from semla_ros.training.recipe import (
     train_clip_stage,
     train_segmenter_stage,
 )
-from semla_ros.training.samples import FolderSamples
+from semla_ros.training.samples import FolderSamples, SampleSource
 
 PUBLISHED_ENCODER = "ViT-L-14/openai"
 
@@ -53,13 +59,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         part.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     adapter = parts.add_parser(
         "adapter",
-        help="one LoRA adapter from images and labels",
+        help="one LoRA adapter from images and labels, or from a bag",
         description="Train one adapter with peft and write it in the published folder layout, with its centroid.",
     )
     adapter.add_argument("--name", required=True, help="folder name of the adapter")
-    adapter.add_argument("--images", type=Path, required=True, help="folder of images, searched recursively")
-    adapter.add_argument("--labels", type=Path, required=True, help="folder of 8-bit class-index PNGs; 255 is ignored")
-    adapter.add_argument("--classes", type=Path, required=True, help="text file, one class name a line, in index order")
+    adapter.add_argument("--images", type=Path, help="folder of images, searched recursively")
+    adapter.add_argument("--labels", type=Path, help="folder of 8-bit class-index PNGs; 255 is ignored")
+    adapter.add_argument("--classes", type=Path, help="text file, one class name a line, in index order")
+    bag = adapter.add_argument_group("from a bag, instead of --images and --labels")
+    bag.add_argument("--from-bag", type=Path, metavar="BAG", help="train on its frames that have ground truth")
+    bag.add_argument(
+        "--stretch",
+        action="append",
+        default=[],
+        metavar="START:END",
+        help="seconds after the first image, repeatable; default: the whole bag",
+    )
+    bag.add_argument("--worklist", type=Path, metavar="FILE", help="stretches from semla replay --propose-adapter")
+    bag.add_argument("--topic", action="append", default=[], help="image topic, repeatable; default: found by type")
+    bag.add_argument(
+        "--truth", action="append", default=[], metavar="TOPIC|DIR", help="ground truth as for semla replay"
+    )
+    bag.add_argument("--truth-tolerance", type=float, default=0.0, metavar="MS", help="stamps may differ by (0 ms)")
+    bag.add_argument("--label-map", type=Path, metavar="FILE", help="YAML or JSON: pixel value -> class name")
     adapter.add_argument("--library", type=Path, required=True, help="folder to write the adapter into")
     adapter.add_argument("--model", default="semla-tiny", help="base model id or checkpoint")
     adapter.add_argument("--model-dir", default="", help="where model files are")
@@ -96,13 +118,61 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
+    with ExitStack() as stack:
+        if arguments.from_bag is None:
+            class_names, source = _folder_samples(arguments)
+        else:
+            class_names, samples = _bag_samples(arguments)
+            source = stack.enter_context(samples)
+            for problem in samples.problems:
+                print(f"not readable: {problem}", file=sys.stderr)
+            print(f"{len(source)} labelled frames from {arguments.from_bag}")
+        return _train_on(arguments, device, class_names, source)
+
+
+def _folder_samples(arguments: argparse.Namespace) -> tuple[list[str], SampleSource]:
+    for name in ("images", "labels", "classes"):
+        if getattr(arguments, name) is None:
+            raise ConfigError(f"--{name} is missing; give --images, --labels and --classes, or --from-bag")
+    for name in ("stretch", "worklist", "topic", "truth", "truth_tolerance", "label_map"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name.replace('_', '-')} goes with --from-bag")
     class_names = _class_names(arguments.classes)
-    model_path = find_model(arguments.model, arguments.model_dir)
-    base = load_model(model_path)
-    tokens = base.tokenizer.tokenize(class_names, base.template)
     source = FolderSamples(arguments.images, arguments.labels, len(class_names))
     for index in range(len(source)):
         source.mask(index)  # every label is checked before hours are spent
+    return class_names, source
+
+
+def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
+    bag = arguments.from_bag
+    if arguments.images is not None or arguments.labels is not None:
+        raise ConfigError("--from-bag stands instead of --images and --labels; give one of the two")
+    stretches = [Stretch.parse(text) for text in arguments.stretch]
+    if arguments.worklist is not None:
+        stretches += read_worklist(arguments.worklist, bag)
+    label_map = read_label_map(arguments.label_map) if arguments.label_map else {}
+    if arguments.classes is not None:
+        class_names = _class_names(arguments.classes)
+    elif label_map:
+        class_names = list(dict.fromkeys(name for _, name in sorted(label_map.items())))
+    else:
+        class_names = list(bag_class_names(bag))
+    if not class_names:
+        raise ConfigError(f"bag {bag}: it has no label topic with class names; give --classes or --label-map")
+    options = FrameOptions(
+        topics=tuple(arguments.topic),
+        truth=tuple(arguments.truth) or ("auto",),
+        label_map=label_map,
+        truth_tolerance_ms=arguments.truth_tolerance,
+    )
+    return class_names, BagSamples(bag, class_names, options, stretches)
+
+
+def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: list[str], source: SampleSource) -> int:
+    model_path = find_model(arguments.model, arguments.model_dir)
+    base = load_model(model_path)
+    tokens = base.tokenizer.tokenize(class_names, base.template)
     encoder = SceneEncoder.load(arguments.encoder or _encoder_of(base))
     config = _adapter_config(arguments)
     target = arguments.library / arguments.name
