@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +37,7 @@ def real(graph: Graph, tiny_model_folder: Path, library_copy: Path) -> Iterator[
     process = start(graph, "real", tiny_model_folder, library_copy)
     client.wait_for_state("active")
     client.library = library_copy
+    client.process = process
     yield client
     assert process.is_alive, process.output
     assert process.stop() == 0, process.output
@@ -59,6 +61,8 @@ def test_a_node_on_files_adapts_and_follows_its_library_folder(graph: Graph, rea
 
     mix = wait_for(fused, f"a mix: {real.values('adaptation')}")
     assert {status.name for status in mix.status} <= {*ADAPTERS, "base"}
+    log = real.process.output
+    assert re.search(rf"generation \d+ \(drift\): {mix.status[0].name} \d+\.\d%(, |$)", log, re.MULTILINE), log
     assert real.parameter("classes") == list(CLASSES)
     wait_for(lambda: masks, "a mask")
     assert {*np.frombuffer(masks[-1].data, np.uint8)} <= {*range(len(CLASSES)), 255}
