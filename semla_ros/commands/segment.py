@@ -29,7 +29,7 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import ConfigError, ImageError, SemlaError
 from semla_ros.evaluation.pictures import overlay
-from semla_ros.nodes.label_map import palette_of
+from semla_ros.label_colours import palette_of
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import AdapterMix, Frame, ImageArray, Segmentation
 from semla_ros.segmentation.model import CatSeg, CatSegConfig

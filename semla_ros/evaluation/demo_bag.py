@@ -12,7 +12,7 @@ from typing import Literal
 
 from semla_ros.errors import ConfigError
 from semla_ros.evaluation.rosbag_writer import NANOSECONDS, BagWriter
-from semla_ros.nodes.label_map import labels_json
+from semla_ros.label_colours import labels_json
 from semla_ros.scenes.cities import city_style
 from semla_ros.scenes.classes import CLASS_NAMES
 from semla_ros.scenes.drive import Drive, demo_drive

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from semla_ros.errors import ConfigError
-from semla_ros.nodes.label_map import unlabelled_of
+from semla_ros.label_colours import unlabelled_of
 from semla_ros.results import MaskArray
 
 logger = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from semla_ros.evaluation.replay_variants import (
     parse_variants,
 )
 from semla_ros.evaluation.rosbag_reader import BagReader
-from semla_ros.nodes.label_map import palette_of
+from semla_ros.label_colours import palette_of
 
 SUMMARY, TRACE, REPORT, MASKS, VIDEO, WORKLIST = (
     "summary.json", "trace.jsonl", "report.html", "masks", "replay.mp4", "worklist.json",

@@ -20,7 +20,7 @@ from semla_ros.evaluation.label_map import LabelMap, parse_label_message
 from semla_ros.evaluation.rosbag_reader import BagReader
 from semla_ros.evaluation.rosbag_salvage import StoredMessage
 from semla_ros.evaluation.rosbag_writer import COMPRESSED_IMAGE, IMAGE, NANOSECONDS, STRING
-from semla_ros.nodes.image_codec import decode, decode_compressed
+from semla_ros.image_codec import decode, decode_compressed
 from semla_ros.results import Frame, ImageArray, MaskArray
 
 AHEAD = 8  # frames decoded ahead of the one in work

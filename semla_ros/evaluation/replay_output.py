@@ -20,8 +20,8 @@ from semla_ros.evaluation.replay_scores import FrameScore
 from semla_ros.evaluation.replay_variants import Made, Outcome, VariantRunner
 from semla_ros.evaluation.rosbag_writer import NANOSECONDS, BagWriter, Status
 from semla_ros.evaluation.video import VideoWriter
+from semla_ros.label_colours import labels_json, overlay, palette_of
 from semla_ros.nodes.diagnostics import adaptation_report
-from semla_ros.nodes.label_map import labels_json, overlay, palette_of
 from semla_ros.results import Generation, ImageArray
 
 NODE = "/perception"  # where the node publishes by default

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from semla_ros.evaluation.miou import MiouMeter, confusion_matrix, mean_iou
 from semla_ros.evaluation.replay_frames import ReplayFrame
 from semla_ros.evaluation.replay_variants import Made, Outcome, ReplayVariant
-from semla_ros.nodes.label_map import unlabelled_of
+from semla_ros.label_colours import unlabelled_of
 from semla_ros.results import MaskArray
 
 CLEAR_SEGMENTS = ("clear", "day")  # stretches that a base model is trained for

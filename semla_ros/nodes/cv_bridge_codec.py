@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from semla_ros import image_codec
 from semla_ros.errors import ConfigError, ImageError
-from semla_ros.nodes import image_codec
 from semla_ros.results import ImageArray
 
 logger = logging.getLogger(__name__)

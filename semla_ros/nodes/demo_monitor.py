@@ -21,7 +21,7 @@ from std_msgs.msg import String
 from semla_ros.demo.recording import DiagnosticsSnapshot, MixEvent, Recording
 from semla_ros.errors import SemlaError
 from semla_ros.evaluation.pictures import BASE_MODEL
-from semla_ros.nodes.image_codec import decode
+from semla_ros.image_codec import decode
 from semla_ros.nodes.messages import stamp_ns
 from semla_ros.results import ImageArray
 

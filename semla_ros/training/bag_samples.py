@@ -170,7 +170,7 @@ class BagSamples:
         if truth is None or truth.shape != item.frame.image.shape[:2] or bool((truth == _UNLABELLED).all()):
             return
         _write(self._path("image"), np.ascontiguousarray(item.frame.image[..., ::-1]))
-        _write(self._path("mask"), truth)
+        _write(self._path("mask"), truth.astype(np.uint8, copy=False))
         self._count += 1
 
     def _path(self, kind: str, index: int | None = None) -> Path:

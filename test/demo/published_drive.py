@@ -10,7 +10,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
-from semla_ros.nodes.label_map import labels_json
+from semla_ros.label_colours import labels_json
 from semla_ros.nodes.messages import adapter_weights_message, image_message, to_stamp
 from semla_ros.results import AdapterMix, Generation
 

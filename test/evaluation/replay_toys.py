@@ -9,7 +9,7 @@ import numpy as np
 
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.evaluation.rosbag_writer import BagWriter
-from semla_ros.nodes.label_map import labels_json
+from semla_ros.label_colours import labels_json
 from semla_ros.results import AdaptationStep, AdapterMix, Frame, Generation, Segmentation
 
 CLASSES = ("road", "sky", "car")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from semla_ros.errors import ImageError
+from semla_ros.image_codec import ENCODINGS, decode, decode_compressed
 from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use, why_unsafe
-from semla_ros.nodes.image_codec import ENCODINGS, decode, decode_compressed
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 BAYER_SITES = {"rggb": "RGGB", "bggr": "BGGR", "gbrg": "GBRG", "grbg": "GRBG"}

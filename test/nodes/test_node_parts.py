@@ -14,12 +14,12 @@ import pytest
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
+from semla_ros.image_codec import decode, decode_compressed
+from semla_ros.label_colours import colour_of, labels_json, overlay, palette_of
 from semla_ros.nodes import camera_statistics as drops
 from semla_ros.nodes.camera_slots import CameraSlots
 from semla_ros.nodes.camera_statistics import CameraSnapshot, CameraStatistics, Spread
 from semla_ros.nodes.diagnostics import Level, NodeState, camera_report, node_report
-from semla_ros.nodes.image_codec import decode, decode_compressed
-from semla_ros.nodes.label_map import colour_of, labels_json, overlay, palette_of
 from semla_ros.nodes.library_watch import LibraryWatch
 from semla_ros.nodes.malloc_tuning import keep_large_blocks
 from semla_ros.nodes.messages import compressed_message, image_message, rescaled_camera_info, stamp_ns, to_stamp

@@ -14,8 +14,8 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from semla_ros.nodes.image_codec import decode_compressed
-from semla_ros.nodes.label_map import colour_of
+from semla_ros.image_codec import decode_compressed
+from semla_ros.label_colours import colour_of
 from semla_ros.nodes.messages import stamp_ns, to_stamp
 
 
