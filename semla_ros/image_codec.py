@@ -40,12 +40,12 @@ class _Layout:
 
 
 def _with(code: int) -> Callable[[ImageArray], ImageArray]:
-    return lambda array: cv2.cvtColor(array, code)  # type: ignore[return-value]
+    return lambda array: cv2.cvtColor(array, code)
 
 
 def _demosaic(code: int) -> Callable[[ImageArray], ImageArray]:
     # The demosaicing of 16-bit samples works on a strided view of their high bytes: it needs them side by side.
-    return lambda array: cv2.cvtColor(np.ascontiguousarray(array), code)  # type: ignore[return-value]
+    return lambda array: cv2.cvtColor(np.ascontiguousarray(array), code)
 
 
 # By ROS habit a Bayer name spells the first two rows, left to right: rggb = R G / G B. OpenCV's short names do not.
@@ -156,7 +156,7 @@ def decode_compressed(data: Buffer, image_format: str = "") -> ImageArray:
         raise ImageError(f"{what}: {error.err}") from None
     if image is None:
         raise ImageError(f"{what}: the bytes cannot be decoded")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
 
 
 def _is_complete(encoded: NDArray[np.uint8]) -> bool:

@@ -77,4 +77,4 @@ def overlay(image: ImageArray, mask: MaskArray, palette: NDArray[np.uint8], alph
     blended = cv2.addWeighted(np.ascontiguousarray(image), 1.0 - alpha, colours, alpha, 0.0)
     if not has_class.all():
         blended[~has_class] = image[~has_class]
-    return blended  # type: ignore[return-value]
+    return blended  # type: ignore[no-any-return]

@@ -138,10 +138,7 @@ def _folder_samples(arguments: argparse.Namespace) -> tuple[list[str], SampleSou
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} goes with --from-bag")
     class_names = _class_names(arguments.classes)
-    source = FolderSamples(arguments.images, arguments.labels, len(class_names))
-    for index in range(len(source)):
-        source.mask(index)  # every label is checked before hours are spent
-    return class_names, source
+    return class_names, FolderSamples(arguments.images, arguments.labels, len(class_names))
 
 
 def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
@@ -173,6 +170,8 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
     model_path = find_model(arguments.model, arguments.model_dir)
     base = load_model(model_path)
     tokens = base.tokenizer.tokenize(class_names, base.template)
+    for index in range(len(source)):
+        source.mask(index)  # every label is checked before hours are spent
     encoder = SceneEncoder.load(arguments.encoder or _encoder_of(base))
     config = _adapter_config(arguments)
     target = arguments.library / arguments.name
