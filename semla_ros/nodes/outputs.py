@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import cv2
@@ -69,7 +70,7 @@ class CameraOutputs:
             return node.create_publisher(
                 message_type,
                 private_topic(camera, name),
-                IMAGE_QOS,
+                copy(IMAGE_QOS),  # rclpy writes overrides into the profile it is given
                 qos_overriding_options=overridable(),
                 event_callbacks=without_events(),
             )
@@ -154,16 +155,19 @@ class ModelOutputs:
         self._lock = threading.Lock()
         self._announced: Generation | None = None
         latched = {
-            "qos_profile": LATCHED_QOS,
             "qos_overriding_options": overridable(),
             "event_callbacks": without_events(),
         }
-        self._labels = node.create_publisher(String, private_topic(scope, "labels"), **latched)
-        self._weights = node.create_publisher(DiagnosticArray, private_topic(scope, "adapter_weights"), **latched)
+        self._labels = node.create_publisher(String, private_topic(scope, "labels"), copy(LATCHED_QOS), **latched)
+        self._weights = node.create_publisher(
+            DiagnosticArray, private_topic(scope, "adapter_weights"), copy(LATCHED_QOS), **latched
+        )
         label_info = messages.label_info_message(Header(), ())
         self._label_info = None
         if label_info is not None:
-            self._label_info = node.create_publisher(type(label_info), private_topic(scope, "label_info"), **latched)
+            self._label_info = node.create_publisher(
+                type(label_info), private_topic(scope, "label_info"), copy(LATCHED_QOS), **latched
+            )
 
     def announce(self, generation: Generation) -> None:
         """Publish a generation's labels and mix, once, and never an older one after a newer one.

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -308,10 +309,14 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 prefix = f"{camera}/" if camera else ""
                 self._image_subscriptions += [
                     self.create_subscription(
-                        message_type, prefix + suffix, self._image_callback(camera), SENSOR_QOS, **options
+                        message_type, prefix + suffix, self._image_callback(camera), copy(SENSOR_QOS), **options
                     ),
                     self.create_subscription(
-                        CameraInfo, f"{prefix}camera_info", self._camera_info_callback(camera), SENSOR_QOS, **options
+                        CameraInfo,
+                        f"{prefix}camera_info",
+                        self._camera_info_callback(camera),
+                        copy(SENSOR_QOS),
+                        **options,
                     ),
                 ]
         except (RuntimeError, ValueError) as error:
