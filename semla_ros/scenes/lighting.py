@@ -258,9 +258,8 @@ def _headlights(geometry: Geometry, city: CityStyle) -> FloatArray:
     side = -1.0 if city.left_traffic else 1.0
     upward = (geometry.y_m - np.float32(0.65)) / z
     # Dipped beams: cut off just below the horizon, reaching farther on the kerb's side.
-    cutoff = 1 / (
-        1 + np.exp((upward + np.float32(0.012) - np.float32(0.05 * side) * np.clip(side * sideways, 0, 0.3)) * 70)
-    )
+    steepness = (upward + np.float32(0.012) - np.float32(0.05 * side) * np.clip(side * sideways, 0, 0.3)) * 70
+    cutoff = 1 / (1 + np.exp(np.minimum(steepness, np.float32(80))))  # at 80 nothing is left, and float32 still holds
     spread = np.exp(-np.square(sideways / np.float32(0.24)))
     reach = 1 / (1 + np.square(z / np.float32(9)))
     near = 1 - np.exp(-np.square(z / np.float32(3.2)))
