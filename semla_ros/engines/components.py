@@ -118,9 +118,11 @@ def fixed_components(
     config, aggregator = model.config, model.aggregator
     grid, width = config.aggregator.grid, config.clip.visual_width
     first, second = aggregator.decoder_guidance_projection
+    patches = model.clip.visual.conv1
+    if isinstance(patches, nn.Conv2d):  # a convolutional stem gives several maps, and adapters reach into it
+        found.append(_chain("patch_embedding", (2, 3, *config.working_resolution), patches))
     return [
         *found,
-        _chain("patch_embedding", (2, 3, *config.working_resolution), model.clip.visual.conv1),
         _chain("appearance_guidance", (2, config.clip.embed_dim, *grid), aggregator.guidance_projection),
         _chain("guidance_1", (2, width, *grid), model.upsample1, first),
         _chain("guidance_2", (2, width, *grid), model.upsample2, second),
@@ -197,40 +199,37 @@ def _same(x: Tensor) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """Both decoder steps and the head, for the class maps of one image."""
+    """The decoder's steps and the head, for the class maps of one image."""
 
     def __init__(self, aggregator: CostAggregator) -> None:
         super().__init__()
-        self.decoder1 = aggregator.decoder1
-        self.decoder2 = aggregator.decoder2
+        self.steps = nn.ModuleList(aggregator.decoder_steps)
         self.head = aggregator.head
 
-    def forward(self, maps: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Decode (T, C, H, W) under guidance (1, ., 2H, 2W) and (1, ., 4H, 4W) to (T, 1, 4H, 4W)."""
-        y = self.decoder1(maps, first, exact_rewrites=True)
-        y = self.decoder2(y, second, exact_rewrites=True)
-        logits: Tensor = self.head(y)
+    def forward(self, maps: Tensor, *guides: Tensor) -> Tensor:
+        """Decode (T, C, H, W) under guides (1, ., 2H, 2W), (1, ., 4H, 4W), ... to (T, 1, sH, sW)."""
+        for step, guide in zip(self.steps, guides, strict=True):
+            maps = step(maps, guide, exact_rewrites=True)
+        logits: Tensor = self.head(maps)
         return logits
 
 
 def _decoder(aggregator: CostAggregator) -> FixedComponent:
     config = aggregator.config
     rows, columns = config.grid
-    first, second = config.decoder_guidance_proj_dims
-    inputs = (
-        _noise((4, config.hidden_dim, rows, columns), aggregator),
-        _noise((1, first, 2 * rows, 2 * columns), aggregator),
-        _noise((1, second, 4 * rows, 4 * columns), aggregator),
-    )
+    inputs = [_noise((4, config.hidden_dim, rows, columns), aggregator)]
+    for index, channels in enumerate(config.decoder_guidance_proj_dims):
+        factor = 2 ** (index + 1)
+        inputs.append(_noise((1, channels, factor * rows, factor * columns), aggregator))
 
     def original(*given: Tensor) -> Tensor:
         return CostAggregator._decode_maps(aggregator, *given)
 
     def image_by_image(served: Forward) -> Forward:
-        def decode(maps: Tensor, first: Tensor, second: Tensor) -> Tensor:
-            count = len(first)
+        def decode(maps: Tensor, *guides: Tensor) -> Tensor:
+            count = len(guides[0])
             parts = [
-                served(part.contiguous(), first[image : image + 1], second[image : image + 1])
+                served(part.contiguous(), *(guide[image : image + 1] for guide in guides))
                 for image, part in enumerate(maps.chunk(count))
             ]
             return torch.cat(parts) if count > 1 else parts[0]
@@ -240,8 +239,8 @@ def _decoder(aggregator: CostAggregator) -> FixedComponent:
     return FixedComponent(
         name=DECODER,
         module=Decoder(aggregator).eval(),
-        inputs=inputs,
-        input_names=("maps", "guidance_1", "guidance_2"),
+        inputs=tuple(inputs),
+        input_names=("maps", *(f"guidance_{index + 1}" for index in range(len(inputs) - 1))),
         max_batch=config.pad_len or MAX_MAPS,
         original=original,
         shadow=((aggregator, "_decode_maps", image_by_image),),

@@ -34,6 +34,8 @@ _HEADER_KEY = "semla"  # metadata of our own files: JSON with config, class name
 _FORMAT_VERSION = 1
 _CLIP = "sem_seg_head.predictor.clip_model."
 _AGGREGATOR = "sem_seg_head.predictor.transformer."
+_CONV1 = _CLIP + "visual.conv1.weight"
+_STEM_TOKENS = _CLIP + "visual.conv1.to_tokens.weight"
 _ALIAS = re.compile(r"\.attn\.([qkv])_proj_weight$")
 _NAMES_SHOWN = 3
 
@@ -259,9 +261,9 @@ def derive_config(
         ConfigError: A setting is unknown or cannot work.
     """
     stored = dict((header or {}).get("config", {}))
-    base = stored or _published_settings(_shape(shapes, _CLIP + "visual.conv1.weight")[0])
+    base = stored or ({} if _stem_dims(shapes) else _published_settings(_shape(shapes, _CONV1)[0]))
     if not base and settings is None:
-        width = _shape(shapes, _CLIP + "visual.conv1.weight")[0]
+        width = _shape(shapes, _STEM_TOKENS if _stem_dims(shapes) else _CONV1)[0]
         raise CheckpointError(
             f"visual width {width} is of no published model and the file's header holds no config; "
             "say what the tensors cannot tell"
@@ -306,6 +308,12 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
     return shapes[name]
 
 
+def _stem_dims(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Channels of the stages of a convolutional stem; none where the patch embedding is the published one."""
+    count = _count(shapes, _CLIP + "visual.conv1.stages.")
+    return tuple(_shape(shapes, f"{_CLIP}visual.conv1.stages.{index}.0.weight")[0] for index in range(count))
+
+
 def _count(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:
     numbers = {int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem)}
     if numbers != set(range(len(numbers))):
@@ -322,12 +330,17 @@ def _derived(shapes: Mapping[str, tuple[int, ...]], fallback: Mapping[str, Any])
     def head_shape(name: str) -> tuple[int, ...]:
         return _shape(shapes, _AGGREGATOR + name)
 
-    width, _, patch, _ = clip_shape("visual.conv1.weight")
+    stem_dims = _stem_dims(shapes)
+    if stem_dims:
+        width, patch = _shape(shapes, _STEM_TOKENS)[0], 2 ** (len(stem_dims) + 1)
+    else:
+        width, _, patch, _ = _shape(shapes, _CONV1)
     embed_dim = clip_shape("visual.proj")[1]
     rows = clip_shape("visual.positional_embedding")[0] - 1
     hidden = head_shape("conv1.weight")[0]
     clip: dict[str, Any] = {
         "patch": patch,
+        "stem_dims": stem_dims,
         "visual_width": width,
         "visual_layers": _count(shapes, _CLIP + "visual.transformer.resblocks."),
         "native_grid": _grid_of(rows, fallback["clip"]["native_grid"], "visual.positional_embedding"),
@@ -337,7 +350,8 @@ def _derived(shapes: Mapping[str, tuple[int, ...]], fallback: Mapping[str, Any])
         "context_length": clip_shape("positional_embedding")[0],
         "vocab_rows": clip_shape("token_embedding.weight")[0],
     }
-    first, second = head_shape("decoder1.conv.double_conv.3.weight")[0], head_shape("head.weight")[1]
+    steps = sum(f"{_AGGREGATOR}decoder{index + 1}.up.weight" in shapes for index in range(len(shapes)))
+    decoder_dims = [head_shape(f"decoder{index + 1}.conv.double_conv.3.weight")[0] for index in range(max(steps, 2))]
     guidance = [head_shape(f"decoder_guidance_projection.{index}.0.weight") for index in (0, 1)]
     aggregator: dict[str, Any] = {
         "hidden_dim": hidden,
@@ -345,9 +359,14 @@ def _derived(shapes: Mapping[str, tuple[int, ...]], fallback: Mapping[str, Any])
         "embed_dim": embed_dim,
         "text_guidance_dim": head_shape("text_guidance_projection.0.weight")[0],
         "appearance_guidance_dim": head_shape("guidance_projection.0.weight")[0],
-        "decoder_dims": (first, second),
+        "decoder_dims": tuple(decoder_dims),
         "decoder_guidance_dims": (guidance[0][1], guidance[1][1]),
-        "decoder_guidance_proj_dims": (guidance[0][0], guidance[1][0]),
+        "decoder_guidance_proj_dims": (
+            guidance[0][0],
+            guidance[1][0],
+            *(head_shape(f"detail_projection.{index}.weight")[0] for index in range(2, steps)),
+        ),
+        "detail_dims": stem_dims[::-1],
     }
     if _AGGREGATOR + "layers.0.attention.padding_tokens" not in shapes:
         aggregator["pad_len"] = 0

@@ -39,6 +39,7 @@ class ClipConfig:
     context_length: int = 77  # longest prompt in tokens
     vocab_rows: int = 49408  # rows of the token table
     pool: Literal["tok", "avg"] = "tok"  # what `encode_image` reads: the class token, or the mean of the patches
+    stem_dims: tuple[int, ...] = ()  # channels of a convolutional stem's halving stages; none: published embedding
 
     def __post_init__(self) -> None:
         for name in ("visual_width", "text_width"):
@@ -46,6 +47,11 @@ class ClipConfig:
                 raise ConfigError(f"'{name}' must be a positive multiple of {HEAD_DIM}, got {getattr(self, name)}")
         if self.pool not in ("tok", "avg"):
             raise ConfigError(f"'pool' must be 'tok' or 'avg', got {self.pool!r}")
+        if self.stem_dims and self.patch != 2 ** (len(self.stem_dims) + 1):
+            raise ConfigError(
+                f"a stem of {len(self.stem_dims)} halving stages needs patches of {2 ** (len(self.stem_dims) + 1)} "
+                f"pixels, got {self.patch}"
+            )
         if self.visual_layers < 2:
             raise ConfigError(f"'visual_layers' must be at least 2, got {self.visual_layers}")
 
@@ -63,11 +69,13 @@ class DenseFeatures:
         tokens: Class token and patch tokens in the joint space, shape (B, 1 + h*w, embed_dim), not normalised.
         guidance: Tokens after each guidance block, each of shape (B, 1 + h*w, visual_width).
         grid: (h, w).
+        details: Maps of the convolutional stem, coarse to fine, at 2, 4, ... times the grid; empty without a stem.
     """
 
     tokens: Tensor
     guidance: tuple[Tensor, ...]
     grid: tuple[int, int]
+    details: tuple[Tensor, ...] = ()
 
     def feature_map(self) -> Tensor:
         """Patch tokens as a map, shape (B, embed_dim, h, w)."""
@@ -187,6 +195,40 @@ class Transformer(nn.Module):
         self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
 
 
+class ConvStem(nn.Module):
+    """Patch embedding by convolutions: stages that halve the image, then a linear map of each 2x2 cell to a token.
+
+    Transformers with such a stem learn from far fewer images (Xiao et al., "Early Convolutions Help Transformers See
+    Better", NeurIPS 2021), and its maps keep what a patch of 16 pixels has no room for: poles, signs, people.
+    """
+
+    def __init__(self, dims: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                nn.GroupNorm(after // 8, after),
+                nn.ReLU(),
+                nn.Conv2d(after, after, 3, padding=1, bias=False),
+                nn.GroupNorm(after // 8, after),
+                nn.ReLU(),
+            )
+            for before, after in zip((3, *dims), dims, strict=False)
+        )
+        self.to_tokens = nn.Linear(4 * dims[-1], width)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map (B, 3, H, W) to tokens (B, h*w, width) and the stages' maps, coarse to fine."""
+        x = images.contiguous(memory_format=torch.channels_last)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        cells = F.pixel_unshuffle(x, 2).flatten(2).transpose(1, 2)  # (B, h*w, 4*C)
+        tokens: Tensor = self.to_tokens(cells)
+        return tokens, tuple(maps[::-1])
+
+
 class VisualTower(nn.Module):
     """CLIP's vision transformer."""
 
@@ -195,7 +237,11 @@ class VisualTower(nn.Module):
         width = config.visual_width
         rows, columns = config.native_grid
         self.config = config
-        self.conv1 = nn.Conv2d(3, width, config.patch, stride=config.patch, bias=False)
+        self.conv1 = (
+            ConvStem(config.stem_dims, width)
+            if config.stem_dims
+            else nn.Conv2d(3, width, config.patch, stride=config.patch, bias=False)
+        )
         self.class_embedding = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positional_embedding = nn.Parameter(torch.randn(1 + rows * columns, width) * width**-0.5)
         self.ln_pre = nn.LayerNorm(width)
@@ -215,15 +261,19 @@ class VisualTower(nn.Module):
         patches = resized.flatten(1).transpose(0, 1).to(self.positional_embedding.dtype)
         return torch.cat([self.positional_embedding[:1], patches])
 
-    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], tuple[Tensor, ...]]:
         patch = self.config.patch
         height, width = images.shape[-2:]
         if height % patch or width % patch:
             raise ConfigError(f"image of {height}x{width} pixels is not a multiple of the patch size {patch}")
-        x = self.conv1(images).flatten(2).transpose(1, 2)  # (B, h*w, width)
+        details: tuple[Tensor, ...] = ()
+        if isinstance(self.conv1, ConvStem):
+            x, details = self.conv1(images)
+        else:
+            x = self.conv1(images).flatten(2).transpose(1, 2)  # (B, h*w, width)
         grid = (height // patch, width // patch)
         first = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        return self.ln_pre(torch.cat([first, x], dim=1) + self.positions(grid)), grid
+        return self.ln_pre(torch.cat([first, x], dim=1) + self.positions(grid)), grid, details
 
     def forward(self, images: Tensor) -> Tensor:
         """The ordinary CLIP image feature.
@@ -234,7 +284,7 @@ class VisualTower(nn.Module):
         Returns:
             Shape (B, embed_dim), not normalised.
         """
-        x, _ = self._embed(images)
+        x, _, _ = self._embed(images)
         for block in self.transformer.resblocks:
             x = block(x)
         pooled: Tensor = self.ln_post(x[:, 0]) if self.config.pool == "tok" else self.ln_post(x[:, 1:]).mean(dim=1)
@@ -247,7 +297,7 @@ class VisualTower(nn.Module):
             images: Normalised, shape (B, 3, H, W), H and W multiples of the patch size.
             guidance_layers: Indices of the blocks whose output guides the decoder, ascending, before the last block.
         """
-        x, grid = self._embed(images)
+        x, grid, details = self._embed(images)
         blocks = self.transformer.resblocks
         guidance: dict[int, Tensor] = {}
         for index, block in enumerate(blocks[:-1]):
@@ -257,7 +307,7 @@ class VisualTower(nn.Module):
         last = blocks[-1]
         assert isinstance(last, Block)
         tokens = self.ln_post(last.dense(x)) @ self.proj
-        return DenseFeatures(tokens, tuple(guidance[index] for index in guidance_layers), grid)
+        return DenseFeatures(tokens, tuple(guidance[index] for index in guidance_layers), grid, details)
 
 
 class Clip(nn.Module):

@@ -17,6 +17,8 @@ Nothing derived from a weight outlives a call, so weights may be overwritten bet
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -41,9 +43,10 @@ class AggregatorConfig:
     embed_dim: int = 512  # channels of the dense features and class embeddings
     text_guidance_dim: int = 128
     appearance_guidance_dim: int = 128
-    decoder_dims: tuple[int, int] = (64, 32)
+    decoder_dims: tuple[int, ...] = (64, 32)  # of each step; the first two are guided by transformer blocks
     decoder_guidance_dims: tuple[int, int] = (256, 128)
-    decoder_guidance_proj_dims: tuple[int, int] = (32, 16)
+    decoder_guidance_proj_dims: tuple[int, ...] = (32, 16)  # guidance channels that each step reads
+    detail_dims: tuple[int, ...] = ()  # channels of a convolutional stem's maps, one for each step; none: published
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
@@ -55,7 +58,16 @@ class AggregatorConfig:
             raise ConfigError(f"'heads' must divide hidden_dim {self.hidden_dim}, got {self.heads}")
         if self.pad_len < 0:
             raise ConfigError(f"'pad_len' must be at least 0, got {self.pad_len}")
-        for dim, guidance in zip((self.hidden_dim, self.decoder_dims[0]), self.decoder_guidance_proj_dims, strict=True):
+        steps = len(self.decoder_dims)
+        if steps < 2 or len(self.decoder_guidance_proj_dims) != steps or len(self.detail_dims) not in (0, steps):
+            raise ConfigError(
+                f"'decoder_guidance_proj_dims' and 'detail_dims' (unless empty) must have one entry for each of the at "
+                f"least 2 'decoder_dims' {self.decoder_dims}, got {self.decoder_guidance_proj_dims}, {self.detail_dims}"
+            )
+        if steps > 2 and not self.detail_dims:
+            raise ConfigError(f"{steps} decoder steps need 'detail_dims': transformer blocks guide the first two only")
+        dims = (self.hidden_dim, *self.decoder_dims)
+        for dim, guidance in zip(dims, self.decoder_guidance_proj_dims, strict=False):
             if guidance >= dim:
                 raise ConfigError(f"'decoder_guidance_proj_dims' must be below {dim}, got {guidance}")
 
@@ -410,15 +422,34 @@ class CostAggregator(nn.Module):
         self.text_guidance_projection = nn.Sequential(nn.Linear(config.embed_dim, config.text_guidance_dim), nn.ReLU())
         self.decoder_guidance_projection = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, projected, 3, padding=1), nn.ReLU())
-            for channels, projected in zip(config.decoder_guidance_dims, config.decoder_guidance_proj_dims, strict=True)
+            for channels, projected in zip(
+                config.decoder_guidance_dims, config.decoder_guidance_proj_dims[:2], strict=True
+            )
+        )
+        self.detail_projection = nn.ModuleList(
+            nn.Linear(channels, projected)
+            for channels, projected in zip(config.detail_dims, config.decoder_guidance_proj_dims, strict=False)
         )
         self.layers = nn.ModuleList(AggregatorLayer(config) for _ in range(config.layers))
-        first, second = config.decoder_dims
-        self.decoder1 = DecoderStep(dim, first, config.decoder_guidance_proj_dims[0])
-        self.decoder2 = DecoderStep(first, second, config.decoder_guidance_proj_dims[1])
-        self.head = nn.Conv2d(second, 1, 3, padding=1)
+        for index, (above, below) in enumerate(pairwise((dim, *config.decoder_dims))):
+            step = DecoderStep(above, below, config.decoder_guidance_proj_dims[index])
+            self.add_module(f"decoder{index + 1}", step)
+        self.head = nn.Conv2d(config.decoder_dims[-1], 1, 3, padding=1)
 
-    def forward(self, cost: Tensor, features: Tensor, guidance: tuple[Tensor, Tensor], text: Tensor) -> Tensor:
+    @property
+    def decoder_steps(self) -> tuple[DecoderStep, ...]:
+        """`decoder1`, `decoder2`, ..."""
+        names = [f"decoder{index + 1}" for index in range(len(self.config.decoder_dims))]
+        return tuple(cast(DecoderStep, self.get_submodule(name)) for name in names)
+
+    def forward(
+        self,
+        cost: Tensor,
+        features: Tensor,
+        guidance: tuple[Tensor, Tensor],
+        text: Tensor,
+        details: tuple[Tensor, ...] = (),
+    ) -> Tensor:
         """Turn a cost volume into logits.
 
         Args:
@@ -426,16 +457,18 @@ class CostAggregator(nn.Module):
             features: Dense image features, shape (B, embed_dim, H, W).
             guidance: Shapes (B, ., 2H, 2W) and (B, ., 4H, 4W).
             text: Class embeddings, shape (T, embed_dim) or (B, T, embed_dim), unit length.
+            details: Maps of a convolutional stem, shapes (B, ., 2H, 2W), (B, ., 4H, 4W), ..., one for each decoder
+                step; empty where the model has no stem.
 
         Returns:
-            Shape (B, T, 4H, 4W). Where T exceeds `pad_len`, all but the `pad_len` classes with the highest similarity
-            anywhere in the image have the logit -100.
+            Shape (B, T, sH, sW), s = 2 ** decoder steps (published: 4). Where T exceeds `pad_len`, all but the
+            `pad_len` classes with the highest similarity anywhere in the image have the logit -100.
         """
         if text.ndim == 2:
             text = text[None]
         limit = self.config.pad_len
         if limit and cost.shape[1] > limit:
-            return self._best_classes(cost, features, guidance, text)
+            return self._best_classes(cost, features, guidance, text, details)
         b, t = cost.shape[:2]
         x = self.conv1(cost.flatten(0, 1)[:, None])  # (B*T, C, H, W)
         x = x.permute(0, 2, 3, 1).reshape(b, t, *cost.shape[2:], -1)
@@ -443,13 +476,20 @@ class CostAggregator(nn.Module):
         text_guidance = self.text_guidance_projection(text)
         for layer in self.layers:
             x = layer(x, appearance, text_guidance, exact_rewrites=self.exact_rewrites)
-        return self._decode(x, guidance)
+        return self._decode(x, guidance, details)
 
-    def _best_classes(self, cost: Tensor, features: Tensor, guidance: tuple[Tensor, Tensor], text: Tensor) -> Tensor:
+    def _best_classes(
+        self,
+        cost: Tensor,
+        features: Tensor,
+        guidance: tuple[Tensor, Tensor],
+        text: Tensor,
+        details: tuple[Tensor, ...],
+    ) -> Tensor:
         kept = self.select_classes(cost)  # (B, pad_len)
         images = torch.arange(len(cost), device=cost.device)[:, None]
         text = text.expand(len(cost), -1, -1)
-        logits = self.forward(cost[images, kept], features, guidance, text[images, kept])
+        logits = self.forward(cost[images, kept], features, guidance, text[images, kept], details)
         every = torch.full((*cost.shape[:2], *logits.shape[2:]), -100.0, dtype=logits.dtype, device=logits.device)
         index = kept[:, :, None, None].expand(-1, -1, *logits.shape[2:])
         return every.scatter(1, index, logits)
@@ -458,29 +498,36 @@ class CostAggregator(nn.Module):
         """Indices of the `pad_len` classes with the highest similarity anywhere, best first, shape (B, pad_len)."""
         return cost.amax(dim=(2, 3)).topk(self.config.pad_len, dim=1).indices
 
-    def _decode(self, x: Tensor, guidance: tuple[Tensor, Tensor]) -> Tensor:
-        """Decode (B, T, H, W, C) to (B, T, 4H, 4W)."""
+    def _decode(self, x: Tensor, guidance: tuple[Tensor, Tensor], details: tuple[Tensor, ...]) -> Tensor:
+        """Decode (B, T, H, W, C) to (B, T, sH, sW)."""
         b, t = x.shape[:2]
         # The maps are channels-last already, and convolutions are several times faster that way; the literal form
         # keeps the published layout.
         layout = torch.channels_last if self.exact_rewrites else torch.contiguous_format
         maps = x.flatten(0, 1).permute(0, 3, 1, 2).contiguous(memory_format=layout)  # (B*T, C, H, W)
-        first, second = (
-            projection(item).contiguous(memory_format=layout)
-            for projection, item in zip(self.decoder_guidance_projection, guidance, strict=True)
-        )
+        guides = self._guides(guidance, details, layout)
         if not self.exact_rewrites or torch.is_grad_enabled() or x.device.type != "cpu":
-            return self._decode_maps(maps, first, second).view(b, t, *second.shape[2:])
+            return self._decode_maps(maps, *guides).view(b, t, *guides[-1].shape[2:])
         parts = [
-            self._decode_maps(chunk, first[image : image + 1], second[image : image + 1])
+            self._decode_maps(chunk, *(guide[image : image + 1] for guide in guides))
             for image in range(b)
             for chunk in torch.split(maps[image * t : image * t + t], DECODER_MAPS_PER_CHUNK)
         ]
-        return torch.cat(parts).view(b, t, *second.shape[2:])
+        return torch.cat(parts).view(b, t, *guides[-1].shape[2:])
 
-    def _decode_maps(self, maps: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Decode class maps (B*T, C, H, W) under guidance (B, ., 2H, 2W) and (B, ., 4H, 4W) to (B*T, 1, 4H, 4W)."""
-        y = self.decoder1(maps, first, exact_rewrites=self.exact_rewrites)
-        y = self.decoder2(y, second, exact_rewrites=self.exact_rewrites)
-        logits: Tensor = self.head(y)
+    def _guides(
+        self, guidance: tuple[Tensor, Tensor], details: tuple[Tensor, ...], layout: torch.memory_format
+    ) -> list[Tensor]:
+        """What each decoder step reads beside its maps: projected transformer blocks plus projected stem maps."""
+        guides = [projection(item) for projection, item in zip(self.decoder_guidance_projection, guidance, strict=True)]
+        for index, (projection, item) in enumerate(zip(self.detail_projection, details, strict=True)):
+            detail = projection(item.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            guides[index : index + 1] = [guides[index] + detail if index < len(guides) else F.relu(detail)]
+        return [guide.contiguous(memory_format=layout) for guide in guides]
+
+    def _decode_maps(self, maps: Tensor, *guides: Tensor) -> Tensor:
+        """Decode class maps (B*T, C, H, W) under guides (B, ., 2H, 2W), (B, ., 4H, 4W), ... to (B*T, 1, sH, sW)."""
+        for step, guide in zip(self.decoder_steps, guides, strict=True):
+            maps = step(maps, guide, exact_rewrites=self.exact_rewrites)
+        logits: Tensor = self.head(maps)
         return logits

@@ -74,6 +74,11 @@ class CatSegConfig:
                 f"'grid' of the aggregator must be CLIP's working grid {self.clip.working_grid}, "
                 f"got {self.aggregator.grid}"
             )
+        if self.aggregator.detail_dims != self.clip.stem_dims[::-1]:
+            raise ConfigError(
+                f"'detail_dims' of the aggregator must be the stem's, coarse to fine: {self.clip.stem_dims[::-1]}, "
+                f"got {self.aggregator.detail_dims}"
+            )
         first, second = self.guidance_layers
         if not 0 <= first < second < self.clip.visual_layers - 1:
             raise ConfigError(
@@ -226,7 +231,7 @@ class CatSeg(nn.Module):
         features = dense.feature_map()
         guidance = self.upsample1(dense.guidance_map(0)), self.upsample2(dense.guidance_map(1))
         cost = self.cost_volume(features, text)
-        logits: Tensor = self.aggregator(cost, features, guidance, text)
+        logits: Tensor = self.aggregator(cost, features, guidance, text, dense.details)
         return logits, cost
 
     def forward(self, images: Tensor, text: Tensor) -> Tensor:
@@ -237,7 +242,8 @@ class CatSeg(nn.Module):
             text: Class embeddings, shape (T, embed_dim), unit length.
 
         Returns:
-            One logit map per class, shape (B, T, 4*rows, 4*columns) of the working grid; sigmoid makes probabilities.
+            One logit map per class, shape (B, T, s*rows, s*columns) of the working grid with s = 2 ** decoder steps
+            (published: 4); sigmoid makes probabilities (softmax where `probability` says so).
         """
         return self.forward_with_cost(images, text)[0]
 
