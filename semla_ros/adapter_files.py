@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semla_ros.domain_statistics import CENTROID_KEY, DomainStatistics, parse_statistics, statistics_name
 from semla_ros.errors import AdapterError
-from semla_ros.library_manifest import AdapterEntry
+from semla_ros.library_manifest import BASE_STATISTICS_NAME, AdapterEntry
 from semla_ros.lora_layers import CONFIG_NAME, WEIGHTS_NAME, Signature, layer_keys, layer_paths, layers_problem
 from semla_ros.lora_settings import LoraSettings, parse_lora_settings
 from semla_ros.safetensors_header import Header, HeaderError, read_header
@@ -147,6 +147,16 @@ def read_layers(files: AdapterFiles, *, is_verified: bool = False) -> dict[str, 
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"adapter '{name}': {WEIGHTS_NAME}: {_reason(error)}; copy the folder again") from None
     return layers
+
+
+def read_base_statistics(library: Path, sha256: str) -> DomainStatistics:
+    """Statistics of the scenes that the base model was trained on, `<library>/base_statistics.npz`.
+
+    Raises:
+        AdapterError: The file is missing, damaged, or not the one that the manifest names.
+    """
+    data = _read_small(str(library), "base model", BASE_STATISTICS_NAME, {BASE_STATISTICS_NAME: sha256})
+    return parse_statistics(data, "base model")
 
 
 def _read_small(folder: str, name: str, file_name: str, expected: Mapping[str, str]) -> bytes:

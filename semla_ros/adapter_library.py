@@ -26,11 +26,26 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semla_ros.adapter_files import CENTROID_KEY, AdapterFiles, AdapterReader, Signature, file_names, read_layers
+from semla_ros.adapter_files import (
+    CENTROID_KEY,
+    AdapterFiles,
+    AdapterReader,
+    Signature,
+    file_names,
+    read_base_statistics,
+    read_layers,
+)
 from semla_ros.config import DriftConfig, RetrievalConfig
-from semla_ros.domain_statistics import statistics_name
+from semla_ros.domain_statistics import DomainStatistics, statistics_name
 from semla_ros.errors import AdapterError, LibraryError
-from semla_ros.library_manifest import AdapterEntry, LibraryManifest, ModelReference, is_plain_name, read_manifest
+from semla_ros.library_manifest import (
+    BASE_STATISTICS_NAME,
+    AdapterEntry,
+    LibraryManifest,
+    ModelReference,
+    is_plain_name,
+    read_manifest,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +91,7 @@ class AdapterLibrary:
         centroids: Mean scene embedding of each, shape (N, D), float32.
         spread: Distance within which 95 % of a domain's own images lie to its centroid, shape (N,), float32; NaN where
             not known.
+        base_statistics: Centroid and spread of the scenes that the base model was trained on; None where not known.
         problems: Adapters that cannot be used -> why. Grows where an adapter turns out to be damaged when first used.
         manifest: What `library.yaml` says; empty where there is none.
     """
@@ -87,9 +103,11 @@ class AdapterLibrary:
         manifest: LibraryManifest,
         problems: Mapping[str, str],
         centroids: NDArray[np.float32] | None = None,
+        base_statistics: DomainStatistics | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.base_statistics = base_statistics
         self.problems: dict[str, str] = dict(problems)
         if centroids is None:
             centroids = _stack([item.statistics.centroid for item in files])
@@ -149,7 +167,8 @@ class AdapterLibrary:
                 problems[name] = str(error)
         files = _of_one_length(files, encoder_dim, problems)
         centroids = table.rows(files[0].statistics.centroid.size) if files else None
-        library = cls(folder, files, manifest, problems, centroids)
+        base_statistics = _base_statistics(folder, manifest, centroids, problems)
+        library = cls(folder, files, manifest, problems, centroids, base_statistics)
         is_small = len(files) <= EAGER_ADAPTERS or eager_bytes == sys.maxsize
         if is_small and sum(item.num_bytes for item in files) <= eager_bytes:
             library = library._verify_all()
@@ -203,7 +222,7 @@ class AdapterLibrary:
         files = [item for item in self._files.values() if item.name not in without]
         if not files:
             raise LibraryError(f"adapter library {self.folder}: nothing is left without {_some(without)}")
-        library = AdapterLibrary(self.folder, files, self.manifest, self.problems)
+        library = AdapterLibrary(self.folder, files, self.manifest, self.problems, base_statistics=self.base_statistics)
         library._verified = self._verified & set(library.names)
         library._again = lambda: self.reload().subset(without)
         return library
@@ -265,7 +284,9 @@ class AdapterLibrary:
         intact = [item for item in self._files.values() if item.name not in self.problems]
         if len(intact) == len(self._files):
             return self
-        library = AdapterLibrary(self.folder, intact, self.manifest, self.problems)
+        library = AdapterLibrary(
+            self.folder, intact, self.manifest, self.problems, base_statistics=self.base_statistics
+        )
         library._verified = self._verified
         return library
 
@@ -325,6 +346,27 @@ def _read_one(folder: Path, name: str, reader: AdapterReader, manifest: LibraryM
             f"adapter '{name}': library.yaml lists it, but its folder is missing; copy it or import again"
         )
     return reader.read(folder, name, manifest.adapters.get(name))
+
+
+def _base_statistics(
+    folder: Path, manifest: LibraryManifest, centroids: NDArray[np.float32] | None, problems: dict[str, str]
+) -> DomainStatistics | None:
+    """Where the base model is at home; a damaged file becomes a problem, and retrieval goes on without it."""
+    stated = manifest.base_domain
+    if stated is None:
+        return None
+    try:
+        statistics = read_base_statistics(folder, stated.sha256)
+        if centroids is not None and statistics.centroid.size != centroids.shape[1]:
+            raise AdapterError(
+                f"{BASE_STATISTICS_NAME}: centroid has {statistics.centroid.size} values, expected "
+                f"{centroids.shape[1]}; it was made with another scene encoder: make it again with that of the library"
+            )
+    except AdapterError as error:
+        problems[BASE_STATISTICS_NAME] = str(error)
+        return None
+    spread = statistics.spread_p95 if stated.spread_p95 is None else stated.spread_p95
+    return dataclasses.replace(statistics, spread_p95=spread)
 
 
 def _of_one_length(

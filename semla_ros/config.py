@@ -36,6 +36,7 @@ class RetrievalConfig:
     fade_start: float = 1.0  # nearest distance / library spread where the fade starts, > 0
     fade_end: float = 2.0  # ... and where nothing but the base model is left, > fade_start
     min_weight: float = 0.0  # weights below this are dropped and the rest renormalised, 0..1
+    base_is_candidate: bool = True  # the base model competes with the centroid of its own domain, where that is known
 
     def __post_init__(self) -> None:
         _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)

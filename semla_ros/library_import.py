@@ -13,6 +13,7 @@ from semla_ros.adapter_files import AdapterFiles, AdapterReader, Signature, file
 from semla_ros.adapter_library import AdapterLibrary, adapter_folders
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.library_manifest import (
+    BASE_STATISTICS_NAME,
     MANIFEST_NAME,
     AdapterEntry,
     LibraryManifest,
@@ -139,6 +140,9 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
         raise
     try:
         if has_manifest:
+            home = source.parent / BASE_STATISTICS_NAME
+            if manifest.base_domain is not None and not (library / BASE_STATISTICS_NAME).exists() and home.is_file():
+                shutil.copyfile(home, library / BASE_STATISTICS_NAME)
             entry = origin.adapters.get(source.name, AdapterEntry())
             entry = _complete(entry, AdapterReader().read(library, name))
             write_manifest(library, dataclasses.replace(manifest, adapters={**manifest.adapters, name: entry}))

@@ -21,10 +21,13 @@ from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.segmentation.checkpoint import file_sha256
 
 MANIFEST_NAME = "library.yaml"
+BASE_STATISTICS_NAME = "base_statistics.npz"  # beside it: centroid of what the base model was trained on
 FORMAT = 1
 
 __all__ = [
+    "BASE_STATISTICS_NAME",
     "AdapterEntry",
+    "BaseDomain",
     "LibraryManifest",
     "ModelReference",
     "file_sha256",
@@ -67,6 +70,27 @@ class AdapterEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseDomain:
+    """What the base model was trained on, as scenes: where it needs no adapter.
+
+    Attributes:
+        sha256: Digest of `base_statistics.npz`, which holds the centroid.
+        family: Weather or light, as for adapters.
+        images: Number of images behind the centroid.
+        spread_p95: Distance within which 95 % of them lie to it.
+    """
+
+    sha256: str
+    family: str = ""
+    images: int = 0
+    spread_p95: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.spread_p95 is not None and not 0 <= self.spread_p95 < float("inf"):
+            raise ConfigError(f"base_domain: 'spread_p95' must be a distance, got {self.spread_p95!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LibraryManifest:
     """The whole of `library.yaml`.
 
@@ -75,6 +99,7 @@ class LibraryManifest:
         encoder: The scene encoder behind the centroids.
         retrieval: Recommended settings; None where the library has no opinion.
         drift: Likewise.
+        base_domain: Where the base model is at home; None where the library does not say.
         adapters: By name, in library order.
         note: One free line.
     """
@@ -83,6 +108,7 @@ class LibraryManifest:
     encoder: ModelReference = field(default_factory=ModelReference)
     retrieval: RetrievalConfig | None = None
     drift: DriftConfig | None = None
+    base_domain: BaseDomain | None = None
     adapters: Mapping[str, AdapterEntry] = field(default_factory=dict)
     note: str = ""
 
@@ -128,6 +154,8 @@ def write_manifest(folder: Path, manifest: LibraryManifest) -> Path:
         settings = getattr(manifest, key)
         if settings is not None:
             values[key] = dataclasses.asdict(settings)
+    if manifest.base_domain is not None:
+        values["base_domain"] = _without_empty(manifest.base_domain)
     values["adapters"] = {name: _without_empty(entry) for name, entry in manifest.adapters.items()}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     path = folder / MANIFEST_NAME
@@ -171,7 +199,7 @@ def _manifest(values: Any) -> LibraryManifest:
     if broken := [name for name in adapters if not is_plain_name(name)]:
         raise ConfigError(f"adapter name {broken[0]!r} must be a plain folder name; it would leave the library")
     settings: dict[str, Any] = {}
-    for key, cls in (("retrieval", RetrievalConfig), ("drift", DriftConfig)):
+    for key, cls in (("retrieval", RetrievalConfig), ("drift", DriftConfig), ("base_domain", BaseDomain)):
         if values.get(key) is not None:
             settings[key] = from_mapping(cls, values[key], where=key)
     return LibraryManifest(

@@ -58,7 +58,8 @@ class Retriever:
             exclude: Adapters to ignore, as if they were not in the library.
 
         Returns:
-            At most `top_k` adapters, heaviest first. `distances` are in the configured metric.
+            At most `top_k` adapters, heaviest first. `distances` are in the configured metric. `base_weight` is what
+            fades to the base model out of the library, and its share where the scene is near its own domain.
 
         Raises:
             LibraryError: The embedding does not have the centroids' length, or no adapter is left.
@@ -74,10 +75,12 @@ class Retriever:
             chosen, distances, weights = self._as_published(embedding, excluded)
         else:
             chosen, distances = self._nearest(embedding, excluded, min(self.config.top_k, available))
-            weights = fusion_weights(distances, self.config.temperature)
+            weights = self._weights(embedding, distances)
         weights = _drop_small(weights, self.config.min_weight)
-        base_weight, is_out = self._fade(embedding, chosen)
-        weights = weights * (1.0 - base_weight)
+        fade, is_out = self._fade(embedding, chosen)
+        weights = weights * (1.0 - fade)
+        weights, base_share = weights[: len(chosen)], float(weights[len(chosen) :].sum())
+        base_weight = fade + base_share
         order = np.argsort(-weights, kind="stable")
         order = order[weights[order] > 0]
         return AdapterMix(
@@ -87,6 +90,31 @@ class Retriever:
             base_weight=base_weight,
             is_out_of_library=is_out,
         )
+
+    def _weights(self, embedding: NDArray[np.float32], distances: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weights of the nearest adapters and, where it is a candidate, of the base model behind them.
+
+        The base model takes part as if it were an adapter that changes nothing: among the `top_k` nearest or not at
+        all, and then in the place of the farthest.
+        """
+        own = self._base_distance(embedding)
+        if own is None or own >= distances[-1]:
+            return fusion_weights(distances, self.config.temperature)
+        full = len(distances) == self.config.top_k
+        among = fusion_weights(np.append(distances[:-1] if full else distances, own), self.config.temperature)
+        return np.concatenate([among[:-1], [0.0], among[-1:]]) if full else among
+
+    def _base_distance(self, embedding: NDArray[np.float32]) -> float | None:
+        """Distance to the centroid of the base model's own domain, in the metric of the adapters' ones."""
+        home = self._library.base_statistics
+        if home is None or not self.config.base_is_candidate:
+            return None
+        if self.config.distance == "cosine":
+            return float(np.linalg.norm(_unit(embedding) - _unit(home.centroid)) ** 2 / 2)
+        distance = float(np.linalg.norm(embedding - home.centroid))
+        if self._unit_of_distance is not None and home.spread_p95:
+            distance *= _median_spread(self._spread) / home.spread_p95
+        return distance
 
     def distances(self, embedding: FloatArray) -> NDArray[np.float64]:
         """Distance of a scene to each adapter in the configured metric, shape (N,), in library order."""
@@ -163,7 +191,9 @@ class Retriever:
             return 0.0, False  # a scene may lie within a domain of unknown spread
         distances = np.linalg.norm(self._library.centroids[known] - embedding, axis=1).astype(np.float64)
         ratio = float((distances / self._spread[known]).min())
-        settings = self.config
+        home, settings = self._library.base_statistics, self.config
+        if home is not None and home.spread_p95 and settings.base_is_candidate:
+            ratio = min(ratio, float(np.linalg.norm(home.centroid - embedding)) / home.spread_p95)
         is_out = ratio > settings.fade_start
         if not settings.fade_out_of_library:
             return 0.0, is_out
@@ -234,11 +264,14 @@ def _drop_small(weights: NDArray[np.float64], min_weight: float) -> NDArray[np.f
 
 
 def _relative_spread(spread: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = spread[np.isfinite(spread) & (spread > 0)]
-    if not len(known):
-        return np.ones_like(spread)
-    median = float(np.median(known))
+    median = _median_spread(spread)
     return np.where(np.isfinite(spread) & (spread > 0), spread, median) / median
+
+
+def _median_spread(spread: NDArray[np.float64]) -> float:
+    """Median of the known ones; 1 where none is."""
+    known = spread[np.isfinite(spread) & (spread > 0)]
+    return float(np.median(known)) if len(known) else 1.0
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -25,7 +25,9 @@ from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.library_manifest import (
+    BASE_STATISTICS_NAME,
     AdapterEntry,
+    BaseDomain,
     LibraryManifest,
     ModelReference,
     file_sha256,
@@ -326,6 +328,48 @@ def test_a_manifest_gives_order_spread_and_settings(folder: Path) -> None:
     assert library.retrieval == RetrievalConfig(top_k=2, temperature=0.3)
     assert library.drift == DriftConfig(drift_threshold=0.2)
     assert library.entry("fog").family == "weather"
+
+
+def with_home(folder: Path, centroid: np.ndarray) -> LibraryManifest:
+    np.savez(folder / BASE_STATISTICS_NAME, train_average_embedding=centroid[None].astype(np.float32))
+    home = BaseDomain(sha256=file_sha256(folder / BASE_STATISTICS_NAME), family="clear", images=9, spread_p95=0.75)
+    manifest = full_manifest(folder, base_domain=home)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def test_a_library_tells_where_the_base_model_is_at_home(folder: Path) -> None:
+    centroid = np.arange(EMBEDDING_DIM)
+    manifest = with_home(folder, centroid)
+    assert read_manifest(folder) == manifest
+    library = load(folder)
+    for each in (library, library.subset(["fog"]), library.reload()):
+        assert each.base_statistics is not None
+        np.testing.assert_array_equal(each.base_statistics.centroid, centroid)
+        assert each.base_statistics.spread_p95 == 0.75
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b"x"), "SHA-256 differs"),
+        (lambda path: path.unlink(), "the file is missing"),
+    ],
+)
+def test_a_library_works_on_without_the_base_models_centroid(folder: Path, damage, message: str) -> None:
+    with_home(folder, np.arange(EMBEDDING_DIM))
+    damage(folder / BASE_STATISTICS_NAME)
+    library = load(folder)
+    assert library.base_statistics is None
+    assert set(library.names) == set(ADAPTERS)
+    assert message in library.problems[BASE_STATISTICS_NAME]
+
+
+def test_a_base_centroid_of_another_encoder_is_reported_and_ignored(folder: Path) -> None:
+    with_home(folder, np.arange(EMBEDDING_DIM + 1))
+    library = load(folder)
+    assert library.base_statistics is None
+    assert f"has {EMBEDDING_DIM + 1} values, expected {EMBEDDING_DIM}" in library.problems[BASE_STATISTICS_NAME]
 
 
 @pytest.mark.parametrize("file_name", ["adapter_config.json", WEIGHTS, "fog_statistics.npz"])

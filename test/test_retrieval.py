@@ -20,7 +20,10 @@ SETTINGS = LoraSettings(8, 16.0, False, {}, {})
 
 
 def library_of(
-    centroids: np.ndarray, spread: list[float] | None = None, several: list[np.ndarray] | None = None
+    centroids: np.ndarray,
+    spread: list[float] | None = None,
+    several: list[np.ndarray] | None = None,
+    home: DomainStatistics | None = None,
 ) -> AdapterLibrary:
     """A library of adapters a0, a1, ... that has centroids and nothing else."""
     centroids = np.asarray(centroids, np.float32)
@@ -31,7 +34,7 @@ def library_of(
         for index, centroid in enumerate(centroids)
     ]
     entries = {f"a{index}": AdapterEntry(spread_p95=value) for index, value in enumerate(spread or [])}
-    return AdapterLibrary(Path("library"), files, LibraryManifest(adapters=entries), {})
+    return AdapterLibrary(Path("library"), files, LibraryManifest(adapters=entries), {}, base_statistics=home)
 
 
 def config(**settings: object) -> RetrievalConfig:
@@ -305,3 +308,53 @@ def test_retrieval_from_ten_thousand_adapters_stays_within_a_frame() -> None:
         retriever.retrieve(query)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.02  # a loose bound for a busy machine; bench/ measures it
+
+
+HOME = DomainStatistics(np.array([3.0, 0], np.float32), spread_p95=1.0)
+
+
+def test_at_home_the_base_model_gets_the_largest_share() -> None:
+    mix = Retriever(library_of(LINE, spread=[1.0] * 5, home=HOME), config(temperature=0.2)).retrieve(np.array([3.1, 0]))
+    assert mix.base_weight > 0.9
+    assert not mix.is_out_of_library
+    np.testing.assert_allclose(mix.weights.sum() + mix.base_weight, 1.0)
+
+
+def test_the_base_model_weighs_like_an_adapter_at_its_centroid() -> None:
+    query = np.array([2.5, 0.5])
+    with_home = Retriever(library_of(LINE, home=HOME), config(temperature=0.3, top_k=3)).retrieve(query)
+    as_adapter = Retriever(library_of(np.vstack([LINE, HOME.centroid])), config(temperature=0.3, top_k=3)).retrieve(
+        query
+    )
+    expected = as_adapter.as_dict()
+    assert with_home.base_weight == pytest.approx(expected.pop("a5"))
+    assert with_home.as_dict() == pytest.approx(expected)
+
+
+def test_the_base_model_takes_no_part_where_top_k_adapters_are_nearer() -> None:
+    query = np.array([0.4, 0])
+    with_home = Retriever(library_of(LINE, home=HOME), config(top_k=2)).retrieve(query)
+    without = Retriever(library_of(LINE), config(top_k=2)).retrieve(query)
+    assert with_home.base_weight == 0.0
+    assert with_home.as_dict() == without.as_dict()
+
+
+def test_the_base_model_alone_answers_at_its_own_centroid() -> None:
+    mix = Retriever(library_of(LINE, home=HOME), config(top_k=1)).retrieve(HOME.centroid)
+    assert (mix.names, mix.base_weight) == ((), 1.0)
+
+
+def test_the_base_model_is_no_candidate_where_that_is_switched_off() -> None:
+    settings = config(base_is_candidate=False, fade_out_of_library=False)
+    mix = Retriever(library_of(LINE, spread=[1.0] * 5, home=HOME), settings).retrieve(HOME.centroid)
+    assert mix.base_weight == 0.0
+
+
+@pytest.mark.parametrize("neighbourhood", ["centroid", "spread", "several"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_the_base_model_is_a_candidate_under_every_metric(neighbourhood: str, distance: str) -> None:
+    home = DomainStatistics(np.array([1.0, 3.0], np.float32), spread_p95=0.5)
+    library = library_of(np.add(LINE[1:], [0, 0.1]), spread=[1.0] * 4, home=home)
+    retriever = Retriever(library, config(distance=distance, temperature=0.5), neighbourhood=neighbourhood)
+    near, far = retriever.retrieve(np.array([1.0, 2.9])), retriever.retrieve(np.array([4.0, 0.0]))
+    assert near.base_weight > 0.5 > far.base_weight

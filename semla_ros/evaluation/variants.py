@@ -92,6 +92,14 @@ EXTRA_VARIANTS: tuple[Variant, ...] = (
         )
     ),
     *_both(
+        Variant(
+            name="semla_no_base",
+            kind="retrieved",
+            overrides={"base_is_candidate": False},
+            note="the base model is no candidate, as published",
+        )
+    ),
+    *_both(
         Variant(name="semla_sparse", kind="retrieved", overrides={"min_weight": 0.1}, note="drops weights below 0.1")
     ),
     *_both(

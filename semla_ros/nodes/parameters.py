@@ -107,6 +107,7 @@ _DESCRIPTIONS = {
     "fade_start": "Nearest distance relative to the library's spread at which the fade starts, > 0",
     "fade_end": "Nearest distance relative to the library's spread at which only the base model is left, > fade_start",
     "min_weight": "Weights below this are dropped and the rest renormalised, 0..1",
+    "base_is_candidate": "The base model competes with the centroid of its own domain, where the library has one",
     "retrieval_rate_hz": "Scene embeddings per second of image time, Hz, > 0",
     "drift_threshold": "Relative move of the smoothed scene embedding that triggers a new mix, > 0",
     "release_threshold": "Hysteresis: a change under way goes on until the move is below this, 0..drift_threshold",

@@ -134,7 +134,8 @@ def test_a_decoder_whose_steps_do_not_fit_the_stem_is_refused() -> None:
 
 def test_published_sizes_have_no_stem() -> None:
     for config in (CatSegConfig.catseg_b(), CatSegConfig.catseg_l()):
-        assert config.clip.stem_dims == () and config.aggregator.detail_dims == ()
+        assert config.clip.stem_dims == ()
+        assert config.aggregator.detail_dims == ()
         with torch.device("meta"):
             model = CatSeg(config)
         assert not [name for name in model.state_dict() if "detail_projection" in name or "stages" in name]
