@@ -41,6 +41,8 @@ GOALS = (
     Goal("retrieval.extra_ms_at_10000", "retrieval among 10,000 adapters, more than among 10", 1.0, False, "ms"),
     Goal("retrieval.rss_ratio_at_10000", "resident memory with 10,000 adapters / with 10", 1.05, False),
     Goal("node.throughput_ratio", "masks per second of the node / of the pipeline alone", 0.95, True),
+    Goal("soak.unaccounted", "images of the soak without a mask or a reason", 0, False, ""),
+    Goal("soak.memory_growth", "growth of the node's memory during the soak", 0.02, False, ""),
 )
 
 
@@ -130,6 +132,8 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
                     rows.add_row(name, size, row, median, p95, str(timing["runs"]))
     if rows.row_count:
         console.print(rows)
+    for sentence in look_up(summary, "soak.failures") or ():
+        console.print(f"[red]soak: {sentence}[/red]")
     for size, figures in (look_up(summary, "memory.by_size") or {}).items():
         resident = ", ".join(f"{row} {mib:.0f} MiB" for row, mib in figures["resident_mib"].items())
         console.print(f"memory at {size} size (weights {figures['weights_mib']:.0f} MiB): {resident}")

@@ -3,10 +3,13 @@
     semla bench                              # all, at the sizes that each is usually measured at; tens of minutes
     semla bench fusion stall --size tiny     # some of them, at one size
     semla bench frame --size b               # the published loop runs one B-size image: a minute or more on 2 cores
+    semla bench soak --frames 10000          # not part of "all": endurance of the node, a quarter of an hour
 
-Models have random weights, except for the node, which runs the embedded default: no weights need to be fetched. Writes
-summary.json, which keeps what earlier runs measured of other benchmarks, and prints a table with the goals. Run it on a
-machine that does nothing else; the load before the run is in the table.
+Models have random weights, except in node, soak and stall at tiny size, which run the embedded default: no weights need
+to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks, and prints a table with
+the goals. Run it on a machine that does nothing else; the load before the run is in the table.
+
+Exit status: 0 whether or not a goal is met, except for the soak: 1 where the node did not hold.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from semla_ros.errors import ConfigError
 from semla_ros.resources import share_folder
 
 NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "node")
+NOT_IN_ALL = ("soak",)
+_KNOWN = ", ".join((*NAMES, *NOT_IN_ALL))
 USUAL_SIZES = {
     "fusion": ("tiny", "b"),
     "frame": ("tiny", "b"),
@@ -32,24 +37,26 @@ USUAL_SIZES = {
     "retrieval": ("tiny",),
     "memory": ("tiny", "b"),
     "node": ("tiny",),
+    "soak": ("tiny",),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla bench`."""
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all (default), or any of: {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all (default), or any of: {_KNOWN}")
     parser.add_argument("--size", choices=("toy", "tiny", "b", "l"), help="default: what each is usually measured at")
     parser.add_argument("--seconds", type=float, default=20.0, help="of frames in stall and node; default: %(default)g")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs in fusion and frame; default: %(default)s")
     parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
-    parser.add_argument("--model", default="semla-tiny", help="for the node; default: %(default)s")
-    parser.add_argument("--library", default="", metavar="DIR", help="for the node; default: the model's own")
+    parser.add_argument("--frames", type=int, default=10000, help="images in soak; default: %(default)s")
+    parser.add_argument("--model", default="semla-tiny", help="for node and soak; default: %(default)s")
+    parser.add_argument("--library", default="", metavar="DIR", help="for node and soak; default: the model's own")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print summary.json instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the benchmarks; 0, whether or not a goal is met."""
+    """Run the benchmarks; see the module for the exit status."""
     names = _chosen(arguments.names)
     _import_bench()
     from bench import machine, summary
@@ -72,14 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         summary.show(results, console)
         console.print(f"written to {path}")
-    return 0
+    return int(not results.get("soak", {}).get("passed", True))
 
 
 def _chosen(names: list[str]) -> tuple[str, ...]:
-    unknown = [name for name in names if name not in (*NAMES, "all")]
+    unknown = [name for name in names if name not in (*NAMES, *NOT_IN_ALL, "all")]
     if unknown:
-        raise ConfigError(f"unknown benchmark '{unknown[0]}'; known: all, {', '.join(NAMES)}")
-    return NAMES if not names or "all" in names else tuple(dict.fromkeys(names))
+        raise ConfigError(f"unknown benchmark '{unknown[0]}'; known: all, {_KNOWN}")
+    wanted = names or ["all"]
+    return tuple(dict.fromkeys((*(NAMES if "all" in wanted else ()), *(name for name in wanted if name != "all"))))
 
 
 def _import_bench() -> None:
@@ -103,4 +111,6 @@ def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callabl
         return lambda: measure(size, counts=(*counts, arguments.adapters))
     if name == "node":
         return lambda: measure(arguments.model, arguments.library, seconds=arguments.seconds)
+    if name == "soak":
+        return lambda: measure(arguments.frames, arguments.model, arguments.library)
     return lambda: measure(size)

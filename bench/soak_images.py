@@ -1,0 +1,114 @@
+"""Camera images as a long drive may bring them: every encoding, many sizes, and messages that do not add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from semla_ros.image_codec import ENCODINGS
+from semla_ros.scenes import demo_drive
+
+SIZES = ((96, 128), (192, 256), (240, 320), (480, 640), (134, 218), (720, 1280))  # height, width
+SIZE_SHARES = (0.2, 0.3, 0.2, 0.2, 0.08, 0.02)  # one in fifty is large
+FRAME_IDS = ("front", "front_optical", "rig/left")
+PADDINGS = (0, 0, 4, 36)  # bytes behind each row
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The fields of a `sensor_msgs/Image` without its header.
+
+    Attributes:
+        fault: What is wrong with it; empty where nothing is.
+    """
+
+    encoding: str
+    width: int
+    height: int
+    step: int
+    data: bytes
+    is_bigendian: bool = False
+    fault: str = ""
+
+
+def make_pictures(count: int, seed: int, size: tuple[int, int] | None = None) -> list[Picture]:
+    """Valid pictures of a drive through changing weather, in the order of the drive.
+
+    Args:
+        count: How many; encodings come in turn.
+        seed: Of sizes and paddings.
+        size: Height and width of all; None: mixed.
+    """
+    rng = np.random.default_rng(seed)
+    drive = demo_drive(7)
+    pictures = []
+    for index in range(count):
+        scene = drive.render(drive.duration_s * index / count).image
+        height, width = size or SIZES[rng.choice(len(SIZES), p=SIZE_SHARES)]
+        pixels = cv2.resize(scene, (width, height), interpolation=cv2.INTER_LINEAR)
+        padding, is_bigendian = int(rng.choice(PADDINGS)), bool(rng.integers(2))
+        pictures.append(encode(pixels, ENCODINGS[index % len(ENCODINGS)], padding, is_bigendian))
+    return pictures
+
+
+def encode(image: np.ndarray, encoding: str, padding: int = 0, is_bigendian: bool = False) -> Picture:
+    """An RGB image of even size in one of the codec's encodings, each row followed by `padding` bytes."""
+    height, width = image.shape[:2]
+    rows = _rows(image, encoding, is_bigendian)
+    rows = np.concatenate([rows, np.zeros((len(rows), padding), np.uint8)], axis=1)
+    return Picture(encoding, width, height, rows.shape[1], rows.tobytes(), is_bigendian)
+
+
+def _rows(image: np.ndarray, encoding: str, is_bigendian: bool) -> np.ndarray:
+    """Bytes of each row, shape (rows, bytes)."""
+    height, width = image.shape[:2]
+    if encoding.endswith("16"):
+        high = _mosaic(image, encoding) if encoding.startswith("bayer") else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        return (high.astype(np.uint16) << 8).astype(">u2" if is_bigendian else "<u2").view(np.uint8)
+    if encoding.startswith("bayer"):
+        return _mosaic(image, encoding)
+    if encoding in ("nv12", "nv21"):
+        planes = cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420)  # Y, then quarter-size U and V
+        u, v = planes[height:].reshape(2, height // 2, width // 2)
+        chroma = np.stack((u, v) if encoding == "nv12" else (v, u), axis=2).reshape(height // 2, width)
+        return np.concatenate([planes[:height], chroma])
+    codes = {
+        "rgb8": None, "bgr8": cv2.COLOR_RGB2BGR, "rgba8": cv2.COLOR_RGB2RGBA, "bgra8": cv2.COLOR_RGB2BGRA,
+        "mono8": cv2.COLOR_RGB2GRAY, "yuv422": cv2.COLOR_RGB2YUV_UYVY, "uyvy": cv2.COLOR_RGB2YUV_UYVY,
+        "yuv422_yuy2": cv2.COLOR_RGB2YUV_YUY2, "yuyv": cv2.COLOR_RGB2YUV_YUY2,
+    }  # fmt: skip
+    code = codes[encoding]
+    return (image if code is None else cv2.cvtColor(image, code)).reshape(height, -1)
+
+
+def _mosaic(image: np.ndarray, encoding: str) -> np.ndarray:
+    """What a Bayer sensor with that order sees, shape (H, W)."""
+    mosaic = np.empty(image.shape[:2], np.uint8)
+    for index, site in enumerate(encoding.removeprefix("bayer_")[:4]):
+        row, column = divmod(index, 2)
+        mosaic[row::2, column::2] = image[row::2, column::2, "rgb".index(site)]
+    return mosaic
+
+
+FAULTS: dict[str, Callable[[Picture], Picture]] = {
+    "no pixels": lambda good: replace(good, width=0, height=0, step=0, data=b""),
+    "no data": lambda good: replace(good, data=b""),
+    "truncated": lambda good: replace(good, data=good.data[: len(good.data) // 2]),
+    "too long": lambda good: replace(good, data=good.data + bytes(good.step + 1)),
+    "step too small": lambda good: replace(good, step=good.width // 2),
+    "step too large": lambda good: replace(good, step=good.step + 1000),
+    "huge width": lambda good: replace(good, width=2**32 - 2),
+    "huge step": lambda good: replace(good, step=2**32 - 2),
+    "unknown encoding": lambda good: replace(good, encoding="jpeg2000"),
+    "no encoding": lambda good: replace(good, encoding=""),
+    "odd width": lambda good: replace(good, encoding="yuv422", width=good.width - 1),
+    "odd height": lambda good: replace(good, encoding="nv12", height=good.height - 1),
+}
+
+
+def broken(good: Picture, fault: str) -> Picture:
+    """A picture with one of the `FAULTS`."""
+    return replace(FAULTS[fault](good), fault=fault)
