@@ -190,6 +190,11 @@ class ModelOutputs:
             self._weights.publish(messages.adapter_weights_message(generation, self._hardware_id, now))
             self._announced = generation
 
+    def forget(self) -> None:
+        """Announce whatever comes next: another model counts its generations from 0."""
+        with self._lock:
+            self._announced = None
+
     def destroy(self) -> None:
         """Take the publishers off the node."""
         for publisher in (self._labels, self._weights, self._label_info):

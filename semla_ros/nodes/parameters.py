@@ -59,6 +59,7 @@ class NodeConfig:
     mask_scale: float = 1.0  # size of the published images relative to the camera's, > 0, at most 1
     overlay_alpha: float = 0.5  # opacity of the class colours in the overlay, 0..1
     watch_library_s: float = 2.0  # time between looks at the library folder for changes, 0 = never
+    release_on_deactivate: bool = False  # give back the model's memory, a GPU's too, until the next activation
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
     def __post_init__(self) -> None:
@@ -128,6 +129,7 @@ _DESCRIPTIONS = {
     "mask_scale": "Width and height of published images relative to the camera's, 0..1",
     "overlay_alpha": "Opacity of the class colours in the overlay, 0..1",
     "watch_library_s": "Time between looks at the library folder for new and removed adapters, s, 0 = never",
+    "release_on_deactivate": "Give back the model's memory, a GPU's too, on deactivate; activate then loads it again",
     "diagnostics.period_s": "Time between two reports on /diagnostics, s",
     "diagnostics.stale_after_s": "STALE where a camera sent no image for so long, s",
     "diagnostics.max_age_ms": "WARN where the median age of a mask when it is published is above, ms",

@@ -6,6 +6,7 @@ thread decodes, segments and publishes; one makes slow changes; the pipeline's o
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -247,42 +248,54 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _configure(self) -> None:
         if self._startup_problem:
             raise ConfigError(self._startup_problem)
-        started_s = time.perf_counter()
-        settings = self._settings
-        self._decoder = ImageDecoder(should_use(settings.node.cv_bridge))
-        self._progress = f"loading model {settings.pipeline.model} and its adapter library"
-        bank = ModelBank(self._load, settings, self._cameras)
+        self._decoder = ImageDecoder(should_use(self._settings.node.cv_bridge))
         try:
-            with self._change_lock:
-                self._bank = bank
-                self._show_values_in_use()
-            try:
-                self._create_outputs(bank)
-            except (RuntimeError, ValueError) as error:  # what rclpy raises for a policy that it does not know
-                raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
+            self._load_model()
         except BaseException:
             self._release()
             raise
+
+    def _load_model(self) -> None:
+        """Load and warm up the model with the present settings, and let it announce its generations."""
+        started_s = time.perf_counter()
+        model = self._settings.pipeline.model
+        self._progress = f"loading model {model} and its adapter library"
+        bank = ModelBank(self._load, self._settings, self._cameras)
+        with self._change_lock:
+            self._bank = bank
+            self._show_values_in_use()
+        try:
+            self._create_outputs(bank)
+        except (RuntimeError, ValueError) as error:  # what rclpy raises for a policy that it does not know
+            raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
         folder = getattr(getattr(bank.any, "library", None), "folder", None)
         self._watch = LibraryWatch(Path(folder)) if folder is not None else None
         self.get_logger().info(
-            f"configured in {time.perf_counter() - started_s:.1f} s: model {settings.pipeline.model}, "
+            f"loaded in {time.perf_counter() - started_s:.1f} s: model {model}, "
             f"{len(bank.any.class_names)} classes, {bank.any.status().library_size} adapters"
         )
 
     def _create_outputs(self, bank: ModelBank) -> None:
         for camera in self._cameras:
-            self._outputs[camera] = CameraOutputs(self, camera, self._settings.node.mask_scale)
+            if camera not in self._outputs:  # they outlive a model that is released between two activations
+                self._outputs[camera] = CameraOutputs(self, camera, self._settings.node.mask_scale)
         for scope, pipeline in bank.pipelines.items():
-            outputs = self._model_outputs[scope] = ModelOutputs(self, scope, self._hardware_id)
-            pipeline.on_generation.append(outputs.announce)
+            if scope not in self._model_outputs:
+                self._model_outputs[scope] = ModelOutputs(self, scope, self._hardware_id)
+            pipeline.on_generation.append(self._model_outputs[scope].announce)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe, and start the threads that segment and adapt."""
+        """Subscribe, and start the threads that segment and adapt; load the model where it was released."""
         del state
         return self._run_transition("activating", self._activate)
 
     def _activate(self) -> None:
+        if self._bank is None:
+            try:
+                self._load_model()
+            except BaseException:
+                self._release_model()
+                raise
         assert self._bank is not None
         self._slots = CameraSlots(self._cameras)
         self._newest_stamp_ns.clear()
@@ -333,9 +346,15 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self.destroy_subscription(self._image_subscriptions.pop())
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Stop taking images, and join the threads."""
+        """Stop taking images, join the threads, and release the model where that is asked for."""
         del state
-        return self._run_transition("deactivating", self._deactivate)
+
+        def work() -> None:
+            self._deactivate()
+            if self._settings.node.release_on_deactivate:
+                self._release_model()
+
+        return self._run_transition("deactivating", work)
 
     def _deactivate(self) -> None:
         self._is_active = False
@@ -354,14 +373,21 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return self._run_transition("cleaning up", self._release)
 
     def _release(self) -> None:
-        with self._change_lock:
-            bank, self._bank, self._watch = self._bank, None, None
-        if bank is not None:
-            bank.close()
+        self._release_model()
         for outputs in (*self._outputs.values(), *self._model_outputs.values()):
             outputs.destroy()
         self._outputs.clear()
         self._model_outputs.clear()
+
+    def _release_model(self) -> None:
+        """Drop the model; parameters, publishers and what they have latched stay."""
+        with self._change_lock:
+            bank, self._bank, self._watch = self._bank, None, None
+        if bank is not None:
+            bank.close()
+        del bank
+        for outputs in self._model_outputs.values():
+            outputs.forget()
         _empty_gpu_cache()
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -488,7 +514,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         with self._change_lock:
             try:
                 if self._bank is None:
-                    raise ConfigError(f"the node is {self._lifecycle}: configure it first")
+                    what = "activate" if self._lifecycle == "inactive" else "configure"  # inactive: released
+                    raise ConfigError(f"the node is {self._lifecycle} and holds no model: {what} it first")
                 response.message = work(self._bank)
                 response.success = True
             except SemlaError as error:
@@ -628,6 +655,8 @@ def _loaded_torch() -> Any:
 
 
 def _empty_gpu_cache() -> None:
+    """Give back what a released model held: torch keeps a GPU's memory until it is told."""
+    gc.collect()
     torch = _loaded_torch()
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()

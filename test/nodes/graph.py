@@ -127,6 +127,10 @@ class Graph:
         """In the executor's thread, whose loop does not survive a handle that vanishes while it looks at it."""
         wait_for(self._executor.create_task(self.node.destroy_subscription, subscription).done, "end of a subscription")
 
+    def destroy(self, publisher: Any) -> None:
+        """Likewise."""
+        wait_for(self._executor.create_task(self.node.destroy_publisher, publisher).done, "end of a publisher")
+
     def call(self, service_type: Any, name: str, request: Any) -> Any:
         """Call a service and return its response."""
         # One client per service: on a busy machine the answer to a client just discovered may be lost.

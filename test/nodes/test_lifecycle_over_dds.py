@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from pathlib import Path
@@ -9,16 +10,18 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import start_costless
-from graph import RELIABLE, Graph, PerceptionClient, wait_for
+from costless_node import HEAVY_BYTES
+from graph import LATCHED, RELIABLE, Graph, PerceptionClient, wait_for
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
+from std_srvs.srv import Trigger
 
 CYCLES = 50
 
 
 def test_fifty_cycles_leave_no_thread_file_or_memory_behind(graph: Graph) -> None:
     client = PerceptionClient(graph, "cycles")
-    process = start_costless(graph, "cycles", autostart=False)
+    process = start_costless(graph, "cycles", autostart=False, model="moody")  # every second load ends in an error
     client.wait_for_state("unconfigured")
     system = psutil.Process(process.pid)
 
@@ -26,6 +29,8 @@ def test_fifty_cycles_leave_no_thread_file_or_memory_behind(graph: Graph) -> Non
         return system.num_threads(), system.num_fds()
 
     for cycle in range(CYCLES):
+        assert not client.transition("configure")
+        assert client.state() == "unconfigured"
         for name in ("configure", "activate", "deactivate", "cleanup"):
             assert client.transition(name), f"{name} in cycle {cycle}:\n{process.output}"
         if cycle == 4:  # caches of the middleware have filled
@@ -80,6 +85,38 @@ def test_an_inactive_node_takes_no_images_and_forgets_none_of_its_settings(graph
     masks.clear()
     wait_for(lambda: client.send(client.image()) and masks, "a mask after the restart")
     assert process.stop() == 0, process.output
+
+
+@pytest.mark.parametrize("is_asked", [True, False], ids=["asked", "not asked"])
+def test_deactivating_gives_back_the_model_where_asked_and_activating_brings_it_back(
+    graph: Graph, is_asked: bool
+) -> None:
+    name = "releasing" if is_asked else "keeping"
+    client = PerceptionClient(graph, name)
+    process = start_costless(graph, name, model="heavy", release_on_deactivate=is_asked)
+    client.wait_for_state("active")
+    system = psutil.Process(process.pid)
+    labels = graph.collect(String, f"{client.prefix}/labels", LATCHED)
+    assert client.set_parameters(classes=["a", "b"], temperature=0.5).successful
+    loaded = system.memory_info().rss
+    assert client.transition("deactivate")
+    freed = loaded - system.memory_info().rss
+    assert (freed > 0.9 * HEAVY_BYTES) == is_asked
+    answer = graph.call(Trigger, f"{client.prefix}/reset_adaptation", Trigger.Request())
+    assert answer.success != is_asked
+    assert ("holds no model: activate it first" in answer.message) == is_asked
+    assert client.set_parameters(top_k=2).successful
+    masks = graph.collect(Image, f"{client.prefix}/mask")
+    assert client.transition("activate")
+    wait_for(lambda: client.send(client.image(3)) and masks, "a mask after the release")
+    assert set(masks[-1].data) == {1}  # 3 modulo the two classes
+    assert system.memory_info().rss > loaded - 0.1 * HEAVY_BYTES
+    assert [client.parameter(item) for item in ("classes", "temperature", "top_k")] == [["a", "b"], 0.5, 2]
+    wait_for(lambda: [item["name"] for item in json.loads(labels[-1].data)["classes"]] == ["a", "b"], "labels")
+    assert client.transition("deactivate")
+    assert client.transition("cleanup")
+    assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output, process.output
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

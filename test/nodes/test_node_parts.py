@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,14 @@ from semla_ros.nodes.camera_statistics import CameraSnapshot, CameraStatistics, 
 from semla_ros.nodes.diagnostics import Level, NodeState, camera_report, node_report
 from semla_ros.nodes.library_watch import LibraryWatch
 from semla_ros.nodes.malloc_tuning import keep_large_blocks
-from semla_ros.nodes.messages import compressed_message, image_message, rescaled_camera_info, stamp_ns, to_stamp
+from semla_ros.nodes.messages import (
+    compressed_message,
+    image_message,
+    label_info_message,
+    rescaled_camera_info,
+    stamp_ns,
+    to_stamp,
+)
 from semla_ros.nodes.parameters import DiagnosticsConfig
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 
@@ -187,6 +195,18 @@ def test_a_change_of_the_library_counts_once_it_is_complete(tmp_path: Path) -> N
     assert [watch.has_changed() for _ in range(2)] == [True, False]
     (tmp_path / "fog" / "weights").unlink()
     assert [watch.has_changed() for _ in range(3)] == [False, True, False]
+
+
+def test_vision_msgs_get_the_same_classes_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = types.ModuleType("vision_msgs.msg")
+    package.LabelInfo = types.SimpleNamespace
+    package.VisionClass = types.SimpleNamespace
+    monkeypatch.setitem(sys.modules, "vision_msgs", types.ModuleType("vision_msgs"))
+    monkeypatch.setitem(sys.modules, "vision_msgs.msg", package)
+    header = Header(frame_id="cam")
+    message = label_info_message(header, ["road", "sky"])
+    assert message.header is header
+    assert [(item.class_id, item.class_name) for item in message.class_map] == [(0, "road"), (1, "sky")]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import start_costless
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from graph import LATCHED, Graph, PerceptionClient, wait_for
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
@@ -191,6 +194,43 @@ def test_several_parameters_change_at_once(perception: PerceptionClient) -> None
     assert result.successful, result.reason
     assert [perception.parameter(name) for name in ("top_k", "temperature", "overlay_alpha")] == [2, 0.2, 0.25]
     assert perception.set_parameters(top_k=3, overlay_alpha=0.5).successful
+
+
+def test_one_by_one_each_parameter_is_taken_or_refused_for_itself(graph: Graph, perception: PerceptionClient) -> None:
+    changes = [Parameter("overlay_alpha", value=0.75), Parameter("top_k", value=0), Parameter("temperature", value=0.3)]
+    request = SetParameters.Request(parameters=[change.to_parameter_msg() for change in changes])
+    results = graph.call(SetParameters, f"{perception.prefix}/set_parameters", request).results
+    assert [result.successful for result in results] == [True, False, True]
+    assert "top_k" in results[1].reason
+    assert [perception.parameter(change.name) for change in changes] == [0.75, 3, 0.3]
+    assert perception.set_parameters(overlay_alpha=0.5).successful
+
+
+def test_a_camera_may_go_and_come_back_as_another_one(
+    graph: Graph, perception: PerceptionClient, masks: list[Image]
+) -> None:
+    topic = f"/{perception.namespace}/image"
+    assert perception.set_parameters(diagnostics__stale_after_s=0.2).successful
+    for index, (size, encoding, frame_id) in enumerate(
+        [((6, 8), "rgb8", "old"), ((10, 4), "bgr8", "new"), ((3, 5), "mono8", "third")]
+    ):
+        image = perception.image(0, size=size, frame_id=frame_id)
+        image.encoding = encoding
+        if encoding == "mono8":
+            image.step, image.data = size[1], image.data[: size[0] * size[1]]
+        camera = graph.node.create_publisher(Image, topic, 10)
+
+        def answered(camera: Any = camera, image: Image = image) -> bool:
+            camera.publish(image)
+            time.sleep(0.05)
+            return bool(masks) and masks[-1].header.frame_id == image.header.frame_id
+
+        wait_for(answered, f"a mask of camera {index}")
+        assert (masks[-1].height, masks[-1].width) == size
+        graph.destroy(camera)
+        status = perception.wait_for_message("camera", "no image on")
+        assert status.level == DiagnosticStatus.STALE
+    assert perception.set_parameters(diagnostics__stale_after_s=2.0).successful
 
 
 def test_services_answer_what_was_done_or_why_not(

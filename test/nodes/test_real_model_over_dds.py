@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from graph import LATCHED, Graph, PerceptionClient, wait_for
@@ -17,6 +18,7 @@ from tiny_parts import ADAPTERS, CLASSES
 
 from semla_ros.nodes.messages import byte_array
 
+CYCLES = 25
 MODULE = ("-m", "semla_ros.nodes.perception_node")
 
 
@@ -97,4 +99,23 @@ def test_a_missing_library_folder_leaves_the_node_up_with_the_reason(
     assert status.level == DiagnosticStatus.ERROR
     assert "adapter library" in status.message
     assert client.state() == "unconfigured"
+    assert process.stop() == 0, process.output
+
+
+def test_cycles_with_a_model_leave_no_memory_behind(
+    graph: Graph, tiny_model_folder: Path, tiny_library_folder: Path
+) -> None:
+    client = PerceptionClient(graph, "real_cycles")
+    process = start(graph, "real_cycles", tiny_model_folder, tiny_library_folder)
+    client.wait_for_state("active")
+    masks = graph.collect(Image, f"{client.prefix}/mask")
+    system = psutil.Process(process.pid)
+    memory = []
+    for cycle in range(CYCLES):
+        masks.clear()
+        wait_for(lambda: client.send(client.image(size=(48, 64))) and masks, f"a mask in cycle {cycle}")
+        for name in ("deactivate", "cleanup", "configure", "activate"):
+            assert client.transition(name), f"{name} in cycle {cycle}:\n{process.output}"
+        memory.append(system.memory_info().rss)
+    assert memory[-1] < 1.01 * memory[4], memory  # a model that stays behind would add more than that each cycle
     assert process.stop() == 0, process.output

@@ -1,0 +1,113 @@
+"""One model for several cameras or one for each: who speaks for the scene, and changes that reach all or none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from costless_node import CostlessPipeline
+
+from semla_ros.config import SemlaConfig
+from semla_ros.errors import VocabularyError
+from semla_ros.nodes.model_bank import ModelBank
+from semla_ros.nodes.parameters import Settings
+from semla_ros.results import Frame
+
+SECOND_NS = 1_000_000_000
+
+
+class ListeningPipeline(CostlessPipeline):
+    """Remembers the cameras whose frames it was shown; refuses a class named "refused" where it is told to."""
+
+    made: list[ListeningPipeline]
+    refuses = False
+
+    def __init__(self, config: SemlaConfig) -> None:
+        super().__init__(config)
+        self.shown: list[str] = []
+        self.made.append(self)
+
+    def offer(self, frame: Frame) -> None:
+        self.shown.append(frame.camera)
+
+    def set_classes(self, names):
+        if self.refuses:
+            raise VocabularyError("refused")
+        return super().set_classes(names)
+
+
+@pytest.fixture
+def load():
+    class Pipeline(ListeningPipeline):
+        made: list[ListeningPipeline] = []  # noqa: RUF012
+
+    return Pipeline
+
+
+def bank_of(load, cameras: list[str], **parameters: object) -> tuple[ModelBank, Settings]:
+    settings = Settings.make({"cameras": cameras, **parameters})
+    bank = ModelBank(load, settings, cameras)
+    return bank, settings.with_recommended(bank.any.retrieval, bank.any.drift, bank.any.class_names)
+
+
+def show(bank: ModelBank, camera: str, second: float) -> None:
+    image = np.zeros((4, 4, 3), np.uint8)
+    bank.segment(Frame(image=image, stamp_ns=int(second * SECOND_NS), camera=camera, frame_id=camera), False)
+
+
+def test_with_one_scene_the_first_camera_that_delivers_speaks_for_it(load) -> None:
+    bank, _ = bank_of(load, ["front", "left"])
+    (pipeline,) = load.made
+    for step in range(10):
+        show(bank, "front", 10 + 0.1 * step)
+        show(bank, "left", 10 + 0.1 * step)
+    assert set(pipeline.shown) == {"front"}
+    assert pipeline._tally.frames == 20  # both are segmented
+    pipeline.shown.clear()
+    show(bank, "left", 12.0)  # the front camera may only be late
+    assert pipeline.shown == []
+    show(bank, "left", 14.0)  # it is silent
+    show(bank, "front", 14.1)
+    show(bank, "left", 14.2)
+    assert pipeline.shown == ["left", "front"]
+
+
+def test_with_a_scene_for_each_camera_each_model_sees_its_own(load) -> None:
+    bank, _ = bank_of(load, ["front", "left"], adaptation_scope="camera")
+    show(bank, "front", 1.0)
+    show(bank, "left", 1.0)
+    assert [pipeline.shown for pipeline in load.made] == [["front"], ["left"]]
+
+
+def test_a_change_that_one_model_refuses_is_taken_back_in_the_others(load) -> None:
+    bank, settings = bank_of(load, ["front", "left"], adaptation_scope="camera")
+    front, left = load.made
+    before = front.class_names
+    left.refuses = True
+    with pytest.raises(VocabularyError, match="refused"):
+        bank.apply(settings, settings.changed({"classes": ["a", "b"], "top_k": 2}))
+    assert front.class_names == left.class_names == before
+    assert front.retrieval.top_k == left.retrieval.top_k == 3
+    left.refuses = False
+    bank.apply(settings, settings.changed({"classes": ["a", "b"], "top_k": 2}))
+    assert front.class_names == left.class_names == ("a", "b")
+    assert front.retrieval.top_k == left.retrieval.top_k == 2
+
+
+def test_what_is_given_in_part_is_completed_by_what_the_library_recommends(load) -> None:
+    bank, _ = bank_of(load, [""], temperature=0.7)
+    assert (bank.any.retrieval.top_k, bank.any.retrieval.temperature) == (3, 0.7)
+
+
+def test_a_model_that_cannot_be_loaded_closes_those_that_were(load) -> None:
+    closed = []
+
+    def load_once(config: SemlaConfig):
+        if load.made:
+            raise VocabularyError("no second one")
+        pipeline = load(config)
+        pipeline.close = lambda: closed.append(pipeline)
+        return pipeline
+
+    with pytest.raises(VocabularyError, match="no second one"):
+        bank_of(load_once, ["front", "left"], adaptation_scope="camera")
+    assert closed == load.made
