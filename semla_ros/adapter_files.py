@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from semla_ros.domain_statistics import CENTROID_KEY, DomainStatistics, parse_statistics, statistics_name
@@ -18,6 +17,7 @@ from semla_ros.library_manifest import BASE_STATISTICS_NAME, AdapterEntry
 from semla_ros.lora_layers import CONFIG_NAME, WEIGHTS_NAME, Signature, layer_keys, layer_paths, layers_problem
 from semla_ros.lora_settings import LoraSettings, parse_lora_settings
 from semla_ros.safetensors_header import Header, HeaderError, read_header
+from semla_ros.safetensors_reader import read_tensors
 from semla_ros.segmentation.checkpoint import file_sha256
 
 MAX_SMALL_FILE_BYTES = 64 * 1024 * 1024  # configuration and statistics; a larger one is not what it claims to be
@@ -120,7 +120,7 @@ class AdapterReader:
 
 
 def read_layers(files: AdapterFiles, *, is_verified: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
-    """Matrices of an adapter, memory-mapped, as stored; layers whose scaling differs have that put into A.
+    """Matrices of an adapter, as stored; layers whose scaling differs have that put into A.
 
     Args:
         files: The checked folder.
@@ -137,14 +137,14 @@ def read_layers(files: AdapterFiles, *, is_verified: bool = False) -> dict[str, 
         raise AdapterError(_wrong_digest(name, WEIGHTS_NAME))
     layers = {}
     try:
-        with safe_open(str(path), framework="pt") as tensors:
-            for module in layer_paths(tensors.keys()):
-                a, b = (tensors.get_tensor(key) for key in layer_keys(module))
-                if not is_verified:
-                    _check_finite(name, module, a, b)
-                ratio = settings.scaling_of(module) / settings.scaling if settings.scaling else 1.0
-                layers[module] = (a if ratio == 1.0 else a.float() * ratio, b)
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors = read_tensors(path)
+        for module in layer_paths(tensors):
+            a, b = (tensors[key] for key in layer_keys(module))
+            if not is_verified:
+                _check_finite(name, module, a, b)
+            ratio = settings.scaling_of(module) / settings.scaling if settings.scaling else 1.0
+            layers[module] = (a if ratio == 1.0 else a.float() * ratio, b)
+    except (OSError, ValueError, KeyError) as error:
         raise AdapterError(f"adapter '{name}': {WEIGHTS_NAME}: {_reason(error)}; copy the folder again") from None
     return layers
 
@@ -194,6 +194,8 @@ def _check_finite(name: str, module: str, a: Tensor, b: Tensor) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file is missing"
+    if isinstance(error, KeyError):
+        return f"tensor {error} is missing"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())

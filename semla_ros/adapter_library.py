@@ -74,7 +74,7 @@ class Adapter:
 
     @cached_property
     def layers(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Module path -> A (r, in), B (out, r), memory-mapped, in the stored type.
+        """Module path -> A (r, in), B (out, r), in the stored type.
 
         Raises:
             AdapterError: The file has changed or holds values that are not finite.

@@ -24,10 +24,11 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor: its type as the format names it ("F32", "F16" ...) and its shape."""
+    """One tensor: its type as the format names it ("F32", "F16" ...), its shape, and where its values begin."""
 
     dtype: str
     shape: tuple[int, ...]
+    first_byte: int = 0  # counted from the end of the header
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +50,33 @@ def read_header(path: str | Path) -> Header:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
-        if len(start) < 8:
-            raise HeaderError(f"file of {size} bytes is truncated")
-        (length,) = struct.unpack("<Q", start)
-        if length > MAX_HEADER_BYTES or 8 + length > size:
-            raise HeaderError(f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors")
-        text = file.read(length)
+        text = file.read(_header_length(start, size))
+    return _checked(text, size)
+
+
+def parse_header(content: memoryview) -> tuple[Header, int]:
+    """Check the header of a file whose bytes are all here.
+
+    Returns:
+        The header, and the byte at which the values begin.
+
+    Raises:
+        HeaderError: The file is truncated, or not what the format says.
+    """
+    end = 8 + _header_length(bytes(content[:8]), len(content))
+    return _checked(bytes(content[8:end]), len(content)), end
+
+
+def _header_length(start: bytes, size: int) -> int:
+    if len(start) < 8:
+        raise HeaderError(f"file of {size} bytes is truncated")
+    (length,) = struct.unpack("<Q", start)
+    if length > MAX_HEADER_BYTES or 8 + length > size:
+        raise HeaderError(f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors")
+    return int(length)
+
+
+def _checked(text: bytes, size: int) -> Header:
     header = _parse(text)
     if header.file_bytes != size:
         raise HeaderError(f"{header.file_bytes} bytes expected, {size} found: the file is truncated or damaged")
@@ -67,7 +89,9 @@ def _parse(text: bytes) -> Header:
         entries = json.loads(text)
         metadata = entries.pop("__metadata__", {})
         tensors = {
-            name: TensorEntry(entry["dtype"], tuple(int(extent) for extent in entry["shape"]))
+            name: TensorEntry(
+                entry["dtype"], tuple(int(extent) for extent in entry["shape"]), int(entry["data_offsets"][0])
+            )
             for name, entry in entries.items()
         }
         spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
