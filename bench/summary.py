@@ -41,6 +41,7 @@ GOALS = (
     Goal("retrieval.extra_ms_at_10000", "retrieval among 10,000 adapters, more than among 10", 1.0, False, "ms"),
     Goal("retrieval.rss_ratio_at_10000", "resident memory with 10,000 adapters / with 10", 1.05, False),
     Goal("node.throughput_ratio", "masks per second of the node / of the pipeline alone", 0.95, True),
+    Goal("transport.lost", "Full HD images at 30 Hz from another process without a mask", 0, False, ""),
     Goal("soak.unaccounted", "images of the soak without a mask or a reason", 0, False, ""),
     Goal("soak.memory_growth", "growth of the node's memory during the soak", 0.02, False, ""),
 )

@@ -1,4 +1,4 @@
-"""Measure fusion, frames, stalls, retrieval, memory and the node, each against a peer or a floor in the same run.
+"""Measure fusion, frames, stalls, retrieval, memory, node and transport, each against a peer or a floor in one run.
 
     semla bench                              # all, at the sizes that each is usually measured at; tens of minutes
     semla bench fusion stall --size tiny     # some of them, at one size
@@ -27,7 +27,7 @@ from rich.console import Console
 from semla_ros.errors import ConfigError
 from semla_ros.resources import share_folder
 
-NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "node")
+NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "node", "transport")
 NOT_IN_ALL = ("soak",)
 _KNOWN = ", ".join((*NAMES, *NOT_IN_ALL))
 USUAL_SIZES = {
@@ -37,6 +37,7 @@ USUAL_SIZES = {
     "retrieval": ("tiny",),
     "memory": ("tiny", "b"),
     "node": ("tiny",),
+    "transport": ("tiny",),
     "soak": ("tiny",),
 }
 
@@ -45,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla bench`."""
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all (default), or any of: {_KNOWN}")
     parser.add_argument("--size", choices=("toy", "tiny", "b", "l"), help="default: what each is usually measured at")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of frames in stall and node; default: %(default)g")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of frames in stall, node and transport; default: %(default)g"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed runs in fusion and frame; default: %(default)s")
     parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
     parser.add_argument("--frames", type=int, default=10000, help="images in soak; default: %(default)s")
@@ -104,7 +107,7 @@ def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callabl
     measure: Callable[..., dict[str, object]] = importlib.import_module(f"bench.{name}").measure
     if name in ("fusion", "frame"):
         return lambda: measure(size, repeats=arguments.repeats)
-    if name == "stall":
+    if name in ("stall", "transport"):
         return lambda: measure(size, seconds=arguments.seconds)
     if name == "retrieval":
         counts = tuple(count for count in (10, 100, 1000) if count < arguments.adapters)

@@ -75,6 +75,18 @@ def test_the_node_is_compared_with_the_pipeline_alone(
     assert figures["node_hz"] > 0
 
 
+def test_every_way_of_transport_is_measured_against_what_is_shipped(tmp_path: Path) -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy")
+    figures = measured("transport", tmp_path, "--seconds", "0.5")
+    assert set(figures["fill_ms"]) == {"array", "bytes", "numpy"}
+    for row in ("as_shipped", "without_malloc_thresholds", "without_fastdds_profile"):
+        assert figures[row]["sent"] == 15
+        assert figures[row]["received"] == figures[row]["answered"] + figures[row]["overtaken"]
+        assert figures[row]["answered"] > 0
+        assert figures[row]["node_cpu_ms_per_image"] > 0
+    assert figures["lost"] == figures["as_shipped"]["sent"] - figures["as_shipped"]["answered"]
+
+
 def test_figures_of_an_earlier_run_are_kept(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"fusion": {"times_copy": 3.0}}))
     measured("stall", tmp_path, "--seconds", "0.1")
