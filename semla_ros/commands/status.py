@@ -88,11 +88,12 @@ def as_table(reports: Mapping[str, Report]) -> Group:
     summary = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("Status", "Level", "Message"):
         summary.add_column(heading, overflow="fold")
-    for name, report in sorted(reports.items()):
+    rows = sorted(reports.items(), key=lambda item: _place(item[0]))
+    for name, report in rows:
         level = report.level.name
         summary.add_row(name, Text(level, style=f"bold {_COLOURS[level]}"), report.message)
     tables = [summary]
-    for name, report in sorted(reports.items()):
+    for name, report in rows:
         table = Table(title=name, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
         table.add_column(style="dim")
         table.add_column(overflow="fold")
@@ -100,6 +101,14 @@ def as_table(reports: Mapping[str, Report]) -> Group:
             table.add_row(f"  {key}", value)
         tables.append(table)
     return Group(*tables)
+
+
+def _place(name: str) -> tuple[str, int, str]:
+    """Where a status stands: by node, and there from the whole to the parts."""
+    node, _, what = name.partition(": ")
+    order = ("node", "camera", "adaptation")
+    first_word = what.partition(" ")[0]
+    return node, order.index(first_word) if first_word in order else len(order), name
 
 
 def folded(values: Mapping[str, str]) -> dict[str, str]:

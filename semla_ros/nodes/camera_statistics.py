@@ -16,11 +16,12 @@ FAILED = "failed"  # the segmentation raised an error
 STOPPED = "stopped"  # the node was deactivated while it waited
 
 _SAMPLES = 512
+Sample = tuple[float, float]  # time in seconds, value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Milliseconds over the latest images."""
+    """Milliseconds over several images."""
 
     p50: float
     p95: float
@@ -40,8 +41,10 @@ class CameraSnapshot:
         image_rate_hz: Images per second within the window.
         mask_rate_hz: Masks per second within the window.
         silence_s: Time since the latest image; None before the first.
-        latency_ms: By stage.
-        age_ms: Time between stamp and publication; None before the first mask.
+        latency_ms: By stage, within the window; the latest one where that is older.
+        age_ms: Time between stamp and publication, likewise; None before the first mask.
+        has_stamps: Whether the latest answered image carried a stamp.
+        recent_restarts: How often its stamps jumped back within the window.
         last_error: Latest error; empty where there was none.
         error_age_s: Time since it; None where there was none.
     """
@@ -56,6 +59,8 @@ class CameraSnapshot:
     silence_s: float | None
     latency_ms: Mapping[str, Spread] = field(default_factory=dict)
     age_ms: Spread | None = None
+    has_stamps: bool = True
+    recent_restarts: int = 0
     last_error: str = ""
     error_age_s: float | None = None
 
@@ -70,20 +75,28 @@ class CameraStatistics:
         self._dropped: Counter[str] = Counter()
         self._last_error = ""
         self._latest_s: float | None = None  # arrival of the latest image
+        self._has_stamps = True
+        self._restarts: deque[float] = deque(maxlen=4096)
         self._forget()
 
     def _forget(self) -> None:
         self._arrivals: deque[float] = deque(maxlen=4096)
         self._answers: deque[float] = deque(maxlen=4096)
         self._drops: deque[tuple[float, str]] = deque(maxlen=4096)
-        self._latency: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
-        self._age: deque[float] = deque(maxlen=_SAMPLES)
+        self._latency: dict[str, deque[Sample]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
+        self._age: deque[Sample] = deque(maxlen=_SAMPLES)
         self._error_s: float | None = None
 
     def clear(self) -> None:
         """Forget rates, latencies and the latest error's time, as when the clock jumps back; the counters go on."""
         with self._lock:
             self._forget()
+
+    def restart(self, now_s: float) -> None:
+        """The camera's stamps have jumped back: count that, and forget what `clear` does."""
+        with self._lock:
+            self._forget()
+            self._restarts.append(now_s)
 
     def receive(self, now_s: float) -> None:
         """Count an image that arrived."""
@@ -100,14 +113,16 @@ class CameraStatistics:
             if error:
                 self._last_error, self._error_s = error, now_s
 
-    def answer(self, now_s: float, latency_ms: Mapping[str, float], age_ms: float) -> None:
-        """Count a published mask."""
+    def answer(self, now_s: float, latency_ms: Mapping[str, float], age_ms: float | None) -> None:
+        """Count a published mask; its age is None where the image carried no stamp."""
         with self._lock:
             self._answered += 1
             self._answers.append(now_s)
-            self._age.append(age_ms)
+            self._has_stamps = age_ms is not None
+            if age_ms is not None:
+                self._age.append((now_s, age_ms))
             for stage, milliseconds in latency_ms.items():
-                self._latency[stage].append(milliseconds)
+                self._latency[stage].append((now_s, milliseconds))
 
     def snapshot(self, now_s: float, window_s: float) -> CameraSnapshot:
         """Everything at once, with rates over the last `window_s` seconds."""
@@ -125,8 +140,10 @@ class CameraStatistics:
                 image_rate_hz=_rate_hz(self._arrivals, since),
                 mask_rate_hz=_rate_hz(self._answers, since),
                 silence_s=None if self._latest_s is None else now_s - self._latest_s,
-                latency_ms={stage: _spread(values) for stage, values in self._latency.items()},
-                age_ms=_spread(self._age) if self._age else None,
+                latency_ms={stage: _spread(samples, since) for stage, samples in self._latency.items()},
+                age_ms=_spread(self._age, since) if self._age else None,
+                has_stamps=self._has_stamps,
+                recent_restarts=sum(since <= time_s <= now_s for time_s in self._restarts),
                 last_error=self._last_error,
                 error_age_s=None if self._error_s is None else now_s - self._error_s,
             )
@@ -140,6 +157,7 @@ def _rate_hz(times_s: deque[float], since_s: float) -> float:
     return (len(recent) - 1) / (recent[-1] - recent[0])
 
 
-def _spread(values: deque[float]) -> Spread:
-    p50, p95, largest = np.percentile(list(values), (50, 95, 100))
+def _spread(samples: deque[Sample], since_s: float) -> Spread:
+    recent = [value for time_s, value in samples if time_s >= since_s] or [samples[-1][1]]
+    p50, p95, largest = np.percentile(recent, (50, 95, 100))
     return Spread(p50=float(p50), p95=float(p95), max=float(largest))

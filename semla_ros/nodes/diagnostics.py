@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from semla_ros.nodes.camera_statistics import BROKEN, FAILED, CameraSnapshot
+from semla_ros.nodes.camera_statistics import BROKEN, FAILED, OVERTAKEN, CameraSnapshot
 from semla_ros.nodes.parameters import DiagnosticsConfig
 from semla_ros.pipeline_status import PipelineStatus
+
+ANOTHER_CLOCK_S = 60.0  # no camera is so late: its stamps are of another time
+MANY_RESTARTS = 3  # a recording that loops does so less often within the window
 
 
 class Level(IntEnum):
@@ -117,7 +120,14 @@ def node_report(node_name: str, state: NodeState) -> Report:
 
 
 def camera_report(
-    node_name: str, camera: str, topic: str, snapshot: CameraSnapshot, config: DiagnosticsConfig, *, is_enabled: bool
+    node_name: str,
+    camera: str,
+    topic: str,
+    snapshot: CameraSnapshot,
+    config: DiagnosticsConfig,
+    *,
+    is_enabled: bool,
+    hint: str = "check that the camera runs, and its topic name",
 ) -> Report:
     """One camera of an active node: rates, age, latencies, and what became of its images.
 
@@ -128,13 +138,12 @@ def camera_report(
         snapshot: Its statistics.
         config: Thresholds.
         is_enabled: Whether the node answers images at all.
+        hint: What to do where no image comes.
     """
     worries = _Worries()
     if snapshot.silence_s is None or snapshot.silence_s > config.stale_after_s:
         since = "yet" if snapshot.silence_s is None else f"for {snapshot.silence_s:.1f} s"
-        worries.add(
-            Level.STALE, f"no image on {topic} {since}: check that the camera runs, its topic name and its reliability"
-        )
+        worries.add(Level.STALE, f"no image on {topic} {since}: {hint}")
     elif is_enabled:
         _judge_flow(worries, snapshot, config)
     values = {
@@ -174,21 +183,15 @@ def _judge_flow(worries: _Worries, snapshot: CameraSnapshot, config: Diagnostics
         )
     if failed:
         worries.add(Level.ERROR, f"{failed} of {received} images could not be segmented: {snapshot.last_error}")
-    dropped = sum(snapshot.recent_dropped.values()) / received
-    if dropped > config.max_drop_ratio:
+    overtaken = snapshot.recent_dropped.get(OVERTAKEN, 0) / received
+    if overtaken > config.max_drop_ratio:
         worries.add(
             Level.WARN,
-            f"{dropped:.0%} of the images were dropped: lower the camera's rate, use a faster device or fewer classes, "
-            "or raise diagnostics.max_drop_ratio if only the newest image counts",
+            f"{overtaken:.0%} of the images were overtaken by newer ones, {snapshot.image_rate_hz:.1f} Hz come and "
+            f"{snapshot.mask_rate_hz:.1f} Hz are answered: lower the camera's rate, use a faster device or fewer "
+            "classes, or raise diagnostics.max_drop_ratio if only the newest image counts",
         )
-    if snapshot.age_ms is not None and snapshot.age_ms.p50 > config.max_age_ms:
-        is_clock = snapshot.age_ms.p50 > 60_000
-        worries.add(
-            Level.WARN,
-            f"masks are {snapshot.age_ms.p50:.0f} ms old when published: "
-            + ("the stamps are of another clock; for a recording set use_sim_time" if is_clock
-               else "the camera delivers late or the model is too slow for it"),
-        )  # fmt: skip
+    _judge_stamps(worries, snapshot, config)
     total = snapshot.latency_ms.get("total")
     if total is not None and total.p95 > config.max_latency_ms:
         worries.add(
@@ -201,6 +204,39 @@ def _judge_flow(worries: _Worries, snapshot: CameraSnapshot, config: Diagnostics
             f"{snapshot.mask_rate_hz:.1f} masks per second are fewer than {config.min_rate_hz:g}: "
             f"images come at {snapshot.image_rate_hz:.1f} Hz",
         )
+
+
+def _judge_stamps(worries: _Worries, snapshot: CameraSnapshot, config: DiagnosticsConfig) -> None:
+    if not snapshot.has_stamps:
+        worries.add(
+            Level.WARN,
+            "the images carry no stamp, so adaptation goes by the time of their arrival: let the camera driver set it",
+        )
+    elif snapshot.age_ms is not None and abs(snapshot.age_ms.p50) > config.max_age_ms:
+        age_s = snapshot.age_ms.p50 / 1000
+        if age_s < 0:
+            sentence = f"stamps are {-age_s:.1f} s ahead of this clock: synchronise the clocks of camera and node"
+        elif age_s > ANOTHER_CLOCK_S:
+            sentence = f"stamps are {_duration(age_s)} behind this clock: for a recording set use_sim_time"
+        else:
+            sentence = (
+                f"masks are {age_s:.1f} s old when published: the camera delivers late or the model is too slow for it"
+            )
+        worries.add(Level.WARN, sentence)
+    if snapshot.recent_restarts >= MANY_RESTARTS:
+        worries.add(
+            Level.WARN,
+            f"stamps jumped back {snapshot.recent_restarts} times lately, and each time adaptation starts over: check "
+            "that one camera alone publishes on the topic, and its clock",
+        )
+
+
+def _duration(seconds: float) -> str:
+    """In a unit that can be read."""
+    for unit, length_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def adaptation_report(

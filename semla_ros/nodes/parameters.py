@@ -31,10 +31,10 @@ class DiagnosticsConfig:
 
     period_s: float = 1.0  # time between two reports, > 0
     stale_after_s: float = 2.0  # a camera without an image for so long is stale, > 0
-    max_age_ms: float = 1000.0  # warn where the median mask leaves the node later than this after its stamp, > 0
+    max_age_ms: float = 1000.0  # warn where the median mask leaves the node so long after, or before, its stamp, > 0
     max_latency_ms: float = 500.0  # warn where the 95th percentile of a frame's time in the node is above, > 0
     min_rate_hz: float = 0.0  # warn where a camera's masks come slower, >= 0; 0 = never
-    max_drop_ratio: float = 0.9  # warn where a larger part of a camera's images is dropped, 0..1
+    max_drop_ratio: float = 0.9  # warn where a larger part of a camera's images is overtaken by newer ones, 0..1
     max_broken_ratio: float = 0.5  # error where a larger part of a camera's images is broken (else warn), 0..1
     hold_s: float = 10.0  # how long a failure stays visible, and the window of the ratios above, > 0
     hardware_id: str = ""  # written into each status; empty = the host's name
@@ -132,10 +132,10 @@ _DESCRIPTIONS = {
     "release_on_deactivate": "Give back the model's memory, a GPU's too, on deactivate; activate then loads it again",
     "diagnostics.period_s": "Time between two reports on /diagnostics, s",
     "diagnostics.stale_after_s": "STALE where a camera sent no image for so long, s",
-    "diagnostics.max_age_ms": "WARN where the median age of a mask when it is published is above, ms",
+    "diagnostics.max_age_ms": "WARN where the median mask is published so long after its stamp, or before it, ms",
     "diagnostics.max_latency_ms": "WARN where the 95th percentile of a frame's time in the node is above, ms",
     "diagnostics.min_rate_hz": "WARN where masks of a camera come slower, Hz, 0 = never",
-    "diagnostics.max_drop_ratio": "WARN where a larger part of a camera's images is dropped, 0..1",
+    "diagnostics.max_drop_ratio": "WARN where a larger part of a camera's images is overtaken by newer ones, 0..1",
     "diagnostics.max_broken_ratio": "ERROR where a larger part of a camera's images is broken, WARN below, 0..1",
     "diagnostics.hold_s": "How long a failure stays visible, and the window of the ratios, s",
     "diagnostics.hardware_id": "Written into each status; empty = the host's name",

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from semla_ros.nodes.model_bank import Load, ModelBank, load_pipeline
 from semla_ros.nodes.outputs import SENSOR_QOS, CameraOutputs, ModelOutputs, overridable
 from semla_ros.nodes.parameters import QOS_PREFIX, SPECS, Settings, unknown_parameters
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
+from semla_ros.nodes.silence import why_silent
 
 JUMP_BACK_NS = 500_000_000  # cameras may deliver a little out of order; farther back, a recording has started over
 SUCCESS, FAILURE, ERROR = (
@@ -460,6 +461,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         taken_s = time.perf_counter()
         header = arrival.message.header
         frame = messages.make_frame(header, self._decoder(arrival.message), camera)
+        has_stamp = bool(frame.stamp_ns)
+        if not has_stamp:  # adaptation goes by stamps; the mask's header stays what it is
+            frame = replace(frame, stamp_ns=int(self._now_s() * 1e9))
         decoded_s = time.perf_counter()
         self._notice_restart(bank, camera, frame.stamp_ns)
         outputs = self._outputs[camera]
@@ -477,17 +481,19 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             "publish": done_s - segmented_s,
             "total": done_s - arrival.came_s,
         }
-        self._statistics[camera].answer(
-            now_s, {stage: 1000 * value for stage, value in latency_ms.items()}, 1000 * now_s - frame.stamp_ns / 1e6
-        )
+        age_ms = 1000 * now_s - frame.stamp_ns / 1e6 if has_stamp else None
+        self._statistics[camera].answer(now_s, {stage: 1000 * value for stage, value in latency_ms.items()}, age_ms)
 
     def _notice_restart(self, bank: ModelBank, camera: str, stamp_ns: int) -> None:
         """Start over where a camera's stamps jump back, as they do when a recording loops."""
         newest = self._newest_stamp_ns.get(camera, stamp_ns)
         if stamp_ns < newest - JUMP_BACK_NS:
-            self.get_logger().info(f"stamps jumped back by {(newest - stamp_ns) / 1e9:.1f} s: statistics start anew")
+            self.get_logger().info(
+                f"stamps jumped back by {(newest - stamp_ns) / 1e9:.1f} s: statistics start anew",
+                throttle_duration_sec=5.0,
+            )
             bank.reset_gate(camera)
-            self._statistics[camera].clear()
+            self._statistics[camera].restart(self._now_s())
             newest = stamp_ns
         self._newest_stamp_ns[camera] = max(newest, stamp_ns)
 
@@ -585,12 +591,13 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         reports = [node_report(name, self._node_state(bank, config.hold_s))]
         if self._is_active:
             for camera, statistics in self._statistics.items():
+                topic = self._image_topic(camera)
+                snapshot = statistics.snapshot(now_s, config.hold_s)
+                is_silent = snapshot.silence_s is None or snapshot.silence_s > config.stale_after_s
+                hint = {"hint": why_silent(self, topic, self._settings.node.image_transport)} if is_silent else {}
                 reports.append(
-                    camera_report(
-                        name, camera, self._image_topic(camera), statistics.snapshot(now_s, config.hold_s), config,
-                        is_enabled=self._is_enabled,
-                    )
-                )  # fmt: skip
+                    camera_report(name, camera, topic, snapshot, config, is_enabled=self._is_enabled, **hint)
+                )
         if bank is not None:
             for scope, pipeline in list(bank.pipelines.items()):
                 age_s = bank.failure_age_s(scope)
@@ -609,8 +616,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             progress=self._progress,
             is_enabled=self._is_enabled,
             model=config.model,
-            library=config.library or "(shipped with the model)",
-            device=config.inference.device,
+            library=str(getattr(getattr(pipeline, "library", None), "folder", config.library)),
+            device=_device_of(pipeline) or config.inference.device,
             class_count=len(pipeline.class_names) if pipeline else 0,
             vocabulary_version=pipeline.generation.vocabulary_version if pipeline else 0,
             memory_mb=_resident_mb(),
@@ -622,6 +629,12 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _image_topic(self, camera: str) -> str:
         suffix = "image" if self._settings.node.image_transport == "raw" else "image/compressed"
         return self.resolve_topic_name(f"{camera}/{suffix}" if camera else suffix)
+
+
+def _device_of(pipeline: Any) -> str:
+    """Where the model is; empty where there is none."""
+    model = getattr(pipeline, "model", None)
+    return "" if model is None else str(next(model.parameters()).device)
 
 
 def _exception_record(error: BaseException) -> Any:

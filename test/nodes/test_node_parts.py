@@ -99,9 +99,13 @@ def snapshot_of(**changes: object) -> CameraSnapshot:
         ({"recent_dropped": {drops.BROKEN: 3}, "last_error": "step 5"}, Level.WARN, ["3 of 100", "step 5"]),
         ({"recent_dropped": {drops.BROKEN: 80}}, Level.ERROR, ["80 of 100"]),
         ({"recent_dropped": {drops.FAILED: 1}, "last_error": "oom"}, Level.ERROR, ["oom"]),
-        ({"recent_dropped": {drops.OVERTAKEN: 95}}, Level.WARN, ["95%", "lower the camera's rate"]),
-        ({"age_ms": Spread(p50=2000, p95=2500, max=3000)}, Level.WARN, ["2000 ms old", "late"]),
-        ({"age_ms": Spread(p50=1e9, p95=1e9, max=1e9)}, Level.WARN, ["another clock", "use_sim_time"]),
+        ({"recent_dropped": {drops.OVERTAKEN: 95}}, Level.WARN, ["95%", "10.0 Hz come", "lower the camera's rate"]),
+        ({"age_ms": Spread(p50=2000, p95=2500, max=3000)}, Level.WARN, ["2.0 s old", "late"]),
+        ({"age_ms": Spread(p50=1e9, p95=1e9, max=1e9)}, Level.WARN, ["12 days behind", "use_sim_time"]),
+        ({"age_ms": Spread(p50=-3e6, p95=-3e6, max=-3e6)}, Level.WARN, ["3000.0 s ahead", "synchronise"]),
+        ({"has_stamps": False}, Level.WARN, ["no stamp", "camera driver"]),
+        ({"recent_restarts": 3}, Level.WARN, ["jumped back 3 times", "one camera alone"]),
+        ({"recent_restarts": 1}, Level.OK, ["10.0 masks per second"]),
         ({"latency_ms": {"total": Spread(p50=1, p95=900, max=901)}}, Level.WARN, ["900 ms", "smaller images"]),
         ({"mask_rate_hz": 4.0}, Level.WARN, ["4.0 masks per second", "fewer than 5"]),
     ],
@@ -119,6 +123,34 @@ def test_the_worst_worry_decides_and_all_are_told() -> None:
     report = camera_report("perception", "front", "/f", snapshot, DiagnosticsConfig(), is_enabled=True)
     assert (report.name, report.level) == ("perception: camera front", Level.ERROR)
     assert report.message.count(";") == 1
+
+
+def test_broken_images_do_not_ask_for_a_faster_device() -> None:
+    snapshot = snapshot_of(recent_dropped={drops.BROKEN: 100}, last_error="x")
+    report = camera_report("perception", "", "/f", snapshot, DiagnosticsConfig(), is_enabled=True)
+    assert report.level == Level.ERROR
+    assert "faster" not in report.message
+
+
+def test_latencies_and_ages_are_those_of_the_window_and_the_last_ones_where_it_is_empty() -> None:
+    statistics = CameraStatistics()
+    for second in range(20):
+        statistics.answer(100.0 + second, {"total": 1000.0 if second < 10 else 5.0}, age_ms=9e9 if second < 10 else 7.0)
+    snapshot = statistics.snapshot(120.0, window_s=10.0)
+    assert (snapshot.latency_ms["total"].max, snapshot.age_ms.max) == (5.0, 7.0)
+    assert statistics.snapshot(500.0, window_s=10.0).latency_ms["total"].p50 == 5.0
+
+
+def test_images_without_stamps_and_stamps_that_jump_back_are_noticed() -> None:
+    statistics = CameraStatistics()
+    statistics.answer(100.0, {}, age_ms=None)
+    assert not statistics.snapshot(100.0, window_s=10.0).has_stamps
+    for second in (101.0, 102.0, 103.0):
+        statistics.restart(second)
+        statistics.answer(second, {}, age_ms=1.0)
+    snapshot = statistics.snapshot(104.0, window_s=10.0)
+    assert (snapshot.has_stamps, snapshot.recent_restarts) == (True, 3)
+    assert statistics.snapshot(200.0, window_s=10.0).recent_restarts == 0
 
 
 def test_a_node_that_failed_to_start_is_an_error_with_the_reason() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from conftest import start_costless
+from diagnostic_msgs.msg import DiagnosticStatus
 from graph import RELIABLE, Graph, PerceptionClient, wait_for
 from rclpy.qos import ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -15,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
 from semla_ros.nodes.messages import compressed_message, to_stamp
+from semla_ros.nodes.outputs import SENSOR_QOS
 
 
 def repeat_until(action: Callable[[], Any], condition: Callable[[], Any], what: str) -> Any:
@@ -153,3 +156,46 @@ def test_ages_go_by_the_simulated_clock_and_start_anew_when_a_recording_loops(gr
     assert "jumped back by" in process.output
     assert process.stop() == 0, process.output
     assert "Traceback" not in process.output, process.output
+
+
+def test_a_camera_that_cannot_be_heard_is_told_apart(graph: Graph) -> None:
+    client = PerceptionClient(graph, "silent")
+    graph.destroy(client._image)  # nobody is there
+    process = start_costless(
+        graph, "silent", **{"qos_overrides./silent/image.subscription.reliability": "reliable"}
+    )  # fmt: skip
+    client.wait_for_message("camera", "nobody publishes there")
+
+    compressed = graph.node.create_publisher(CompressedImage, "/silent/image/compressed", 1)
+    client.wait_for_message("camera", "images are published on /silent/image/compressed: set image_transport to")
+    graph.destroy(compressed)
+
+    wrong = graph.node.create_publisher(CameraInfo, "/silent/image", 1)
+    client.wait_for_message("camera", "what is published there is sensor_msgs/msg/CameraInfo")
+    graph.destroy(wrong)
+
+    best_effort = graph.node.create_publisher(Image, "/silent/image", SENSOR_QOS)
+    client.wait_for_message("camera", "QoS does not fit")
+    graph.destroy(best_effort)
+
+    graph.node.create_publisher(Image, "/silent/image", RELIABLE)
+    client.wait_for_message("camera", "a camera is connected, but sends nothing")
+    assert process.stop() == 0, process.output
+
+
+def test_images_without_stamps_are_answered_and_the_scene_is_followed(graph: Graph) -> None:
+    client = PerceptionClient(graph, "unstamped")
+    process = start_costless(graph, "unstamped")
+    client.wait_for_state("active")
+    masks = graph.collect(Image, f"{client.prefix}/mask")
+
+    def send() -> None:
+        image = client.image(scene=5)
+        image.header.stamp = Time()
+        client.send(image)
+
+    repeat_until(send, lambda: masks, "a mask")
+    assert masks[-1].header.stamp == Time()
+    assert client.wait_for_message("camera", "carry no stamp").level == DiagnosticStatus.WARN
+    repeat_until(send, lambda: client.values("adaptation").get("Mix", "").startswith("night"), "a mix")
+    assert process.stop() == 0, process.output
