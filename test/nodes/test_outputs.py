@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builtin_interfaces.msg import Time
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from semla_ros.nodes import messages
 from semla_ros.nodes.outputs import CameraOutputs
 from semla_ros.results import AdapterMix, Frame, Generation, Segmentation
+
+HEADER = Header(stamp=Time(sec=3, nanosec=7), frame_id="cam")
 
 
 class Publisher:
@@ -50,7 +53,7 @@ def publish(outputs: CameraOutputs) -> None:
     result = Segmentation(
         mask=mask, confidence=confidence, generation=generation, stamp_ns=1, camera="", frame_id="cam", latency_ms={}
     )
-    outputs.publish(Header(frame_id="cam"), frame, result, CameraInfo(width=6, height=4), 0.5)
+    outputs.publish(HEADER, frame, result, CameraInfo(width=6, height=4), 0.5)
 
 
 def test_what_nobody_listens_to_is_not_made(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
