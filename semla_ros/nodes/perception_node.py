@@ -233,6 +233,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self.get_logger().error(self._problem)
             return FAILURE
         except Exception as error:
+            if not self.context.ok():  # the process was told to end meanwhile; whatever this is, it comes of that
+                return FAILURE
             self._problem = f"{name} failed unexpectedly: {type(error).__name__}: {error}"
             self.get_logger().error(self._problem)
             self._log_handler.handle(_exception_record(error))

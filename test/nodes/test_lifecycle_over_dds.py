@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -131,6 +132,15 @@ def test_a_signal_under_load_ends_the_process_cleanly(graph: Graph, number: sign
     assert process.stop(number) == 0, process.output
     assert "Traceback" not in process.output
     assert not set(Path("/dev/shm").glob("fastrtps_*")) - shared_before
+
+
+def test_a_signal_while_the_model_loads_ends_the_process_cleanly(graph: Graph, tmp_path: Path) -> None:
+    client = PerceptionClient(graph, "ended_while_loading")
+    process = start_costless(graph, "ended_while_loading", model=tmp_path / "model.ready")
+    client.wait_for_message("node", "loading model")
+    threading.Timer(0.5, (tmp_path / "model.ready").touch).start()
+    assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output, process.output
 
 
 def test_cameras_share_a_model_and_are_answered_on_topics_of_their_own(graph: Graph) -> None:
