@@ -43,7 +43,7 @@ from semla_ros.nodes.camera_statistics import CameraStatistics
 from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use
 from semla_ros.nodes.diagnostics import NodeState, Report, adaptation_report, camera_report, node_report
 from semla_ros.nodes.library_watch import LibraryWatch
-from semla_ros.nodes.malloc_tuning import keep_large_blocks
+from semla_ros.nodes.malloc_tuning import give_back_free_blocks, keep_large_blocks
 from semla_ros.nodes.model_bank import Load, ModelBank, load_pipeline
 from semla_ros.nodes.outputs import SENSOR_QOS, CameraOutputs, ModelOutputs, overridable
 from semla_ros.nodes.parameters import QOS_PREFIX, SPECS, Settings, unknown_parameters
@@ -391,7 +391,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         del bank
         for outputs in self._model_outputs.values():
             outputs.forget()
-        _empty_gpu_cache()
+        _give_back_memory()
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and release, from any state."""
@@ -669,12 +669,13 @@ def _loaded_torch() -> Any:
     return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
 
 
-def _empty_gpu_cache() -> None:
-    """Give back what a released model held: torch keeps a GPU's memory until it is told."""
+def _give_back_memory() -> None:
+    """Return what a released model held: torch keeps a GPU's memory, and malloc the system's, until they are told."""
     gc.collect()
     torch = _loaded_torch()
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    give_back_free_blocks()
 
 
 def spin(node: PerceptionNode) -> None:

@@ -19,7 +19,7 @@ from semla_ros.errors import ConfigError, LibraryError, VocabularyError
 from semla_ros.pipeline_status import PipelineStatus, Tally
 from semla_ros.results import AdaptationStep, AdapterMix, Frame, Generation, Segmentation
 
-HEAVY_BYTES = 300 << 20
+HEAVY_MIB = 300
 
 
 class CostlessPipeline:
@@ -33,8 +33,8 @@ class CostlessPipeline:
         if config.model.endswith(".ready"):  # loads until the test makes this file
             while not os.path.exists(config.model):
                 time.sleep(0.02)
-        # A block that the kernel takes back when it is freed, whatever the malloc thresholds.
-        self.weights = np.ones(HEAVY_BYTES if config.model == "heavy" else 1, np.uint8)
+        # Blocks that malloc keeps when they are freed, until it is told to give them back.
+        self.weights = [np.ones(1 << 20, np.uint8) for _ in range(HEAVY_MIB if config.model == "heavy" else 0)]
         CostlessPipeline.loads += 1
         if config.model == "damaged" or (config.model == "moody" and CostlessPipeline.loads % 2):
             raise RuntimeError("an error that nobody expected")

@@ -18,6 +18,7 @@ from std_msgs.msg import Header
 from semla_ros.image_codec import decode, decode_compressed
 from semla_ros.label_colours import colour_of, labels_json, overlay, palette_of
 from semla_ros.nodes import camera_statistics as drops
+from semla_ros.nodes import perception_node
 from semla_ros.nodes.camera_slots import CameraSlots
 from semla_ros.nodes.camera_statistics import CameraSnapshot, CameraStatistics, Spread
 from semla_ros.nodes.diagnostics import Level, NodeState, camera_report, node_report
@@ -244,6 +245,16 @@ def test_vision_msgs_get_the_same_classes_where_they_are_installed(monkeypatch: 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_malloc_takes_the_thresholds() -> None:
     assert keep_large_blocks()
+
+
+def test_a_gpu_is_told_to_give_back_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: told.append("empty"))
+    perception_node._give_back_memory()
+    assert told == []  # nothing has used a GPU, and asking would start CUDA
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    perception_node._give_back_memory()
+    assert told == ["empty"]
 
 
 def test_the_core_logs_through_the_node_with_its_traceback() -> None:
