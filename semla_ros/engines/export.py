@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -96,7 +97,11 @@ def export_onnx(component: FixedComponent, path: Path, precision: str = "fp32") 
 
 def _dynamic(module: nn.Module, count: int, batch: object) -> tuple[object, ...]:
     axes: tuple[object, ...] = ({0: batch}, *({} for _ in range(count - 1)))
-    return (axes,) if isinstance(module, HalfPrecision) else axes  # one entry for a parameter that takes them all
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return axes
+    alone = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*axes[:alone], axes[alone:])  # one entry for a parameter that takes all the others
 
 
 @contextmanager
