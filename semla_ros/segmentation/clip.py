@@ -7,7 +7,7 @@ be attached to each), and the visual tower also gives dense features, one vector
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,6 +76,15 @@ class DenseFeatures:
     guidance: tuple[Tensor, ...]
     grid: tuple[int, int]
     details: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of_views(cls, views: Sequence[DenseFeatures]) -> DenseFeatures:
+        """One batch of views that were computed apart."""
+        guidance, details = (
+            tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+            for parts in ([view.guidance for view in views], [view.details for view in views])
+        )
+        return cls(torch.cat([view.tokens for view in views]), guidance, views[0].grid, details)
 
     def feature_map(self) -> Tensor:
         """Patch tokens as a map, shape (B, embed_dim, h, w)."""

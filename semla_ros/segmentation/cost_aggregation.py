@@ -10,6 +10,7 @@ computed once; the function is the same, only rounding differs:
 - Queries and keys read [feature ; guidance]. A linear map of a concatenation is a sum of two, and the guidance half
   is the same for all classes (appearance) or all pixels (text).
 - The first convolution of each decoder step reads [upsampled ; guidance] and splits likewise.
+- On a CPU without gradients, `cached_inference` takes a few class maps or pixels at a time through all their steps.
 
 Nothing derived from a weight outlives a call, so weights may be overwritten between two calls.
 """
@@ -25,8 +26,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from semla_ros.errors import ConfigError
-
-DECODER_MAPS_PER_CHUNK = 4  # class maps decoded at once on a CPU without gradients: keeps the work in its caches
+from semla_ros.segmentation import cached_inference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,8 @@ class SpatialPart(nn.Module):
 
     def forward(self, x: Tensor, appearance: Tensor, *, exact_rewrites: bool) -> Tensor:
         """Transform (B, T, H, W, C) under guidance (B, 1, H, W, G)."""
+        if exact_rewrites and cached_inference.is_possible(self, x):
+            return cached_inference.mix_space(self, x, appearance)
         guidance = self.guidance_norm(appearance)
         x = self.block_1(x, guidance, exact_rewrites=exact_rewrites)
         mixed: Tensor = self.block_2(x, guidance, exact_rewrites=exact_rewrites)
@@ -290,19 +292,20 @@ class LinearAttention(nn.Module):
                 classes; None for none.
             exact_rewrites: See the module's docstring.
         """
-        q, k, v = self._project(x, guidance, exact_rewrites=exact_rewrites)
+        q, k, v = self.project(x, guidance, exact_rewrites=exact_rewrites)
         sums = torch.einsum("btphi,btphj->bphij", k, v)  # (B, P, heads, d, d)
         norms = k.sum(dim=1)  # (B, P, heads, d)
         if padding is not None:
             token, token_guidance, count = padding
-            _, pad_k, pad_v = self._project(token, token_guidance, exact_rewrites=False)
+            _, pad_k, pad_v = self.project(token, token_guidance, exact_rewrites=False)
             sums = sums + count * pad_k[:, 0, :, :, :, None] * pad_v[:, 0, :, :, None, :]
             norms = norms + count * pad_k[:, 0]
         mixed = torch.einsum("btphi,bphij->btphj", q, sums)
         scale = torch.einsum("btphi,bphi->btph", q, norms) + self.eps
         return (mixed / scale[..., None]).flatten(3)
 
-    def _project(self, x: Tensor, guidance: Tensor, *, exact_rewrites: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, guidance: Tensor, *, exact_rewrites: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both positive) and values, each (B, T, P, heads, d); see `forward`."""
         q = F.elu(split_linear(self.q, x, guidance, exact_rewrites=exact_rewrites)) + 1.0
         k = F.elu(split_linear(self.k, x, guidance, exact_rewrites=exact_rewrites)) + 1.0
         q, k, v = (item.view(*item.shape[:3], self.heads, -1) for item in (q, k, self.v(x)))
@@ -328,6 +331,8 @@ class ClassPart(nn.Module):
         """Transform (B, T, H, W, C) under guidance (B or 1, T, G)."""
         b, t, h, w, c = x.shape
         grid = (h // self.pooling[0], w // self.pooling[1])
+        if exact_rewrites and grid == (h, w) and cached_inference.is_possible(self, x):
+            return cached_inference.mix_classes(self, x, text_guidance)
         y = x
         if grid != (h, w):
             pooled = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), self.pooling)
@@ -506,14 +511,7 @@ class CostAggregator(nn.Module):
         layout = torch.channels_last if self.exact_rewrites else torch.contiguous_format
         maps = x.flatten(0, 1).permute(0, 3, 1, 2).contiguous(memory_format=layout)  # (B*T, C, H, W)
         guides = self._guides(guidance, details, layout)
-        if not self.exact_rewrites or torch.is_grad_enabled() or x.device.type != "cpu":
-            return self._decode_maps(maps, *guides).view(b, t, *guides[-1].shape[2:])
-        parts = [
-            self._decode_maps(chunk, *(guide[image : image + 1] for guide in guides))
-            for image in range(b)
-            for chunk in torch.split(maps[image * t : image * t + t], DECODER_MAPS_PER_CHUNK)
-        ]
-        return torch.cat(parts).view(b, t, *guides[-1].shape[2:])
+        return self._decode_maps(maps, *guides).view(b, t, *guides[-1].shape[2:])
 
     def _guides(
         self, guidance: tuple[Tensor, Tensor], details: tuple[Tensor, ...], layout: torch.memory_format
@@ -527,6 +525,8 @@ class CostAggregator(nn.Module):
 
     def _decode_maps(self, maps: Tensor, *guides: Tensor) -> Tensor:
         """Decode class maps (B*T, C, H, W) under guides (B, ., 2H, 2W), (B, ., 4H, 4W), ... to (B*T, 1, sH, sW)."""
+        if self.exact_rewrites and cached_inference.is_possible(self, maps):
+            return cached_inference.decode(self.decoder_steps, self.head, maps, guides)
         for step, guide in zip(self.decoder_steps, guides, strict=True):
             maps = step(maps, guide, exact_rewrites=self.exact_rewrites)
         logits: Tensor = self.head(maps)

@@ -87,14 +87,20 @@ def _sliding(predict: Predict, config: CatSegConfig, image: Tensor) -> Tensor:
     views = [canvas[..., top : top + height, left : left + width] for top, left in corners]
     views.append(resize(whole, windows.kernel))
     batch = resize(normalise(torch.cat(views), config), config.working_resolution)
-    logits = resize(predict(batch).float(), windows.kernel)
-    maps = probabilities(logits, config)  # (windows + 1, T, height, width)
-    total = maps.new_zeros(maps.shape[1], *windows.canvas)
-    count = maps.new_zeros(windows.canvas)
-    for view, (top, left) in zip(maps[:-1], corners, strict=True):
-        total[:, top : top + height, left : left + width] += view
+    logits = predict(batch).float()
+    total = logits.new_zeros(logits.shape[1], *windows.canvas)
+    count = logits.new_zeros(windows.canvas)
+    for view, (top, left) in zip(logits[:-1], corners, strict=True):
+        # One view at a time: all of them together would be 56 MB at B size with 19 classes.
+        total[:, top : top + height, left : left + width] += _view_maps(view, config)
         count[top : top + height, left : left + width] += 1
-    return (total / count + resize(maps[-1:], windows.canvas)[0]) / 2
+    overview = resize(_view_maps(logits[-1], config)[None], windows.canvas)[0]
+    return total.div_(count).add_(overview).div_(2)
+
+
+def _view_maps(logits: Tensor, config: CatSegConfig) -> Tensor:
+    """Probability maps of one view at the windows' size."""
+    return probabilities(resize(logits[None], config.sliding_windows.kernel), config)[0]
 
 
 def _plain(predict: Predict, config: CatSegConfig, image: Tensor) -> Tensor:

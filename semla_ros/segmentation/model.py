@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, einsum, nn
 
 from semla_ros.errors import ConfigError
+from semla_ros.segmentation import cached_inference
 from semla_ros.segmentation.clip import Clip, ClipConfig, DenseFeatures, SelfAttention
 from semla_ros.segmentation.cost_aggregation import AggregatorConfig, CostAggregator
 
@@ -219,7 +220,10 @@ class CatSeg(nn.Module):
         layers = self.config.guidance_layers
         if self.duplicated_hooks:
             layers = (layers[0], layers[0])
-        return self.clip.visual.dense(images, layers)
+        visual = self.clip.visual
+        if len(images) > 1 and self.exact_rewrites and cached_inference.is_possible(visual, images):
+            return DenseFeatures.of_views([visual.dense(image[None], layers) for image in images])
+        return visual.dense(images, layers)
 
     def cost_volume(self, features: Tensor, text: Tensor) -> Tensor:
         """Cosine similarity of dense features (B, C, h, w) with class embeddings (T, C), shape (B, T, h, w)."""
