@@ -12,6 +12,7 @@ from scipy.io import savemat
 from semla_ros.errors import DatasetError
 from semla_ros.evaluation.datasets import SEMLA20, SizeRule, check_domains, class_names, open_domain, stretch_to
 from semla_ros.evaluation.datasets.labels import _tables, decode_labels
+from semla_ros.evaluation.datasets.layouts import Layout, SamplePaths
 
 HEIGHT, WIDTH = 20, 32
 
@@ -51,6 +52,16 @@ def muses(root: Path) -> None:
     write(root / "muses/gt_semantic/val/rain/night/REC0006_frame_035538_gt_labelTrainIds.png", halves(18, 255))
 
 
+def muses_ids(root: Path) -> None:
+    write_image(root / "muses/frame_camera/val/fog/day/REC0006_frame_035538_frame_camera.png")
+    write(root / "muses/gt_semantic/val/fog/day/REC0006_frame_035538_gt_labelIds.png", halves(33, 18))
+
+
+def cityscapes_train_ids(root: Path) -> None:
+    cityscapes(root)  # its label ids stay beside them, as cityscapesScripts leaves them
+    write(root / "cityscapes/gtFine/val/lindau/lindau_000000_000019_gtFine_labelTrainIds.png", halves(13, 255))
+
+
 def cityscapes(root: Path) -> None:
     write_image(root / "cityscapes/leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png")
     write(root / "cityscapes/gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png", halves(26, 0))
@@ -67,6 +78,11 @@ def vistas_palette(root: Path) -> None:
     write(root / "mapillary_vistas/val/labels/_1Gn_.png", halves(55, 65), palette)
 
 
+def vistas_archive_1_2(root: Path) -> None:
+    write_image(root / "mapillary_vistas/validation/images/_1Gn_.jpg")
+    write(root / "mapillary_vistas/validation/labels/_1Gn_.png", halves(55, 65))
+
+
 def vistas_archive_16_bit(root: Path) -> None:
     write_image(root / "mapillary_vistas/validation/images/_1Gn_.jpg")
     write(root / "mapillary_vistas/validation/v1.2/labels/_1Gn_.png", halves(55 * 256 + 3, 65 * 256, np.uint16))
@@ -81,6 +97,16 @@ def vistas_rgb(root: Path) -> None:
 def ade(root: Path) -> None:
     write_image(root / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg")
     write(root / "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png", halves(150, 0))
+
+
+def ade_indices(root: Path) -> None:
+    write_image(root / "ADEChallengeData2016/images/validation/ADE_val_00000001.jpg")
+    write(root / "ADEChallengeData2016/annotations_detectron2/validation/ADE_val_00000001.png", halves(149, 255))
+
+
+def idd_second_part(root: Path) -> None:
+    write_image(root / "IDD_Segmentation/leftImg8bit/val/402/frame0029_leftImg8bit.jpg")
+    write(root / "IDD_Segmentation/gtFine/val/402/frame0029_gtFine_labellevel3Ids.png", halves(8, 255))
 
 
 def idd(root: Path) -> None:
@@ -102,9 +128,15 @@ def pascal_mat(root: Path) -> None:
 
 
 def nyu(root: Path) -> None:
-    write_image(root / "nyudv2/test/rgb/0.png")
-    write(root / "nyudv2/test/label/0.png", halves(39, 255))
-    (root / "nyudv2/test.txt").write_text("test/rgb/0.png,test/label/0.png,test/depth/0.png\n")
+    write_image(root / "nyudv2/rgb/000001.png")
+    write(root / "nyudv2/masks/000001.png", halves(39, 255))
+    (root / "nyudv2/test.txt").write_text("rgb/000001.png,masks/000001.png,depth/000001.png\n")
+
+
+def nyu_esanet(root: Path) -> None:
+    write_image(root / "nyudv2/test/rgb/0001.png")
+    write(root / "nyudv2/test/labels_40/0001.png", halves(40, 0))
+    (root / "nyudv2/test.txt").write_text("0001\n")  # the export's own list, of bare names
 
 
 def nyu_numbers(root: Path) -> None:
@@ -123,8 +155,19 @@ def coconut(root: Path) -> None:
     (root / "coco/annotations/panoptic_val2017.json").write_text(json.dumps(annotation))
 
 
+def coconut_objects365(root: Path) -> None:
+    coconut(root)
+    (root / "coco/val2017/000000000139.jpg").rename(root / "coco/val2017/objects365_v1_00091105.jpg")
+    (root / "coco/panoptic_val2017/000000000139.png").rename(root / "coco/panoptic_val2017/objects365_v1_00091105.png")
+    index = root / "coco/annotations/panoptic_val2017.json"
+    content = json.loads(index.read_text())
+    content["annotations"][0] |= {"file_name": "691105.png", "object365_file_name": "objects365_v1_00091105"}
+    index.write_text(json.dumps(content))
+
+
 def coconut_indices(root: Path) -> None:
     write_image(root / "coco/val2017/000000000139.jpg")
+    write_image(root / "coco/val2017/000000000285.jpg")  # one of COCO's own that has no COCONut labels
     write(root / "coco/panoptic_semseg_val2017/000000000139.png", halves(132, 255))
 
 
@@ -133,18 +176,25 @@ TREES: list[tuple[Callable[[Path], None], str, str]] = [
     (acdc, "acdc-fog", "road"),
     (acdc_ids, "acdc-fog", "road"),
     (muses, "muses-rain-night", "bicycle"),
+    (muses_ids, "muses-fog-day", "bicycle"),
     (cityscapes, "cs-normal", "car"),
+    (cityscapes_train_ids, "cs-normal", "car"),
     (bdd, "bdd", "car"),
     (vistas_palette, "mv", "Car"),
+    (vistas_archive_1_2, "mv", "Car"),
     (vistas_archive_16_bit, "mv", "Car"),
     (vistas_rgb, "mv", "Car"),
     (ade, "a150", "flag"),
+    (ade_indices, "a150", "flag"),
     (idd, "idd", "auto rickshaw"),
+    (idd_second_part, "idd", "auto rickshaw"),
     (pascal, "pc59", "aeroplane"),
     (pascal_mat, "pc59", "aeroplane"),
     (nyu, "nyu", "prop"),
+    (nyu_esanet, "nyu", "prop"),
     (nyu_numbers, "nyu", "prop"),
     (coconut, "coconutL", "rug"),
+    (coconut_objects365, "coconutL", "rug"),
     (coconut_indices, "coconutL", "rug"),
 ]
 
@@ -164,6 +214,25 @@ def test_each_layout_is_read_with_its_own_label_map(
     assert sample.image.shape[2] == 3
 
 
+def test_every_layout_of_every_data_set_is_among_the_trees(tmp_path: Path) -> None:
+    covered = set()
+    for make, name, _ in TREES:
+        root = tmp_path / make.__name__
+        make(root)
+        paths = open_domain(name, root).paths
+        layouts = SEMLA20[name].layouts
+        covered |= {(name.split("-")[0], place) for place, item in enumerate(layouts) if _finds(item, root) == paths}
+    wanted = {(name.split("-")[0], place) for name in SEMLA20 for place in range(len(SEMLA20[name].layouts))}
+    assert covered == wanted
+
+
+def _finds(layout: Layout, root: Path) -> list[SamplePaths]:
+    try:
+        return layout.find(root, "val")
+    except DatasetError:
+        return []
+
+
 def test_the_benchmark_has_the_twenty_published_domains_over_ten_data_sets() -> None:
     assert len(SEMLA20) == 20
     assert {name.split("-")[0] for name in SEMLA20} == {
@@ -173,14 +242,63 @@ def test_the_benchmark_has_the_twenty_published_domains_over_ten_data_sets() -> 
     assert counts == {"bdd": 19, "mv": 65, "a150": 150, "idd": 26, "pc59": 59, "nyu": 40, "coconutL": 133}
 
 
+# Domain -> what its message must name, below the root: images and labels of every layout.
+WANTED = {
+    **{
+        f"acdc-{weather}": (f"acdc/rgb_anon/{weather}/val/", f"acdc/gt/{weather}/val/", "labelTrainIds", "labelIds")
+        for weather in ("rain", "fog", "snow", "night")
+    },
+    **{
+        f"muses-{weather}-{time}": (
+            f"muses/frame_camera/val/{weather}/{time}/",
+            f"muses/gt_semantic/val/{weather}/{time}/",
+            "labelTrainIds",
+            "labelIds",
+        )
+        for weather in ("clear", "rain", "fog", "snow")
+        for time in ("day", "night")
+    },
+    "cs-normal": ("cityscapes/leftImg8bit/val/", "cityscapes/gtFine/val/", "labelTrainIds", "labelIds"),
+    "bdd": ("bdd100k/images/10k/val/", "bdd100k/labels/sem_seg/masks/val/"),
+    "mv": (
+        "mapillary_vistas/val/images/",
+        "mapillary_vistas/val/labels/",
+        "mapillary_vistas/validation/images/",
+        "mapillary_vistas/validation/v1.2/labels/",
+        "mapillary_vistas/validation/labels/",
+    ),
+    "a150": (
+        "ADEChallengeData2016/images/validation/",
+        "ADEChallengeData2016/annotations/validation/",
+        "ADEChallengeData2016/annotations_detectron2/validation/",
+    ),
+    "idd": ("IDD_Segmentation/leftImg8bit/val/", "IDD_Segmentation/gtFine/val/", "labellevel3Ids"),
+    "pc59": (
+        "pascal_ctx_d2/images/validation/",
+        "pascal_ctx_d2/annotations_ctx59/validation/",
+        "VOCdevkit/VOC2010/pascalcontext_val.txt",
+        "VOCdevkit/VOC2010/JPEGImages/",
+        "VOCdevkit/VOC2010/trainval/",
+    ),
+    "nyu": ("nyudv2/test.txt", "nyudv2/test/rgb/", "nyudv2/test/labels_40/", "nyudv2/test/label40/"),
+    "coconutL": (
+        "coco/val2017/",
+        "coco/panoptic_semseg_val2017/",
+        "coco/annotations/panoptic_val2017.json",
+        "coco/panoptic_val2017",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", SEMLA20)
-def test_a_missing_domain_says_which_folder_it_wants(tmp_path: Path, name: str) -> None:
+def test_a_missing_domain_says_which_folders_it_wants(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError) as caught:
         open_domain(name, tmp_path)
     message = str(caught.value)
     assert f"'{name}'" in message
     assert str(tmp_path) in message
     assert SEMLA20[name].url in message
+    assert [part for part in WANTED[name] if part not in message] == []
 
 
 def test_all_missing_domains_are_reported_at_once(tmp_path: Path) -> None:
@@ -196,6 +314,27 @@ def test_an_image_without_labels_is_named(tmp_path: Path) -> None:
     write_image(tmp_path / "bdd100k/images/10k/val/second.jpg")
     with pytest.raises(DatasetError, match=r"second\.jpg is there, .*second\.png is not"):
         open_domain("bdd", tmp_path)
+
+
+def test_an_image_that_only_a_list_names_is_missed_before_anything_is_read(tmp_path: Path) -> None:
+    coconut(tmp_path)
+    (tmp_path / "coco/val2017/000000000139.jpg").unlink()
+    with pytest.raises(DatasetError, match=r"000000000139\.png is there, .*000000000139\.jpg is not"):
+        open_domain("coconutL", tmp_path)
+
+
+def test_a_list_that_leads_nowhere_says_so(tmp_path: Path) -> None:
+    nyu(tmp_path)
+    (tmp_path / "nyudv2/test.txt").write_text("rgb/7.png,masks/7.png,depth/7.png\n")
+    with pytest.raises(DatasetError, match=r"neither .*7\.png nor .*7\.png is there"):
+        open_domain("nyu", tmp_path)
+
+
+def test_a_list_of_another_kind_is_named_where_no_other_layout_fits(tmp_path: Path) -> None:
+    (tmp_path / "nyudv2").mkdir()
+    (tmp_path / "nyudv2/test.txt").write_text("0001\n")
+    with pytest.raises(DatasetError, match=r"labels_40.*test\.txt: expected lines 'image,labels'"):
+        open_domain("nyu", tmp_path)
 
 
 def test_a_label_of_another_encoding_is_refused(tmp_path: Path) -> None:

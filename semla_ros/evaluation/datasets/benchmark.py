@@ -124,24 +124,41 @@ def open_domain(name: str, root: Path, split: str = "val") -> DomainImages:
         split: "val" or "train".
 
     Raises:
-        DatasetError: The name is unknown, or the folder holds none of the layouts; the message says which it wants.
+        DatasetError: The name is unknown, or the folder holds none of the layouts whole; the message says which it
+            wants and, where one is there in part, the first file that is missing.
     """
     if name not in SEMLA20:
         raise DatasetError(f"unknown domain '{name}'; the benchmark's 20 are {', '.join(SEMLA20)}")
     domain = SEMLA20[name]
-    lacking = ""
+    problems = []
     for layout in domain.layouts:
-        paths = layout.find(root, split)
-        missing = next((item for item in paths if not item.labels.is_file()), None)
-        if paths and missing is None:
+        try:
+            paths = layout.find(root, split)
+        except DatasetError as error:  # another layout may have a file of that name
+            problems.append(str(error))
+            continue
+        missing = next(filter(None, map(_missing_file, paths)), "")
+        if paths and not missing:
             return DomainImages(domain, paths, layout.encoding)
-        if missing is not None and not lacking:
-            lacking = f" ({missing.image} is there, {missing.labels} is not)"
+        if missing:
+            problems.append(missing)
     wanted = " or ".join(layout.describe(root, split) for layout in domain.layouts)
+    lacking = f" ({'; '.join(problems)})" if problems else ""
     raise DatasetError(
         f"domain '{name}' ({domain.dataset}) wants {wanted}; not found{lacking}. "
         f"The data set is at {domain.url}; '--domains' runs the others"
     )
+
+
+def _missing_file(paths: SamplePaths) -> str:
+    """What of an image and its labels is not there, as a clause of a message; empty where both are."""
+    has_image, has_labels = paths.image.is_file(), paths.labels.is_file()
+    if has_image and has_labels:
+        return ""
+    if not has_image and not has_labels:
+        return f"neither {paths.image} nor {paths.labels} is there"
+    there, missing = (paths.image, paths.labels) if has_image else (paths.labels, paths.image)
+    return f"{there} is there, {missing} is not"
 
 
 def check_domains(names: Iterable[str], root: Path, split: str = "val") -> dict[str, DomainImages]:
@@ -358,12 +375,15 @@ def _nyu() -> BenchmarkDomain:
                 encoding="nyu indices",
                 splits={"train": "train", "val": "test"},
             ),
-            Layout(  # the usual export of the 40-class labels, numbered from 1
-                images="nyudv2/{split}/rgb/*.*",
-                labels="nyudv2/{split}/label40/*.png",
-                rename=(r"/rgb/([^/]*)\.(png|jpg)$", r"/label40/\1.png"),
-                encoding="nyu numbers",
-                splits={"train": "train", "val": "test"},
+            *(
+                Layout(  # labels numbered from 1; "labels_40" is what ESANet's export of the .mat file writes
+                    images="nyudv2/{split}/rgb/*.*",
+                    labels=f"nyudv2/{{split}}/{folder}/*.png",
+                    rename=(r"/rgb/([^/]*)\.(png|jpg)$", rf"/{folder}/\1.png"),
+                    encoding="nyu numbers",
+                    splits={"train": "train", "val": "test"},
+                )
+                for folder in ("labels_40", "label40")
             ),
         ),
     )
@@ -378,9 +398,10 @@ def _coconut() -> BenchmarkDomain:
         sizes=SizeRule(),
         layouts=(
             Layout(
+                kind="labels",  # a few of COCO's validation images have no COCONut labels
                 images="coco/{split}2017/*.jpg",
                 labels="coco/panoptic_semseg_{split}2017/*.png",
-                rename=(r"^coco/([a-z]+2017)/([^/]*)\.jpg$", r"coco/panoptic_semseg_\1/\2.png"),
+                rename=(r"^coco/panoptic_semseg_([a-z]+2017)/([^/]*)\.png$", r"coco/\1/\2.jpg"),
                 encoding="coco indices",
             ),
             Layout(

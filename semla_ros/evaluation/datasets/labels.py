@@ -21,7 +21,7 @@ Mask = NDArray[np.uint8]
 Decoder = Callable[[Path, Mapping[int, int]], Mask]
 
 MAPILLARY_UNLABELLED = 65  # Vistas writes "unlabelled" as one more class index
-INSTANCES_PER_CLASS = 256  # Vistas' 16-bit instance images: class index * 256 + instance number
+INSTANCES_PER_CLASS = 256  # Vistas' 16-bit files: class index * 256 + instance number
 
 
 @functools.cache
@@ -101,8 +101,8 @@ def _from_one(vocabulary: str) -> Decoder:
 
 def _cityscapes_ids(path: Path, _: Mapping[int, int]) -> Mask:
     numbers = {int(number): index for index, number in enumerate(_tables()["cityscapes-19-numbers"])}
-    table = dict.fromkeys([*range(34), 255], UNLABELLED) | numbers  # -1, the licence plate, is stored as 255
-    return _look_up(path, _pixels(path), table, "Cityscapes label ids 0 to 33 and 255")
+    table = dict.fromkeys(range(34), UNLABELLED) | numbers  # -1, the licence plate, is never drawn; 255 is no id
+    return _look_up(path, _pixels(path), table, "Cityscapes label ids 0 to 33")
 
 
 def _mapillary(path: Path, _: Mapping[int, int]) -> Mask:

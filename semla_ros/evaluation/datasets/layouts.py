@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from semla_ros.errors import DatasetError
 
@@ -33,18 +33,20 @@ class Layout:
 
     Attributes:
         kind: "files": image files found by a pattern, each with the label file that `rename` leads to;
-            "list": a text file of "image,labels[,...]" lines; "names": a text file of bare image names;
-            "panoptic": a COCO annotation file.
-        images: Glob of the images below the root ("files"), or the folder of the images.
-        labels: Where labels lie, in words that the reader of a message can follow; for "names" and "panoptic" the
-            pattern itself, with `{name}`.
-        rename: (regular expression, replacement) from an image's path below the root to its labels' path ("files").
+            "labels": label files found by a pattern, each with the image that `rename` leads to, for data sets that
+            label some of their images; "list": a text file of "image,labels[,...]" lines; "names": a text file of bare
+            image names; "panoptic": a COCO annotation file.
+        images: Glob of the images below the root ("files"), or where the images lie.
+        labels: Glob of the labels below the root ("labels"); else where they lie, in words that the reader of a message
+            can follow; for "names" and "panoptic" the pattern itself, with `{name}`.
+        rename: (regular expression, replacement) from the path below the root that was found to the other's path
+            ("files", "labels").
         index: Text or annotation file of the kinds that have one.
         encoding: Key of `labels.ENCODINGS`.
         splits: The benchmark's split -> the data set's name of it.
     """
 
-    kind: Literal["files", "list", "names", "panoptic"] = "files"
+    kind: Literal["files", "labels", "list", "names", "panoptic"] = "files"
     images: str
     labels: str
     encoding: str
@@ -59,13 +61,13 @@ class Layout:
         return f"{index}{root / _fill(self.images, name)} with {_fill(self.labels, name)}"
 
     def find(self, root: Path, split: str) -> list[SamplePaths]:
-        """Images and labels below `root`, ordered by name; empty where the images are not there.
+        """Images and labels below `root`, ordered by name; empty where the data set does not lie there this way.
 
         Raises:
-            DatasetError: Images are there, but a label file that they need is not.
+            DatasetError: The text or annotation file is there, but is not what this layout expects.
         """
         name = self.splits[split]
-        if self.kind == "files":
+        if self.kind in ("files", "labels"):
             return self._from_pattern(root, name)
         index = root / _fill(self.index, name)
         if not index.is_file():
@@ -83,11 +85,13 @@ class Layout:
     def _from_pattern(self, root: Path, split: str) -> list[SamplePaths]:
         samples = []
         pattern, replacement = self.rename
-        for image in sorted(root.glob(_fill(self.images, split))):
-            relative = image.relative_to(root).as_posix()
-            renamed, changes = re.subn(pattern, replacement, relative)
+        from_labels = self.kind == "labels"
+        for found in sorted(root.glob(_fill(self.labels if from_labels else self.images, split))):
+            renamed, changes = re.subn(pattern, replacement, found.relative_to(root).as_posix())
             if changes:
-                samples.append(SamplePaths(image=image, labels=root / renamed))
+                other = root / renamed
+                image, labels = (other, found) if from_labels else (found, other)
+                samples.append(SamplePaths(image=image, labels=labels))
         return samples
 
     def _from_line(self, index: Path, line: str) -> SamplePaths:
@@ -101,15 +105,21 @@ class Layout:
             annotations = json.loads(index.read_text(encoding="utf-8"))["annotations"]
             samples = [
                 SamplePaths(
-                    image=root / _fill(self.images, split) / f"{Path(item['file_name']).stem}.jpg",
-                    labels=root / _fill(self.labels, split) / item["file_name"],
+                    image=root / _fill(self.images, split) / f"{Path(_annotated_file(item)).stem}.jpg",
+                    labels=root / _fill(self.labels, split) / _annotated_file(item),
                     segments={int(part["id"]): int(part["category_id"]) for part in item["segments_info"]},
                 )
                 for item in annotations
             ]
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise DatasetError(f"{index}: expected COCO panoptic annotations: {error!r}") from None
         return sorted(samples, key=lambda sample: sample.image.name)
+
+
+def _annotated_file(item: Mapping[str, Any]) -> str:
+    """Name of an annotation's label file; COCONut's images from Objects365 are stored under that data set's names."""
+    other_name = item.get("object365_file_name")
+    return f"{other_name}.png" if other_name else str(item["file_name"])
 
 
 def _fill(pattern: str, split: str, name: str = "<name>") -> str:
