@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import torch
+from torch import nn
 
 from bench.random_world import Size, random_image, random_parts
 from bench.timing import time_runs
@@ -24,10 +27,10 @@ from semla_ros.retrieval import Retriever
 RETRIEVALS = 200
 
 
-def serve(size: Size, adapters: int, memory: str = "double") -> dict[str, float]:
+def serve(size: Size, adapters: int, memory: str = "double", device: str = "cpu") -> dict[str, float]:
     """Load, adapt to a few scenes, segment; then look at time and memory of this process."""
     names = [f"domain-{index:05d}" for index in range(adapters)]
-    inference = InferenceConfig(device="cpu", memory="single" if memory == "single" else "double")
+    inference = InferenceConfig(device=device, memory="single" if memory == "single" else "double")
     with tempfile.TemporaryDirectory() as folder:
         parts = random_parts(size, Path(folder), inference=inference, adapters=names)
         pipeline = PerceptionPipeline(parts)
@@ -37,25 +40,34 @@ def serve(size: Size, adapters: int, memory: str = "double") -> dict[str, float]
         queries = np.random.default_rng(1).normal(size=(RETRIEVALS, parts.encoder.dim)).astype(np.float32)
         turns = iter(np.concatenate([queries, queries]))
         retrieval = time_runs(lambda: retriever.retrieve(next(turns)), RETRIEVALS, warm_up=10)
-        memory_info = psutil.Process().memory_info()
+        resident = psutil.Process().memory_info().rss
+        # The kernel's own high-water mark, in KiB on Linux: loading and fusing may need more than serving does.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         adapted = pipeline.status().adapted_weights_bytes
         pipeline.close()
     return {
         "adapters": adapters,
         "retrieve_median_ms": retrieval.median,
         "retrieve_p99_ms": retrieval.percentile(99),
-        "resident_mib": memory_info.rss / 2**20,
+        "resident_mib": resident / 2**20,
+        "peak_mib": peak / 2**20,
+        "device_mib": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0,
         "adapted_weights_mib": adapted / 2**20,
-        "weights_mib": sum(item.nbytes for item in parts.model.parameters()) / 2**20,
+        "weights_mib": _mib(parts.model),
+        "encoder_mib": _mib(parts.encoder.tower),
     }
 
 
-def serve_apart(size: Size, adapters: int, memory: str = "double") -> dict[str, float]:
+def _mib(module: nn.Module) -> float:
+    return sum(item.nbytes for item in module.parameters()) / 2**20
+
+
+def serve_apart(size: Size, adapters: int, memory: str = "double", device: str = "cpu") -> dict[str, float]:
     """`serve` in a process of its own, so that nothing else counts into its memory."""
     environment = dict(os.environ)
     paths = [str(share_folder()), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, "-m", "bench.serving", size, str(adapters), memory]
+    command = [sys.executable, "-m", "bench.serving", size, str(adapters), memory, device]
     answer = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     figures: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
     return figures
@@ -67,8 +79,9 @@ def main() -> None:
     parser.add_argument("size")
     parser.add_argument("adapters", type=int)
     parser.add_argument("memory")
+    parser.add_argument("device")
     options = parser.parse_args()
-    print(json.dumps(serve(options.size, options.adapters, options.memory)))
+    print(json.dumps(serve(options.size, options.adapters, options.memory, options.device)))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ def test_fusion_is_exact_and_compared_with_peft_and_a_copy(tmp_path: Path) -> No
     assert figures["speedup_vs_peft"] > 0
     assert figures["times_copy"] > 0
     assert figures["fuse"]["runs"] == 2
+    assert figures["endurance"]["is_bit_identical"]
+    assert figures["by_threads"][str(figures["threads"])]["times_copy"] == figures["times_copy"]
 
 
 def test_a_frame_gives_the_same_maps_as_the_published_loop(tmp_path: Path) -> None:
@@ -39,6 +41,9 @@ def test_a_frame_gives_the_same_maps_as_the_published_loop(tmp_path: Path) -> No
     assert figures["largest_difference"] <= 5e-5
     assert figures["speedup_vs_published_loop"] > 0
     assert {"embed", "retrieve", "fuse", "text", "forward", "delete"} == set(figures["published_loop_split_ms"])
+    assert figures["speedup_of_running_pipeline"] > 0
+    fastest = min(row["published_loop"]["median_ms"] for row in figures["by_threads"].values())
+    assert figures["published_loop"]["median_ms"] == fastest
     assert set(figures["by_classes_ms"]) == {"11", "19", "65", "150"}
     assert "1920x1080" in figures["by_resolution_ms"]
 
