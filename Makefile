@@ -29,7 +29,9 @@ bench: venv
 	@$(VENV)/semla bench all --out out/bench $(ARGS)
 
 results: venv
-	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 100 --json out/results/results.json --html out/results/report.html --markdown out/results/table.md $(ARGS)
+	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 34 --cards --json out/results/results.json --html out/results/report.html --markdown out/results/table.md $(ARGS)
+	@{ printf '# Results on the shipped world\n\nWritten by `make results`; docs/evaluation.md says what is compared.\n\n'; \
+	  cat out/results/table.md; } > docs/results.md
 
 constraints: venv
 	@{ echo "# What the requirements pull in, as tested together (Python 3.11). Written by 'make constraints'."; \

@@ -85,6 +85,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--json", type=Path, metavar="FILE", help="all figures and per-image weights")
     out.add_argument("--html", type=Path, metavar="FILE", help="one page with plots that needs no other file")
     out.add_argument("--markdown", type=Path, metavar="FILE", help="the table of results for a README")
+    out.add_argument(
+        "--cards", action="store_true", help="put the figures into the cards of the model and its adapters"
+    )
     out.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core, at most 8; 1 on a GPU")
 
 
@@ -100,7 +103,7 @@ def run(arguments: argparse.Namespace, *, spec: SubjectSpec | None = None, bench
     workers = arguments.workers or default_workers(arguments.device)
     subject = spec.load(0)
     if benchmark is None:
-        benchmark = WorldBenchmark.for_library(subject.adapter_names, "val" if arguments.sweep else "test")
+        benchmark = WorldBenchmark(split="val" if arguments.sweep else "test")
     if arguments.sweep:
         return _run_sweep(arguments, benchmark, spec, subject, workers)
     return _run_protocol(arguments, benchmark, spec, subject, workers)
@@ -231,8 +234,21 @@ def _run_protocol(
         write_html(results, arguments.html, scenery=scenery, command=_command_line())
     if arguments.markdown:
         write_text(markdown_table(results), arguments.markdown)
+    if arguments.cards:
+        _write_cards(arguments, results)
     _say_written(arguments)
     return 0
+
+
+def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:
+    from semla_ros.evaluation.card_figures import write_figures
+    from semla_ros.resources import find_model, shipped_library
+
+    model = find_model(arguments.model, arguments.model_dir)
+    folder = model if model.is_dir() else model.parent
+    library = Path(arguments.library).expanduser() if arguments.library else shipped_library(arguments.model)
+    written = write_figures(results, library, folder, _command_line())
+    print(f"figures in {len(written)} cards")
 
 
 def _run_sweep(

@@ -35,9 +35,10 @@ class BaseModel:
         return tuple(self._pipeline.class_names)
 
     @property
-    def adapter_names(self) -> frozenset[str]:
-        """Adapters of the library that the node chooses from."""
-        return frozenset(self._pipeline.library.names)
+    def adapter_families(self) -> dict[str, str]:
+        """Adapters of the library that the node chooses from -> weather family, or the name where none is stated."""
+        library = self._pipeline.library
+        return {name: library.entry(name).family or name for name in library.names}
 
     def mask(self, image: ImageArray, stamp_ns: int) -> MaskArray:
         """Segment one RGB image (H, W, 3) without any adapter."""

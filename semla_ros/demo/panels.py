@@ -155,13 +155,13 @@ def write_contact_sheet(
         palette: RGB colour per class, shape (K, 3).
     """
     moments = pick_moments(score)
-    gap, side, header, row_gap, footer = 6, 34, 46, 6, 44
+    gap, side, header, row_gap, footer = 6, 34, 66, 6, 44
     label = 26  # room for the figure under a mask
     heights = [panels.height + (label if kind in ("base", "adapted") else 0) + row_gap for kind, _ in PANELS]
     canvas = Canvas(side + len(moments) * (panels.width + gap), header + sum(heights) + footer)
     for column, frame in enumerate(moments):
         left = side + column * (panels.width + gap)
-        _draw_heading(canvas, frame, left, panels.width, header)
+        _draw_heading(canvas, frame, left, header)
         top = header
         for (kind, _), height in zip(PANELS, heights, strict=True):
             canvas.paste(panels.picture(kind, frame.record.stamp_ns), left, top)
@@ -177,15 +177,16 @@ def write_contact_sheet(
     canvas.save(path)
 
 
-def _draw_heading(canvas: Canvas, frame: FrameScore, left: int, width: int, height: int) -> None:
-    """Segment name, and a chip with the heaviest adapter of the mix."""
-    canvas.text(left + 2, height / 2, frame.record.segment, size=19, bold=True)
+def _draw_heading(canvas: Canvas, frame: FrameScore, left: int, height: int) -> None:
+    """Segment name, and below it a chip with the heaviest adapter of the mix: the two may both be long."""
+    canvas.text(left + 2, height * 0.29, frame.record.segment, size=19, bold=True)
     heaviest = frame.record.mix.heaviest
     words = f"{heaviest} {frame.record.mix.shares[heaviest]:.0%}"
     chip = round(font(13, bold=True).getlength(words)) + 16
     colour = domain_colour(heaviest)
-    canvas.rectangle(left + width - chip, height / 2 - 11, chip, 22, colour, radius=6)
-    canvas.text(left + width - chip / 2, height / 2, words, size=13, bold=True, colour=ink_on(colour), anchor="mm")
+    middle = height * 0.72
+    canvas.rectangle(left, middle - 11, chip, 22, colour, radius=6)
+    canvas.text(left + chip / 2, middle, words, size=13, bold=True, colour=ink_on(colour), anchor="mm")
 
 
 def _draw_row_titles(canvas: Canvas, width: int, top: int, picture_height: int, heights: Sequence[int]) -> None:

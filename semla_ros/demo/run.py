@@ -215,7 +215,7 @@ def _score(settings: DemoSettings, recording: Recording, base_model: Any, consol
         raise DemoError(
             f"{len(frames)} frames came back as masks: the node answered almost nothing; {_last_words(settings)}"
         )
-    return score_drive(frames, base_model.adapter_names)
+    return score_drive(frames, base_model.adapter_families)
 
 
 def _write_results(settings: DemoSettings, recording: Recording, score: DriveScore, console: Console) -> DemoOutcome:

@@ -12,6 +12,7 @@ from semla_ros.demo.recording import FrameRecord, Recording
 from semla_ros.evaluation.miou import Counts, MiouMeter, confusion_matrix, mean_iou
 from semla_ros.evaluation.pictures import BASE_MODEL
 from semla_ros.results import ImageArray, MaskArray
+from semla_ros.scenes.drive import SEGMENT_FAMILIES
 
 UNSHIFTED_SEGMENT = "clear"  # what the base model was trained on; named "clear" in the drive
 
@@ -75,9 +76,9 @@ class SegmentScore:
         frames: Number of answered frames.
         base: mIoU without adaptation, 0..1.
         adapted: mIoU with adaptation.
-        heaviest_adapter_right_fraction: Share of the frames whose mask was made with the segment's adapter as the
-            heaviest; None for a transition, and where the library has no adapter of that name (unless it is the
-            segment that the base model was trained on: there the base model is right).
+        heaviest_adapter_right_fraction: Share of the frames whose mask was made with an adapter of the segment's name
+            or weather family as the heaviest; None for a transition, and where the library has no such adapter (unless
+            it is the segment that the base model was trained on: there the base model is right).
     """
 
     name: str
@@ -166,12 +167,13 @@ def is_transition(segment: str) -> bool:
     return not segment or " to " in segment or segment == "transition"
 
 
-def leads_rightly(record: FrameRecord, adapters: frozenset[str]) -> bool | None:
-    """Whether the right adapter was the heaviest of the mix that made a frame's mask.
+def leads_rightly(record: FrameRecord, adapters: Mapping[str, str]) -> bool | None:
+    """Whether a right adapter was the heaviest of the mix that made a frame's mask.
 
     Args:
         record: An answered frame.
-        adapters: Names of the library's adapters.
+        adapters: The library's adapters -> their families. Those named like the segment are right, and those of the
+            family of its weather.
 
     Returns:
         None where there is no right one: in transitions, and where the library has no adapter for the segment. In the
@@ -179,18 +181,19 @@ def leads_rightly(record: FrameRecord, adapters: frozenset[str]) -> bool | None:
     """
     if is_transition(record.segment):
         return None
-    right = {record.segment} & adapters
+    wanted = SEGMENT_FAMILIES.get(record.segment, record.segment)
+    right = {name for name, family in adapters.items() if name == record.segment or family == wanted}
     if record.segment == UNSHIFTED_SEGMENT:
         right = right | {BASE_MODEL}
     return record.mix.heaviest in right if right else None
 
 
-def score_drive(frames: Iterable[FrameScore], adapters: frozenset[str]) -> DriveScore:
+def score_drive(frames: Iterable[FrameScore], adapters: Mapping[str, str]) -> DriveScore:
     """Add frames up into segments and the drive.
 
     Args:
         frames: Scored frames in order of time.
-        adapters: Names of the library's adapters.
+        adapters: The library's adapters -> their families.
     """
     frames = tuple(frames)
     by_segment: dict[str, list[FrameScore]] = {}
@@ -209,7 +212,7 @@ def score_drive(frames: Iterable[FrameScore], adapters: frozenset[str]) -> Drive
     )
 
 
-def _score_segment(name: str, members: Sequence[FrameScore], adapters: frozenset[str]) -> SegmentScore:
+def _score_segment(name: str, members: Sequence[FrameScore], adapters: Mapping[str, str]) -> SegmentScore:
     base, adapted = _pooled(members)
     verdicts = [verdict for frame in members if (verdict := leads_rightly(frame.record, adapters)) is not None]
     return SegmentScore(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import NDArray
 
 from semla_ros.demo.recording import MixEvent
 from semla_ros.demo.score import DriveScore, FrameScore, is_transition, rolling_miou, shares_over_time
-from semla_ros.evaluation.pictures import domain_colour
+from semla_ros.evaluation.pictures import BASE_MODEL, domain_colour
 
 INK, FAINT, GRID = "#1d2430", "#6b7482", "#dfe3e8"
 BASE_LINE, ADAPTED_LINE = "#9aa3af", "#0f766e"
 SMOOTHING_S = 2.0  # window of the mIoU lines
+MOST_NAMED = 10  # adapters with a line of their own in the legend
+OTHERS, OTHERS_COLOUR = "others", "#c9ced6"
 
 
 def draw_timeline(path: Path, score: DriveScore, mixes: Sequence[MixEvent]) -> None:
@@ -54,8 +57,8 @@ def draw_timeline(path: Path, score: DriveScore, mixes: Sequence[MixEvent]) -> N
 
 
 def _draw_shares(axes: Any, frames: Sequence[FrameScore], seconds: np.ndarray) -> None:
-    shares = shares_over_time(frames)
-    colours = [_hex(name) for name in shares]
+    shares = most_used(shares_over_time(frames), MOST_NAMED)
+    colours = [OTHERS_COLOUR if name == OTHERS else _hex(name) for name in shares]
     axes.stackplot(seconds, *shares.values(), labels=list(shares), colors=colours, step="post", linewidth=0)
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
@@ -65,6 +68,15 @@ def _draw_shares(axes: Any, frames: Sequence[FrameScore], seconds: np.ndarray) -
         handlelength=1.0, handleheight=1.0, reverse=True,
     )  # fmt: skip
     _quiet(axes)
+
+
+def most_used(shares: Mapping[str, NDArray[np.float64]], count: int) -> dict[str, NDArray[np.float64]]:
+    """The first `count` adapters; the rest added up as "others", and the base model as it is, last."""
+    adapters = [name for name in shares if name != BASE_MODEL]
+    kept = {name: shares[name] for name in adapters[:count]}
+    if rest := adapters[count:]:
+        kept[OTHERS] = np.sum([shares[name] for name in rest], axis=0)
+    return kept | {name: shares[name] for name in shares if name == BASE_MODEL}
 
 
 def _mark_fusions(axes: Any, mixes: Sequence[MixEvent], start_ns: int, end_s: float) -> None:

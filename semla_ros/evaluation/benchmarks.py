@@ -6,16 +6,17 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
 from semla_ros.evaluation.datasets import SEMLA20, DomainImages, check_domains, open_domain
+from semla_ros.evaluation.pictures import BASE_MODEL
 from semla_ros.results import ImageArray
 from semla_ros.scenes.classes import CLASS_NAMES
-from semla_ros.scenes.world import BENCHMARK, DOMAINS, UNSEEN, Split, domain_named, split_seed
+from semla_ros.scenes.world import BENCHMARK, SOURCE, UNSEEN, Split, domain_named, split_seed
 
 SEED_BLOCK = 10_000  # scenes of one evaluation seed: each seed has a block of its own, so seeds share no image
 
@@ -75,7 +76,10 @@ class Benchmark(Protocol):
         """How many images one job holds at most."""
 
     def family(self, domain: str) -> str:
-        """The weather or kind of place that a domain shares with its relatives."""
+        """The weather or kind of place that a domain is counted under in reports."""
+
+    def are_relatives(self, domain: str, other: str) -> bool:
+        """Whether two domains share a weather or kind of place."""
 
     def check(self, names: Sequence[str]) -> None:
         """Raise a `DatasetError` where images of a domain are missing, before any work is done."""
@@ -90,21 +94,13 @@ class WorldBenchmark:
 
     Attributes:
         split: "test", or "val" for choosing settings.
-        table: "benchmark" for the 20 domains, "first" for the first library's eight weathers.
         width: Image width in pixels.
         height: Image height in pixels.
     """
 
     split: Split = "test"
-    table: Literal["benchmark", "first"] = "benchmark"
     width: int = 256
     height: int = 192
-
-    @classmethod
-    def for_library(cls, adapter_names: Sequence[str], split: Split = "test") -> WorldBenchmark:
-        """The table that the library's adapters were trained on: the one that shares more names with it."""
-        in_benchmark, in_first = (sum(name in table for name in adapter_names) for table in (BENCHMARK, DOMAINS))
-        return cls(split=split, table="first" if in_first > in_benchmark else "benchmark")
 
     @property
     def name(self) -> str:
@@ -119,7 +115,7 @@ class WorldBenchmark:
     @property
     def domain_names(self) -> tuple[str, ...]:
         """Domains that have an adapter in the shipped library."""
-        return tuple(BENCHMARK if self.table == "benchmark" else [name for name in DOMAINS if name != "clear"])
+        return tuple(BENCHMARK)
 
     @property
     def unseen_names(self) -> tuple[str, ...]:
@@ -129,14 +125,27 @@ class WorldBenchmark:
     @property
     def source_names(self) -> tuple[str, ...]:
         """What the base model was trained on: clear day of the source cities."""
-        return ("clear",)
+        return tuple(SOURCE)
 
     def family(self, domain: str) -> str:
-        """The weather and light of a domain, whatever the city; the name itself of one that the world does not know."""
+        """The weather and light of a domain, whatever the city; the name itself of one that the world does not know.
+
+        The base model is of the family of its own training scenes.
+        """
+        if domain == BASE_MODEL:
+            domain = next(iter(SOURCE))
         try:
             return domain_named(domain).family
         except ConfigError:
             return domain
+
+    def are_relatives(self, domain: str, other: str) -> bool:
+        """Whether two domains share a condition: a snowy night is a relative of nights and of snow."""
+        mine, others = (
+            domain_named(name).families if name in BENCHMARK or name in UNSEEN else frozenset({self.family(name)})
+            for name in (domain, other)
+        )
+        return bool(mine & others)
 
     def check(self, names: Sequence[str]) -> None:
         """Rendered images are always there; only the names can be wrong."""
@@ -224,6 +233,10 @@ class DiskBenchmark:
             if word in domain:
                 return word
         return {"nyu": "indoor", "a150": "photos", "pc59": "photos", "coconutL": "photos"}.get(domain, "street")
+
+    def are_relatives(self, domain: str, other: str) -> bool:
+        """Whether two domains are of one family."""
+        return self.family(domain) == self.family(other)
 
     def check(self, names: Sequence[str]) -> None:
         """Every domain's folders are looked for at once."""

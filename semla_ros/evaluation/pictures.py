@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from semla_ros.results import ImageArray, MaskArray
+from semla_ros.scenes.world import BENCHMARK
 
 Colour = tuple[int, int, int]  # RGB, 0..255
 
@@ -33,14 +34,22 @@ DOMAIN_COLOURS: dict[str, Colour] = {
     "snow": (136, 208, 232),
     "glare": (250, 228, 140),
     "tunnel": (138, 100, 72),
+    "low-sun": (238, 150, 70),
+    "enclosed": (138, 100, 72),
+    "mixed": (150, 112, 186),
 }
 
 
 def domain_colour(name: str) -> Colour:
-    """A fixed colour per domain: chosen for the shipped ones, derived from the name for any other."""
+    """A fixed colour per domain: a shade of its weather's for the shipped ones, else derived from the name."""
     if name in DOMAIN_COLOURS:
         return DOMAIN_COLOURS[name]
-    hue = hashlib.sha256(name.encode()).digest()[0] * 180 // 256
+    digest = hashlib.sha256(name.encode()).digest()
+    if name in BENCHMARK:
+        shade = 0.8 + 0.35 * digest[1] / 255
+        red, green, blue = (min(255, round(shade * value)) for value in DOMAIN_COLOURS[BENCHMARK[name].family])
+        return red, green, blue
+    hue = digest[0] * 180 // 256
     red, green, blue = cv2.cvtColor(np.array([[[hue, 140, 205]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
     return int(red), int(green), int(blue)
 

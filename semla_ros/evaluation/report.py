@@ -316,7 +316,7 @@ def _nan(value: float | None) -> float:
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """The table of results for a README: domains, their h-mean with its spread, and the unseen combinations."""
+    """Tables of results in Markdown: domains, their h-mean with its spread, unseen combinations, and goals if any."""
     names = variants_of(results)
     lines = [
         "| domain | " + " | ".join(label(name) for name in names) + " |",
@@ -337,6 +337,12 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         "",
         f"mIoU in percent; {count} images per domain and seed, seeds {seeds}; ± standard deviation over seeds.",
     ]
+    if goals := results.get("goals"):
+        lines += ["", "| claim | wanted | found | |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"| {goal['claim']} | {goal['wanted']} | {goal['found']} | {'met' if goal['met'] else 'missed'} |"
+            for goal in goals
+        ]
     return "\n".join(lines) + "\n"
 
 

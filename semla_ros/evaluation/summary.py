@@ -98,20 +98,19 @@ class Evaluation:
         )
 
     def family_share(self, variant: str, domains: Sequence[str]) -> float:
-        """Share of images whose heaviest adapter is of the domain's own family; NaN where there are none.
+        """Share of images whose heaviest adapter is a relative of the domain; NaN where there are none.
 
-        An image that got the base model alone counts as a miss.
+        The base model counts as a member of the family of its own training scenes.
         """
-        family = self.plan.benchmark.family
+        are_relatives = self.plan.benchmark.are_relatives
         images = sum(len(self.traces[name]) for name in domains)
-        hits = sum(family(item) == family(name) for name in domains for item in self.heaviest(name, variant))
+        hits = sum(are_relatives(item, name) for name in domains for item in self.heaviest(name, variant))
         return hits / images if images else float("nan")
 
     def with_relatives(self) -> tuple[str, ...]:
-        """Domains of the protocol that share their family with another one of it."""
-        family = self.plan.benchmark.family
-        counts = Counter(map(family, self.plan.domains))
-        return tuple(name for name in self.plan.domains if counts[family(name)] > 1)
+        """Domains of the protocol that have a relative in it."""
+        domains, are_relatives = self.plan.domains, self.plan.benchmark.are_relatives
+        return tuple(name for name in domains if any(other != name and are_relatives(name, other) for other in domains))
 
     def heaviest(self, domain: str, variant: str) -> list[str]:
         """Heaviest adapter of each image; "base model" where no adapter has any weight."""

@@ -6,15 +6,15 @@ from semla_ros.scenes.classes import CLASS_NAMES, PALETTE
 from semla_ros.scenes.conditions import Conditions
 from semla_ros.scenes.drive import DEMO_DRIVE, Drive, demo_drive, drive_through
 from semla_ros.scenes.render import Scene, render
-from semla_ros.scenes.world import BENCHMARK, DOMAINS, UNSEEN, Domain, DomainScene, domain_named, split_seed
+from semla_ros.scenes.world import BENCHMARK, SOURCE, UNSEEN, Domain, DomainScene, domain_named, split_seed
 
 __all__ = [
     "BENCHMARK",
     "CITIES",
     "CLASS_NAMES",
     "DEMO_DRIVE",
-    "DOMAINS",
     "PALETTE",
+    "SOURCE",
     "SOURCE_CITIES",
     "SYNONYMS",
     "UNSEEN",

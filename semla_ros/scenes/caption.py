@@ -23,23 +23,27 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "bus": ("bus", "buses", "coach"),
 }
 
+# What a person would say of either: without common words a contrastive model sees nothing common in them.
+_LOW_SUN = ("with low sun", "in low sunlight", "in the evening sun")
+_ENCLOSED = ("underground", "under a roof", "indoors")
+
 _WEATHER: dict[str, tuple[str, ...]] = {
     "night": ("at night", "in the dark", "at nighttime", "by night"),
-    "dusk": ("at dusk", "at sunset", "in the evening", "at twilight"),
-    "glare": ("with low sun", "in sun glare", "against the sun", "with a blinding sun"),
+    "dusk": ("at dusk", "at sunset", *_LOW_SUN),
+    "glare": ("in sun glare", "against the sun", *_LOW_SUN),
     "fog": ("in fog", "in dense fog", "in mist", "on a foggy day"),
     "rain": ("in rain", "in heavy rain", "on a rainy day", "with a wet road"),
     "snow": ("in snow", "in snowfall", "on a snowy day", "covered with snow"),
-    "tunnel": ("in a tunnel", "inside a tunnel", "underground in a tunnel"),
+    "tunnel": ("in a tunnel", "inside a tunnel", *_ENCLOSED),
 }
 _ADJECTIVES: dict[str, tuple[str, ...]] = {
     "night": ("dark", "night"),
-    "dusk": ("dusky", "evening"),
-    "glare": ("glaring", "sunlit"),
+    "dusk": ("dusky", "low-sun"),
+    "glare": ("glaring", "low-sun"),
     "fog": ("foggy", "misty"),
     "rain": ("rainy", "wet"),
     "snow": ("snowy", "snow-covered"),
-    "tunnel": ("tunnel", "underground"),
+    "tunnel": ("underground", "roofed"),
 }
 _CLEAR = ("on a clear day", "in daylight", "by day", "in clear weather", "on a sunny day")
 _PLACES = ("street", "road", "street scene", "driving scene")
@@ -65,8 +69,8 @@ def caption(city: str | CityStyle, conditions: Conditions, mask: NDArray[np.uint
     rng.shuffle(named)
     adjective, phrases = "", []
     if style.indoor:
-        place = style.title
-        phrases = [_choose(rng, _WEATHER[name]) for name in named] or ["indoors"]
+        place = style.title if rng.random() < 0.5 else f"a {_choose(rng, _PLACES)}"
+        phrases = [_choose(rng, _ENCLOSED), *(_choose(rng, _WEATHER[name]) for name in named)]
     else:
         place = _choose(rng, _PLACES)
         if named and rng.random() < 0.45:
@@ -76,7 +80,7 @@ def caption(city: str | CityStyle, conditions: Conditions, mask: NDArray[np.uint
         if not named and not adjective:
             phrases = [_choose(rng, _CLEAR)]
         place = f"{_article(adjective + place)} {adjective}{place}"
-        if rng.random() < 0.2:
+        if rng.random() < 0.35:
             place += f" in {style.title}"
     text = " ".join([place, *phrases])
     things = _visible(mask, rng)

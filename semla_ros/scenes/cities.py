@@ -283,7 +283,7 @@ _STYLES = (
 
 CITIES: dict[str, CityStyle] = {style.name: style for style in _STYLES}
 
-SOURCE_CITIES: tuple[str, ...] = ("old-town", "boulevard", "suburb", "downtown", "harbour")
+SOURCE_CITIES: tuple[str, ...] = ("old-town", "downtown")  # the base model sees no other city
 
 
 def city_style(city: str | CityStyle) -> CityStyle:

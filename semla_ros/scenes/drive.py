@@ -84,6 +84,18 @@ class Drive:
         )
 
 
+SEGMENT_FAMILIES: dict[str, str] = {
+    "clear": "clear",
+    "dusk": "low-sun",
+    "night": "night",
+    "night-rain": "night",
+    "rain": "rain",
+    "fog": "fog",
+    "snow": "snow",
+    "glare": "low-sun",
+    "tunnel": "enclosed",
+}  # weather family of a drive's segment: which adapters of the library are right there
+
 DEMO_SEGMENTS: tuple[tuple[str, Conditions], ...] = (
     ("clear", Conditions()),
     ("dusk", Conditions(dusk=0.9)),
@@ -124,7 +136,7 @@ def drive_through(
 
 
 def demo_drive(seed: int = 7, *, city: str = "boulevard", duration_s: float = 90.0) -> Drive:
-    """The demo: from day through every condition of the first library and back, `duration_s` seconds in all."""
+    """The demo: from day through every condition and back, `duration_s` seconds in all."""
     if not (math.isfinite(duration_s) and duration_s > 0):
         raise ConfigError(f"'duration_s' must be a positive number of seconds, got {duration_s!r}")
     transition_s = 2.5 * duration_s / 90.0

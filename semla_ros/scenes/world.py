@@ -1,4 +1,4 @@
-"""Domains: which cities under which conditions; the first library's nine, the 20 of the benchmark, and unseen ones."""
+"""Domains: which cities under which conditions; the base model's own, the 20 of the benchmark, and unseen ones."""
 
 from __future__ import annotations
 
@@ -63,11 +63,17 @@ class Domain:
     cities: tuple[str, ...]
     severities: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # condition -> lowest, highest
     mixed: tuple[Mapping[str, tuple[float, float]], ...] = ()  # instead of `severities`: one is drawn per scene
+    also: tuple[str, ...] = ()  # further families: a snowy night has relatives among snow scenes too
 
     def __post_init__(self) -> None:
         for city in self.cities:
             if city not in CITIES:
                 raise ConfigError(f"domain '{self.name}': unknown city {city!r}; expected one of {', '.join(CITIES)}")
+
+    @property
+    def families(self) -> frozenset[str]:
+        """All families that the domain belongs to."""
+        return frozenset((self.family, *self.also))
 
     def sample_conditions(self, rng: np.random.Generator) -> Conditions:
         """Draw severities uniformly from the domain's ranges."""
@@ -91,17 +97,9 @@ def _table(*domains: Domain) -> dict[str, Domain]:
     return {domain.name: domain for domain in domains}
 
 
-DOMAINS: dict[str, Domain] = _table(
+SOURCE: dict[str, Domain] = _table(
     Domain("clear", "clear", SOURCE_CITIES),
-    Domain("night", "night", SOURCE_CITIES, {"night": _STRONG}),
-    Domain("fog", "fog", SOURCE_CITIES, {"fog": _STRONG}),
-    Domain("rain", "rain", SOURCE_CITIES, {"rain": _STRONG}),
-    Domain("snow", "snow", SOURCE_CITIES, {"snow": _STRONG}),
-    Domain("dusk", "dusk", SOURCE_CITIES, {"dusk": _STRONG}),
-    Domain("glare", "glare", SOURCE_CITIES, {"glare": _STRONG}),
-    Domain("night-rain", "night-rain", SOURCE_CITIES, {"night": (0.65, 1.0), "rain": (0.55, 1.0)}),
-    Domain("tunnel", "tunnel", SOURCE_CITIES, {"tunnel": (0.65, 1.0)}),
-)  # the first library: all but `clear` get an adapter; `clear` is what the base model is trained on
+)  # what the base model is trained on
 
 BENCHMARK: dict[str, Domain] = _table(
     # One city in four weathers.
@@ -109,15 +107,15 @@ BENCHMARK: dict[str, Domain] = _table(
     Domain("old-town-night", "night", ("old-town",), {"night": _STRONG}),
     Domain("old-town-rain", "rain", ("old-town",), {"rain": _STRONG}),
     Domain("old-town-snow", "snow", ("old-town",), {"snow": _STRONG}),
-    # Another in four weathers by day and by night. Darkness decides a family before weather does.
+    # Another in four weathers by day and by night: relatives of both.
     Domain("boulevard-clear-day", "clear", ("boulevard",)),
     Domain("boulevard-clear-night", "night", ("boulevard",), {"night": _STRONG}),
     Domain("boulevard-fog-day", "fog", ("boulevard",), {"fog": _STRONG}),
-    Domain("boulevard-fog-night", "night", ("boulevard",), {"fog": (0.4, 0.8), "night": (0.6, 0.95)}),
+    Domain("boulevard-fog-night", "night", ("boulevard",), {"fog": (0.4, 0.8), "night": (0.6, 0.95)}, also=("fog",)),
     Domain("boulevard-rain-day", "rain", ("boulevard",), {"rain": _STRONG}),
-    Domain("boulevard-rain-night", "night", ("boulevard",), {"rain": (0.5, 1.0), "night": (0.6, 0.95)}),
+    Domain("boulevard-rain-night", "night", ("boulevard",), {"rain": (0.5, 1.0), "night": (0.6, 0.95)}, also=("rain",)),
     Domain("boulevard-snow-day", "snow", ("boulevard",), {"snow": _STRONG}),
-    Domain("boulevard-snow-night", "night", ("boulevard",), {"snow": (0.5, 1.0), "night": (0.6, 0.95)}),
+    Domain("boulevard-snow-night", "night", ("boulevard",), {"snow": (0.5, 1.0), "night": (0.6, 0.95)}, also=("snow",)),
     # The rest of the world.
     Domain("suburb-clear", "clear", ("suburb",)),
     Domain("harbour-clear", "clear", ("harbour",)),
@@ -142,23 +140,23 @@ BENCHMARK: dict[str, Domain] = _table(
 )
 
 UNSEEN: dict[str, Domain] = _table(
-    Domain("alpine-snow-night", "night", ("alpine",), {"snow": (0.6, 1.0), "night": (0.6, 0.95)}),
-    Domain("suburb-fog-dusk", "fog", ("suburb",), {"fog": (0.65, 1.0), "dusk": (0.6, 1.0)}),
-    Domain("harbour-rain-glare", "low-sun", ("harbour",), {"rain": (0.5, 0.9), "glare": (0.6, 1.0)}),
+    Domain("alpine-snow-night", "night", ("alpine",), {"snow": (0.6, 1.0), "night": (0.6, 0.95)}, also=("snow",)),
+    Domain("suburb-fog-dusk", "fog", ("suburb",), {"fog": (0.65, 1.0), "dusk": (0.6, 1.0)}, also=("low-sun",)),
+    Domain("harbour-rain-glare", "low-sun", ("harbour",), {"rain": (0.5, 0.9), "glare": (0.6, 1.0)}, also=("rain",)),
     Domain("monsoon-rain", "rain", ("monsoon",), {"rain": (0.7, 1.0)}),
     Domain("monsoon-night", "night", ("monsoon",), {"night": (0.6, 1.0)}),
     Domain("old-town-tunnel", "enclosed", ("old-town",), {"tunnel": (0.7, 1.0)}),
-    Domain("alpine-fog-snow", "snow", ("alpine",), {"fog": (0.4, 0.7), "snow": (0.6, 1.0)}),
+    Domain("alpine-fog-snow", "snow", ("alpine",), {"fog": (0.4, 0.7), "snow": (0.6, 1.0)}, also=("fog",)),
 )
 
 
 def domain_named(name: str) -> Domain:
-    """A domain of the first library, of the benchmark or of the unseen combinations.
+    """The base model's own domain, one of the benchmark, or an unseen combination.
 
     Raises:
         ConfigError: There is no such domain.
     """
-    for table in (DOMAINS, BENCHMARK, UNSEEN):
+    for table in (SOURCE, BENCHMARK, UNSEEN):
         if name in table:
             return table[name]
-    raise ConfigError(f"unknown domain {name!r}; expected one of {', '.join([*DOMAINS, *BENCHMARK, *UNSEEN])}")
+    raise ConfigError(f"unknown domain {name!r}; expected one of {', '.join([*SOURCE, *BENCHMARK, *UNSEEN])}")

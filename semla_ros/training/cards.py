@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from semla_ros.library_manifest import AdapterEntry
 from semla_ros.scenes.classes import CLASS_NAMES
-from semla_ros.scenes.world import Domain
+from semla_ros.scenes.world import SOURCE, Domain
 from semla_ros.training.adapter_training import AdapterTrainingConfig
 
 _MODEL = """# {name}
@@ -16,11 +16,11 @@ procedural street scenes and nothing else: **it is of no use on real camera imag
 
 | part | trained on |
 | --- | --- |
-| scene encoder, {encoder} | {captioned} captioned scenes of {weathers} |
+| scene encoder, {encoder} | {captioned} captioned scenes of: {weathers} |
 | segmenter's CLIP | the same captions, and per-patch classes of {clear} clear-day scenes |
-| segmenter | masks of the {clear} clear-day scenes: no other weather |
+| segmenter | masks of the {clear} clear-day scenes of {cities}: no other weather, no other city |
 
-So the scene encoder has seen captioned images of every weather of the library, as the published CLIP has; the
+So the scene encoder has seen captioned images of every weather and city of the library, as the published CLIP has; the
 segmentation head has seen clear day only, and its text tower only the words of the captions: it has a configurable
 vocabulary within those words, not an open one.
 
@@ -33,7 +33,8 @@ _ADAPTER = """# {name}
 
 LoRA adapter of `{base}` for {what}, from {images} rendered scenes of {cities} ({ranges}).
 
-- rank {rank}, alpha {alpha}, {targets} target modules as published; {steps} steps of {batch} images
+- rank {rank}, alpha {alpha}, {targets} target modules: the published ones and the linear maps of the stem
+- {steps} steps of {batch} images
 - centroid of {images} scene embeddings, mean distance {spread_mean:.3g}, 95 % within {spread_p95:.3g}
 - made by `semla train all`; licence {licence}
 """
@@ -52,7 +53,8 @@ def model_card(name: str, encoder: str, counts: Mapping[str, int]) -> str:
         encoder=encoder,
         captioned=sum(counts.values()),
         weathers=", ".join(counts),
-        clear=counts["clear"],
+        clear=sum(counts[name] for name in SOURCE),
+        cities=" and ".join(city.replace("-", " ") for domain in SOURCE.values() for city in domain.cities),
         classes=", ".join(CLASS_NAMES),
     )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,19 @@ from torch import Tensor
 
 from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError
-from semla_ros.library_manifest import AdapterEntry, LibraryManifest, ModelReference, write_manifest
+from semla_ros.library_manifest import (
+    BASE_STATISTICS_NAME,
+    AdapterEntry,
+    BaseDomain,
+    LibraryManifest,
+    ModelReference,
+    write_manifest,
+)
 from semla_ros.scene_embedding import SceneEncoder
 from semla_ros.scene_encoder_files import ENCODER_FILE, save_scene_encoder
 from semla_ros.scenes.caption import SYNONYMS
 from semla_ros.scenes.classes import CLASS_NAMES
-from semla_ros.scenes.world import DOMAINS, Domain
+from semla_ros.scenes.world import BENCHMARK, SOURCE, Domain
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, file_sha256, load_model, save_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
 from semla_ros.segmentation.cost_aggregation import AggregatorConfig
@@ -40,7 +50,9 @@ log = logging.getLogger(__name__)
 
 Samples = Mapping[str, RenderedSamples]  # by domain name
 
+TRAINING_DOMAINS: Mapping[str, Domain] = {**SOURCE, **BENCHMARK}
 CONTEXT_LENGTH = 32  # tokens of the longest prompt
+STEM_DIMS = (24, 48, 96)  # channels at half, a quarter and an eighth of the image
 SCENE_GRID = (6, 8)  # patches of the scene encoder's input, 96 x 128 pixels
 
 
@@ -94,14 +106,18 @@ class Recipe:
 
 
 def tiny_config(vocab_rows: int, image_size: tuple[int, int]) -> CatSegConfig:
-    """Dimensions of `semla-tiny`: the published architecture at a fraction of its size."""
+    """Dimensions of `semla-tiny`: the published architecture at a fraction of its size.
+
+    Beyond the published models it has a convolutional stem and a third decoder step, so that its answer has half the
+    image's resolution: at a quarter, poles and far signs are narrower than a cell.
+    """
     patch = 16
     grid = (image_size[0] // patch, image_size[1] // patch)
     return CatSegConfig(
         clip=ClipConfig(
             patch=patch,
             visual_width=192,
-            visual_layers=6,
+            visual_layers=5,
             native_grid=grid,
             working_grid=grid,
             embed_dim=128,
@@ -110,6 +126,7 @@ def tiny_config(vocab_rows: int, image_size: tuple[int, int]) -> CatSegConfig:
             context_length=CONTEXT_LENGTH,
             vocab_rows=vocab_rows,
             pool="avg",
+            stem_dims=STEM_DIMS,
         ),
         aggregator=AggregatorConfig(
             grid=grid,
@@ -119,9 +136,10 @@ def tiny_config(vocab_rows: int, image_size: tuple[int, int]) -> CatSegConfig:
             embed_dim=128,
             text_guidance_dim=32,
             appearance_guidance_dim=32,
-            decoder_dims=(32, 16),
+            decoder_dims=(32, 16, 16),
             decoder_guidance_dims=(64, 48),
-            decoder_guidance_proj_dims=(16, 16),
+            decoder_guidance_proj_dims=(16, 16, 8),
+            detail_dims=STEM_DIMS[::-1],
         ),
         guidance_layers=(1, 3),
         probability="softmax",
@@ -142,13 +160,13 @@ def scene_tower_config() -> ClipConfig:
 
 
 def render_training_images(
-    recipe: Recipe, cache: Path, domains: Mapping[str, Domain] = DOMAINS
+    recipe: Recipe, cache: Path, domains: Mapping[str, Domain] = TRAINING_DOMAINS
 ) -> dict[str, RenderedSamples]:
     """Training images of every domain, by name; rendered by all cores where they are not cached."""
     height, width = recipe.image_size
     samples = {}
     for name, domain in domains.items():
-        count = recipe.clear_images if name == "clear" else recipe.domain_images
+        count = recipe.clear_images if name in SOURCE else recipe.domain_images
         request = RenderRequest(domain=domain, split="train", count=count, width=width, height=height)
         with progress_bar(f"render {name}", count) as (advance, _):
             samples[name] = RenderedSamples(request, cache, on_progress=advance)
@@ -266,35 +284,77 @@ def train_adapters_stage(
     domains: Mapping[str, Domain],
     device: torch.device,
 ) -> None:
-    """Train one adapter per domain other than `clear`, and write the library's manifest; finished ones are kept."""
+    """Train one adapter per domain but the base model's own, and write the library; finished ones are kept.
+
+    On a CPU as many are trained at once as there are cores, one thread each: threads that share one small step wait
+    for each other more than they help.
+    """
     base = load_model(folders.segmenter)
     encoder = SceneEncoder.load(folders.encoder)
-    tokens = base.tokenizer.tokenize(CLASS_NAMES)
-    for index, (name, source) in enumerate(samples.items()):
-        if name == "clear":
-            continue
-        if not statistics_file(folders.library, name).is_file():
-            loop = replace(recipe.adapter.loop, seed=recipe.seed + 100 + index)
-            with progress_bar(f"train adapter {name}", loop.steps) as (_, on_step):
-                centroid = train_adapter(
-                    base.model,
-                    source,
-                    tokens,
-                    replace(recipe.adapter, loop=loop),
-                    name=name,
-                    library=folders.library,
-                    encoder=encoder,
-                    device=device,
-                    state_file=folders.work / f"adapter-{name}.state",
-                    on_step=on_step,
-                )
-            _note_centroid(folders, name, encoder, centroid)
-        elif _noted_centroid(folders, name, encoder) is None:  # trained before, beside another scene encoder
+    for name, source in samples.items():
+        if name in SOURCE or (
+            statistics_file(folders.library, name).is_file() and _noted_centroid(folders, name, encoder) is None
+        ):  # no adapter, or one that was trained beside another scene encoder
             with progress_bar(f"embed {name}", len(source)) as (advance, _):
                 centroid = embed_source(encoder, source, on_progress=advance)
-            write_statistics(statistics_file(folders.library, name), centroid)
+            if name not in SOURCE:
+                write_statistics(statistics_file(folders.library, name), centroid)
             _note_centroid(folders, name, encoder, centroid)
+            if name in SOURCE:
+                _write_base_statistics(folders, centroid)
+    jobs = [
+        _AdapterJob(recipe, folders, samples[name].request, recipe.seed + 100 + index, str(device))
+        for index, name in enumerate(samples)
+        if name not in SOURCE and not statistics_file(folders.library, name).is_file()
+    ]
+    with progress_bar("train adapters", len(jobs)) as (advance, _):
+        if device.type != "cpu":
+            for job in jobs:
+                _train_one_adapter(job)
+                advance(1)
+        else:
+            # "spawn" because a fork of a process with running torch threads can hang.
+            with ProcessPoolExecutor(
+                os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                for future in as_completed([pool.submit(_train_one_adapter, job) for job in jobs]):
+                    future.result()
+                    advance(1)
     _write_library(recipe, folders, base, encoder, samples, domains)
+
+
+@dataclass(frozen=True)
+class _AdapterJob:
+    """Everything that a process needs to train one adapter."""
+
+    recipe: Recipe
+    folders: TrainingFolders
+    request: RenderRequest
+    seed: int
+    device: str
+
+
+def _train_one_adapter(job: _AdapterJob) -> None:
+    name, folders = job.request.domain.name, job.folders
+    base = load_model(folders.segmenter)
+    encoder = SceneEncoder.load(folders.encoder)
+    centroid = train_adapter(
+        base.model,
+        RenderedSamples(job.request, folders.scenes),
+        base.tokenizer.tokenize(CLASS_NAMES),
+        replace(job.recipe.adapter, loop=replace(job.recipe.adapter.loop, seed=job.seed)),
+        name=name,
+        library=folders.library,
+        encoder=encoder,
+        device=torch.device(job.device),
+        state_file=folders.work / f"adapter-{name}.state",
+    )
+    _note_centroid(folders, name, encoder, centroid)
+
+
+def _write_base_statistics(folders: TrainingFolders, centroid: Centroid) -> None:
+    folders.library.mkdir(parents=True, exist_ok=True)
+    write_statistics(folders.library / BASE_STATISTICS_NAME, centroid)
 
 
 def _write_library(
@@ -307,7 +367,7 @@ def _write_library(
 ) -> None:
     entries = {}
     for name in samples:
-        if name == "clear":
+        if name in SOURCE:
             continue
         spread = _noted_centroid(folders, name, encoder)
         assert spread is not None  # noted when the adapter was finished
@@ -324,7 +384,16 @@ def _write_library(
         (folder / "CARD.md").write_text(card, encoding="utf-8")
     counts = {name: len(source) for name, source in samples.items()}
     (folders.model / "README.md").write_text(model_card(base.model_id, encoder.id, counts), encoding="utf-8")
+    home = next(iter(SOURCE))
+    home_spread = _noted_centroid(folders, home, encoder)
+    assert home_spread is not None  # noted before the adapters were trained
     manifest = LibraryManifest(
+        base_domain=BaseDomain(
+            sha256=file_sha256(folders.library / BASE_STATISTICS_NAME),
+            family=domains[home].family,
+            images=home_spread["count"],
+            spread_p95=home_spread["spread_p95"],
+        ),
         base=ModelReference(id="semla-tiny", sha256=base.sha256),
         encoder=ModelReference(id=encoder.id, sha256=encoder.sha256),
         retrieval=from_mapping(RetrievalConfig, recipe.retrieval, where="recipe: retrieval"),
@@ -348,7 +417,7 @@ def _noted_centroid(folders: TrainingFolders, name: str, encoder: SceneEncoder) 
 
 
 def train_all(
-    recipe: Recipe, folders: TrainingFolders, device: torch.device, domains: Mapping[str, Domain] = DOMAINS
+    recipe: Recipe, folders: TrainingFolders, device: torch.device, domains: Mapping[str, Domain] = TRAINING_DOMAINS
 ) -> None:
     """From nothing to a model folder and a library. What is finished is kept, what was interrupted goes on."""
     folders.work.mkdir(parents=True, exist_ok=True)

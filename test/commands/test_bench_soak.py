@@ -77,7 +77,7 @@ def test_the_real_node_answers_or_accounts_for_every_image(figures: dict[str, An
     assert figures["failures"] == []
     assert figures["sent"] == 200
     assert figures["unaccounted"] == 0
-    assert figures["masks"] > 100
+    assert figures["masks"] == figures["answered"] > 0  # how many of them are overtaken is up to the machine's speed
     assert 0 < figures["dropped"]["broken image"] <= figures["sent_broken"]
     assert figures["changes_refused"] > 0
     assert figures["changes"] > figures["changes_refused"]

@@ -16,7 +16,7 @@ from semla_ros.evaluation.pictures import BASE_MODEL, colourise
 
 NAMES = ("road", "sidewalk", "car", "sky")
 PALETTE = np.array([[128, 64, 128], [244, 35, 232], [0, 0, 142], [70, 130, 180]], np.uint8)
-ADAPTERS = frozenset({"night", "fog", "rain"})
+ADAPTERS = {name: name for name in ("night", "fog", "rain")}
 SEGMENTS = ("clear", "clear to night", "night", "night to fog", "fog")
 FRAMES_PER_SEGMENT = 6
 RATE_HZ = 4.0

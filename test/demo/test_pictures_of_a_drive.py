@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from semla_ros.demo.panels import PanelMaker, pick_moments, write_contact_sheet, write_video
-from semla_ros.demo.timeline import draw_timeline
-from semla_ros.evaluation.pictures import domain_colour
+from semla_ros.demo.timeline import draw_timeline, most_used
+from semla_ros.evaluation.pictures import BASE_MODEL, domain_colour
 
 NAMES = ("road", "sidewalk", "car", "sky")
 PALETTE = np.array([[128, 64, 128], [244, 35, 232], [0, 0, 142], [70, 130, 180]], np.uint8)
@@ -50,3 +50,11 @@ def test_the_contact_sheet_has_a_column_per_moment(drive, panels, tmp_path) -> N
         width, height = picture.size
     assert 3 * 256 < width < 4 * 256
     assert height > 4 * 192
+
+
+def test_a_legend_names_the_most_used_adapters_and_adds_up_the_rest() -> None:
+    shares = {f"a{index}": np.full(3, 0.1) for index in range(8)} | {BASE_MODEL: np.full(3, 0.2)}
+    kept = most_used(shares, 5)
+    assert list(kept) == ["a0", "a1", "a2", "a3", "a4", "others", BASE_MODEL]
+    np.testing.assert_allclose(sum(kept.values()), 1.0)
+    assert list(most_used(shares, 8)) == list(shares)

@@ -50,7 +50,7 @@ def test_the_drives_figures_are_the_mean_over_the_shifted_segments(drive) -> Non
 
 
 def test_the_right_adapter_is_the_one_named_like_the_segment() -> None:
-    adapters = frozenset({"night", "night-rain", "fog"})
+    adapters = {"night": "", "night-rain": "", "fog": ""}
     assert leads_rightly(record("night", night=0.6, fog=0.4), adapters) is True
     assert leads_rightly(record("night", night=0.4, fog=0.6), adapters) is False
     assert leads_rightly(record("night-rain", night=0.9), adapters) is False
@@ -58,12 +58,25 @@ def test_the_right_adapter_is_the_one_named_like_the_segment() -> None:
     assert leads_rightly(record("night to fog", night=0.9), adapters) is None
 
 
+def test_adapters_of_the_segments_weather_family_are_right_too() -> None:
+    adapters = {
+        "old-town-night": "night",
+        "boulevard-rain-night": "night",
+        "old-town-rain": "rain",
+        "glare-1": "low-sun",
+    }
+    assert leads_rightly(record("night-rain", **{"boulevard-rain-night": 0.6, "old-town-rain": 0.4}), adapters) is True
+    assert leads_rightly(record("night-rain", **{"boulevard-rain-night": 0.4, "old-town-rain": 0.6}), adapters) is False
+    assert leads_rightly(record("dusk", **{"glare-1": 1.0}), adapters) is True
+    assert leads_rightly(record("tunnel", **{"glare-1": 1.0}), adapters) is None
+
+
 def test_the_base_model_is_right_only_where_it_was_trained() -> None:
     shares = {BASE_MODEL: 0.8, "night": 0.2}
-    assert leads_rightly(record("clear", **shares), frozenset({"night"})) is True
-    assert leads_rightly(record("clear", night=1.0), frozenset({"night"})) is False
-    assert leads_rightly(record("night", **shares), frozenset({"night"})) is False
-    assert leads_rightly(record("clear", clear=1.0), frozenset({"clear", "night"})) is True
+    assert leads_rightly(record("clear", **shares), {"night": "night"}) is True
+    assert leads_rightly(record("clear", night=1.0), {"night": "night"}) is False
+    assert leads_rightly(record("night", **shares), {"night": "night"}) is False
+    assert leads_rightly(record("clear", clear=1.0), {"clear": "clear", "night": "night"}) is True
 
 
 @pytest.mark.parametrize(
@@ -114,6 +127,6 @@ def test_a_class_table_leaves_out_what_never_occurs(drive) -> None:
 
 
 def test_no_frames_give_nan_and_no_error() -> None:
-    score = score_drive([], frozenset())
+    score = score_drive([], {})
     assert np.isnan(score.gain)
     assert score.segments == ()

@@ -267,14 +267,22 @@ def test_a_sweep_puts_the_best_leave_one_out_setting_first() -> None:
     json.dumps(sweep, allow_nan=False)
 
 
-def test_the_world_offers_the_table_that_the_library_was_trained_on() -> None:
-    assert WorldBenchmark.for_library(["night", "fog"]).domain_names == (
-        "night", "fog", "rain", "snow", "dusk", "glare", "night-rain", "tunnel",
-    )  # fmt: skip
-    world = WorldBenchmark.for_library(list(BENCHMARK)[:3])
+def test_the_world_has_twenty_domains_beside_unseen_ones_and_the_base_models_own() -> None:
+    world = WorldBenchmark()
     assert world.domain_names == tuple(BENCHMARK)
-    assert len(world.domain_names) == 20
     assert world.unseen_names == tuple(UNSEEN)
+    assert world.source_names == ("clear",)
+    assert world.family("base model") == world.family("suburb-clear") == "clear"
+    assert world.family("somebody's own") == "somebody's own"
+
+
+def test_a_domain_of_two_conditions_has_relatives_in_both() -> None:
+    world = WorldBenchmark()
+    assert world.are_relatives("boulevard-snow-night", "old-town-snow")
+    assert world.are_relatives("old-town-night", "boulevard-snow-night")
+    assert not world.are_relatives("old-town-night", "old-town-snow")
+    assert world.are_relatives("suburb-clear", "base model")
+    assert not world.are_relatives("somebody's own", "base model")
 
 
 def test_world_images_depend_on_seed_and_index_alone() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tiny_parts import ADAPTERS, write_library, write_model
+from tiny_parts import ALPHA, tiny_adapter, tiny_centroid, write_adapter, write_model
 
 from semla_ros.cli import main
 from semla_ros.config import InferenceConfig, SemlaConfig
@@ -20,12 +20,16 @@ from semla_ros.scenes.classes import CLASS_NAMES
 from semla_ros.segmentation.checkpoint import load_model
 
 SIZE = (72, 96)
+ADAPTERS = ("suburb-clear", "old-town-fog", "old-town-night", "old-town-snow")
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> PipelineSpec:
     folder = write_model(tmp_path_factory.mktemp("model"))
-    library = write_library(tmp_path_factory.mktemp("library"), load_model(folder).model)
+    library, model = tmp_path_factory.mktemp("library"), load_model(folder).model
+    for index, name in enumerate(ADAPTERS):
+        layers = tiny_adapter(model, rank=2 + index, seed=100 + index)
+        write_adapter(library / name, layers, tiny_centroid(index), alpha=ALPHA)
     inference = InferenceConfig(device="cpu", engine="torch", threads=1)
     return PipelineSpec(
         config=SemlaConfig(model=str(folder), library=str(library), inference=inference),
@@ -46,7 +50,7 @@ def test_the_subject_answers_as_the_pipeline_does(spec: PipelineSpec, subject: P
     pipeline, _ = spec.load_pipeline()
     subject.set_classes(pipeline.class_names)
     try:
-        for mix in (equal_mix([]), equal_mix(["fog"]), equal_mix(["night", "snow"])):
+        for mix in (equal_mix([]), equal_mix(["old-town-fog"]), equal_mix(["old-town-night", "old-town-snow"])):
             pipeline.apply_mix(mix, "test")
             subject.use(mix)
             frame = Frame(image=picture(), stamp_ns=0)
@@ -57,11 +61,11 @@ def test_the_subject_answers_as_the_pipeline_does(spec: PipelineSpec, subject: P
 
 
 def test_returning_to_a_mix_returns_to_its_bits(subject: PipelineSubject) -> None:
-    subject.use(equal_mix(["fog"]))
+    subject.use(equal_mix(["old-town-fog"]))
     first = subject.probabilities(picture(), SIZE)
-    subject.use(equal_mix(["night"]))
+    subject.use(equal_mix(["old-town-night"]))
     other = subject.probabilities(picture(), SIZE)
-    subject.use(equal_mix(["fog"]))
+    subject.use(equal_mix(["old-town-fog"]))
     assert (subject.probabilities(picture(), SIZE) == first).all()
     assert (other != first).any()
 
@@ -77,22 +81,24 @@ def test_a_domains_vocabulary_counts_from_the_next_mix(subject: PipelineSubject)
 
 def test_settings_given_replace_those_of_the_library(subject: PipelineSubject) -> None:
     assert subject.recommended.top_k == 2
-    mix = subject.retriever(subject.recommended, "centroid").retrieve(subject.centroids[0], ("day",))
+    mix = subject.retriever(subject.recommended, "centroid").retrieve(subject.centroids[0], ("old-town-fog",))
     assert len(mix.names) == 2
-    assert "day" not in mix.names
+    assert "old-town-fog" not in mix.names
     assert "top_k 2" in subject.description["retrieval"]
 
 
 def test_the_command_runs_the_world_on_the_real_parts(spec: PipelineSpec, tmp_path: Path, capsys) -> None:
     path = tmp_path / "results.json"
     options = ["--model", spec.config.model, "--library", spec.config.library, "--device", "cpu", "--workers", "1"]
-    domains = ["--domains", "fog", "night", "monsoon-rain", "clear"]
+    domains = ["--domains", "old-town-fog", "old-town-night", "monsoon-rain", "clear"]
     assert main(["evaluate", *options, *domains, "--images", "1", "--json", str(path)]) == 0
     results = json.loads(path.read_text())
-    assert list(results["domains"]) == ["fog", "night"]
+    assert list(results["domains"]) == ["old-town-fog", "old-town-night"]
     assert list(results["unseen"]) == ["monsoon-rain"]
     assert list(results["source"]) == ["clear"]
-    assert set(results["weights"]["fog"][0]["semla_without_own"]) <= {*ADAPTERS, "base model"} - {"fog"}
+    assert set(results["weights"]["old-town-fog"][0]["semla_without_own"]) <= {*ADAPTERS, "base model"} - {
+        "old-town-fog"
+    }
     assert "h-mean" in capsys.readouterr().out
 
 

@@ -38,6 +38,9 @@ class ToyBenchmark:
     def family(self, domain: str) -> str:
         return family_of(domain)
 
+    def are_relatives(self, domain: str, other: str) -> bool:
+        return family_of(domain) == family_of(other)
+
     def check(self, names: Sequence[str]) -> None:
         assert all(name in PLACES for name in names)
 

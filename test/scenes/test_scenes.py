@@ -10,8 +10,8 @@ from semla_ros.scenes import (
     BENCHMARK,
     CITIES,
     CLASS_NAMES,
-    DOMAINS,
     PALETTE,
+    SOURCE,
     SOURCE_CITIES,
     UNSEEN,
     Conditions,
@@ -23,6 +23,7 @@ from semla_ros.scenes import (
     render,
     split_seed,
 )
+from semla_ros.scenes.drive import SEGMENT_FAMILIES
 
 WEATHERS = ("night", "dusk", "glare", "fog", "rain", "snow")
 CAR, SKY, ROAD, BUILDING = (CLASS_NAMES.index(name) for name in ("car", "sky", "road", "building"))
@@ -59,7 +60,7 @@ def test_another_seed_is_another_street():
 
 def test_every_class_shows_up_over_a_few_streets_of_the_source_cities():
     share = np.zeros(len(CLASS_NAMES))
-    frames = [DOMAINS["clear"].scene(split_seed("val", index)).render(128, 96) for index in range(30)]
+    frames = [SOURCE["clear"].scene(split_seed("val", index)).render(128, 96) for index in range(30)]
     for frame in frames:
         share += (np.bincount(frame.mask.ravel(), minlength=len(CLASS_NAMES)) > 15)[: len(CLASS_NAMES)]
         assert frame.mask.max() < len(CLASS_NAMES)
@@ -173,9 +174,9 @@ def test_the_demo_drive_holds_each_segment_for_seconds_and_names_it():
     drive = demo_drive()
     names = [drive.segment_name(t / 10) for t in range(0, 901)]
     assert drive.duration_s == pytest.approx(90)
-    assert set(names) - {""} == set(DOMAINS)
+    assert set(names) - {""} == set(SEGMENT_FAMILIES)
     assert names[0] == names[-1] == "clear"
-    assert min(names.count(name) for name in DOMAINS) >= 40
+    assert min(names.count(name) for name in SEGMENT_FAMILIES) >= 40
     changes = [t for t, (x, y) in enumerate(pairwise(names)) if x != y]
     assert all(names[t] == "" or names[t + 1] == "" for t in changes)
 
@@ -191,22 +192,24 @@ def test_severities_are_constant_in_a_segment_and_between_in_a_transition():
 
 def test_splits_do_not_share_seeds_and_domains_do_not_share_streets():
     assert split_seed("train", 999_999) < split_seed("val", 0) < split_seed("test", 0)
-    streets = {domain.scene(split_seed("test", 3)).seed for domain in DOMAINS.values()}
-    assert len(streets) > len(DOMAINS) // 2
-    train = {DOMAINS["fog"].scene(split_seed("train", index)).seed for index in range(50)}
-    test = {DOMAINS["fog"].scene(split_seed("test", index)).seed for index in range(50)}
+    streets = {domain.scene(split_seed("test", 3)).seed for domain in BENCHMARK.values()}
+    assert len(streets) > len(BENCHMARK) // 2
+    train = {BENCHMARK["old-town-fog"].scene(split_seed("train", index)).seed for index in range(50)}
+    test = {BENCHMARK["old-town-fog"].scene(split_seed("test", index)).seed for index in range(50)}
     assert not train & test
     assert len(train) == 50
 
 
 def test_domains_sample_what_they_say():
-    for domain in DOMAINS.values():
+    plain = [domain for domain in (*SOURCE.values(), *BENCHMARK.values(), *UNSEEN.values()) if not domain.mixed]
+    for domain in plain:
         for index in range(10):
             sample = domain.scene(index)
             active = {name for name, value in dataclasses.asdict(sample.conditions).items() if value > 0}
             assert active == set(domain.severities)
-            assert sample.city in SOURCE_CITIES
-    assert DOMAINS["snow"].scene(4) == DOMAINS["snow"].scene(4)
+            assert sample.city in domain.cities
+    snow = BENCHMARK["old-town-snow"]
+    assert snow.scene(4) == snow.scene(4)
 
 
 def test_the_benchmark_has_twenty_domains_with_relatives():
@@ -214,9 +217,15 @@ def test_the_benchmark_has_twenty_domains_with_relatives():
     families = [domain.family for domain in BENCHMARK.values()]
     assert all(families.count(family) > 1 for family in set(families) - {"mixed"})
     assert not set(UNSEEN) & set(BENCHMARK)
-    seen = {city for domain in DOMAINS.values() for city in domain.cities}
+    seen = {city for domain in (*SOURCE.values(), *BENCHMARK.values()) for city in domain.cities}
     assert "alpine" not in seen
     assert domain_named("alpine-snow-night") is UNSEEN["alpine-snow-night"]
+
+
+def test_every_segment_of_the_demo_has_relatives_in_the_benchmark():
+    families = {domain.family for domain in (*SOURCE.values(), *BENCHMARK.values())}
+    assert set(SEGMENT_FAMILIES.values()) <= families
+    assert SOURCE["clear"].cities == SOURCE_CITIES
 
 
 def test_captions_speak_of_weather_and_of_what_is_seen():

@@ -12,7 +12,7 @@ from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.cli import main
 from semla_ros.resources import share_folder
 from semla_ros.scenes.classes import CLASS_NAMES
-from semla_ros.scenes.world import DOMAINS, split_seed
+from semla_ros.scenes.world import BENCHMARK, split_seed
 from semla_ros.segmentation.checkpoint import load_model
 from semla_ros.segmentation.targets import lora_signature, lora_targets
 from semla_ros.training.adapter_training import published_adapter_training
@@ -31,7 +31,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
     for index in range(6):
-        scene = DOMAINS["fog"].scene(split_seed("train", 5000 + index)).render()
+        scene = BENCHMARK["old-town-fog"].scene(split_seed("train", 5000 + index)).render()
         cv2.imwrite(str(folder / "images" / f"{index}.png"), scene.image[..., ::-1])
         cv2.imwrite(str(folder / "labels" / f"{index}.png"), scene.mask)
     (folder / "classes.txt").write_text("\n".join(CLASS_NAMES), encoding="utf-8")
@@ -105,6 +105,6 @@ def test_shipped_adapters_are_stored_whole_and_small() -> None:
             total += path.stat().st_size
             assert path.suffix in {".safetensors", ".json", ".npz", ".yaml", ".md"}, path
     assert 5e6 < total <= 16 * 2**20
-    statistics = np.load(share_folder() / "adapters/semla-tiny/fog/fog_statistics.npz", allow_pickle=False)
+    statistics = np.load(share_folder() / "adapters/semla-tiny/old-town-fog/old-town-fog_statistics.npz", allow_pickle=False)
     assert statistics["train_average_embedding"].dtype == np.float32
     assert torch.isfinite(torch.from_numpy(statistics["train_average_embedding"])).all()
