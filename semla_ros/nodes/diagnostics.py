@@ -57,7 +57,8 @@ class NodeState:
         memory_mb: Resident memory of the process.
         gpu_memory_mb: Memory of the GPU held by the process; None without one.
         uses_cv_bridge: Images are decoded by cv_bridge.
-        refused: Latest refused change of a parameter or library, with the reason; empty where none is recent.
+        refused: Latest refused change or call, with the reason; empty where none is recent.
+        library_problem: Why the library on disk is not the one in use; empty where it is.
     """
 
     lifecycle: str
@@ -73,6 +74,7 @@ class NodeState:
     gpu_memory_mb: float | None = None
     uses_cv_bridge: bool = False
     refused: str = ""
+    library_problem: str = ""
 
 
 class _Worries:
@@ -101,6 +103,8 @@ def node_report(node_name: str, state: NodeState) -> Report:
         worries.add(Level.OK, "switched off: call the enable service with true to go on")
     if state.refused:
         worries.add(Level.WARN, state.refused)
+    if state.library_problem:
+        worries.add(Level.WARN, state.library_problem)
     values = {
         "Lifecycle state": state.lifecycle,
         "Enabled": _yes_no(state.is_enabled),

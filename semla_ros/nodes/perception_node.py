@@ -6,6 +6,7 @@ thread decodes, segments and publishes; one makes slow changes; the pipeline's o
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import socket
@@ -77,7 +78,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._load = load
         self._log_handler = forward_logs(self.get_logger())
-        self._problem = self._progress = self._refused = ""
+        self._problem = self._progress = self._refused = self._library_problem = ""
         self._refused_s = 0.0
         self._is_enabled = True
         self._is_active = False
@@ -386,6 +387,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         """Drop the model; parameters, publishers and what they have latched stay."""
         with self._change_lock:
             bank, self._bank, self._watch = self._bank, None, None
+            self._library_problem = ""
         if bank is not None:
             bank.close()
         del bank
@@ -528,7 +530,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 response.success = True
             except SemlaError as error:
                 response.success, response.message = False, str(error)
-                self._refuse(f"{name} failed: {error}")
+                if str(error) not in self._library_problem:  # which is told for longer
+                    self._refuse(f"{name} failed: {error}")
         return response
 
     def _serve_reload(self, request: Any, response: Any) -> Any:
@@ -536,7 +539,13 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return self._serve(response, "reload_library", self._reload)
 
     def _reload(self, bank: ModelBank) -> str:
-        bank.reload_library()
+        try:
+            bank.reload_library()
+        except SemlaError as error:
+            self._library_problem = f"the adapter library cannot be read: {error}; the one in memory stays in use"
+            self.get_logger().warning(self._library_problem)
+            raise
+        self._library_problem = ""
         status = bank.any.status()
         problems = "".join(f"; left out: {reason}" for _, reason in sorted(status.library_problems.items()))
         return f"{status.library_size} adapters{problems}"
@@ -571,10 +580,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         with self._change_lock:
             if self._bank is None or self._watch is None or not self._watch.has_changed():
                 return
-            try:
+            with contextlib.suppress(SemlaError):  # told already
                 self.get_logger().info(f"adapter library changed: {self._reload(self._bank)}")
-            except SemlaError as error:
-                self._refuse(f"adapter library changed, but cannot be read: {error}; the one in memory stays in use")
 
     # Diagnostics
 
@@ -626,6 +633,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             gpu_memory_mb=_gpu_mb(),
             uses_cv_bridge=self._decoder.uses_cv_bridge,
             refused=self._refused if has_fresh_refusal else "",
+            library_problem=self._library_problem,
         )
 
     def _image_topic(self, camera: str) -> str:

@@ -102,6 +102,20 @@ def test_a_missing_library_folder_leaves_the_node_up_with_the_reason(
     assert process.stop() == 0, process.output
 
 
+def test_a_library_that_cannot_be_read_is_told_until_it_can(graph: Graph, real: PerceptionClient) -> None:
+    assert real.set_parameters(diagnostics__hold_s=0.3).successful
+    aside = real.library.with_name("aside")
+    real.library.rename(aside)
+    status = real.wait_for_message("node", "the adapter library cannot be read")
+    assert status.level == DiagnosticStatus.WARN
+    assert "the one in memory stays in use" in status.message
+    reports = real.reports
+    wait_for(lambda: real.reports > reports + 10, "reports")  # longer than refusals are told
+    assert "cannot be read" in real.status("node").message
+    aside.rename(real.library)
+    wait_for(lambda: real.status("node").level == DiagnosticStatus.OK, "a library that is back")
+
+
 def test_cycles_with_a_model_leave_no_memory_behind(
     graph: Graph, tiny_model_folder: Path, tiny_library_folder: Path
 ) -> None:
