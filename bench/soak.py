@@ -77,6 +77,7 @@ def measure(frames: int = 10000, model: str = "semla-tiny", library: str = "", s
         client = SoakClient()
         try:
             client.wait_until_active(START_S, children.check)
+            client.begin(pictures[0], START_S)
             start_s = time.monotonic()
             memory = _drive(client, child, children, changing, frames, pictures, faulty, rng)
             client.settle(SETTLE_S)

@@ -13,6 +13,8 @@ from semla_ros.errors import SemlaError
 
 IN_FLIGHT = 2  # one in the model, one waiting
 TURN_S = 0.5  # an overtaken image never comes back: go on after so long
+QUIET_S = 2.5  # more than two reports of the node
+DROPPED = "Dropped: "
 
 
 @dataclass
@@ -48,6 +50,7 @@ class SoakClient:
         self._reload = node.create_client(Trigger, "perception/reload_library")
         self._listeners: list[Any] = []
         self._statuses: dict[str, dict[str, str]] = {}
+        self._baseline: dict[str, int] = {}
         self._progress = threading.Condition()
         self._sent: dict[int, SentImage] = {}  # by stamp in ns
         self._sent_broken = self._sent_valid = self._waiting = self._last_stamp_ns = 0
@@ -74,7 +77,31 @@ class SoakClient:
             if time.monotonic() > end_s:
                 raise SemlaError(f"the perception node was not active within {timeout_s:.0f} s: {self._statuses}")
             time.sleep(0.1)
-        time.sleep(0.5)  # the other side learns of a match a moment later
+
+    def begin(self, picture: Picture, timeout_s: float) -> None:
+        """Send a picture until its mask comes back, and count from there: the first answers may be lost."""
+        end_s = time.monotonic() + timeout_s
+        while not self._masks:
+            if time.monotonic() > end_s:
+                raise SemlaError(f"no mask of the first images within {timeout_s:.0f} s")
+            self.send(picture)
+            with self._progress:
+                self._progress.wait_for(lambda: self._masks, 1.0)
+        before: dict[str, str] = {}
+        while before != (before := self._counters()):
+            time.sleep(QUIET_S)
+        self._baseline = {key: int(value) for key, value in before.items()}
+        with self._progress:
+            self._sent.clear()
+            self._sent_broken = self._sent_valid = self._waiting = self._masks = 0
+
+    def _counters(self) -> dict[str, str]:
+        """What the node counts of the camera's images."""
+        return {
+            key: value
+            for key, value in self._statuses.get("camera", {}).items()
+            if key in ("Images received", "Masks published") or key.startswith(DROPPED)
+        }
 
     def _is_connected(self) -> bool:
         return (
@@ -186,7 +213,8 @@ class SoakClient:
 
     def account(self) -> dict[str, Any]:
         """All counts: of this side, and what the node says on /diagnostics."""
-        camera, adaptation = self._statuses.get("camera", {}), self._statuses.get("adaptation", {})
+        adaptation = self._statuses.get("adaptation", {})
+        camera = {key: int(value) - self._baseline.get(key, 0) for key, value in self._counters().items()}
         judged = [(is_right, call.result()) for is_right, call in self._changes if call.done()]
         reloads = [call.result() for call in self._reloads if call.done()]
         with self._progress:
@@ -198,11 +226,10 @@ class SoakClient:
                 "wrong_masks": self._wrong_masks,
                 "unasked_masks": self._unasked_masks,
             }
-        prefix = "Dropped: "
         return own | {
-            "received": int(camera.get("Images received", 0)),
-            "answered": int(camera.get("Masks published", 0)),
-            "dropped": {key.removeprefix(prefix): int(camera[key]) for key in camera if key.startswith(prefix)},
+            "received": camera.get("Images received", 0),
+            "answered": camera.get("Masks published", 0),
+            "dropped": {key.removeprefix(DROPPED): count for key, count in camera.items() if key.startswith(DROPPED)},
             "changes": len(self._changes),
             "changes_refused": sum(not answer.result.successful for _, answer in judged),
             "changes_unanswered": len(self._changes) - len(judged),
