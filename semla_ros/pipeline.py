@@ -22,7 +22,7 @@ from semla_ros.background import NewestWins
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.drift_gate import JUMP_BACK_NS, DriftGate
 from semla_ros.engines.base import Engine
-from semla_ros.errors import SemlaError
+from semla_ros.errors import AdapterError, SemlaError
 from semla_ros.fusion import Fuser, PreparedModel
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.pipeline_status import PipelineStatus, Tally
@@ -358,9 +358,19 @@ class PerceptionPipeline:
         return Retriever(library, settings, self._parts.compat)
 
     def _retrieve_anew(self, reason: str) -> None:
-        """Retrieve for the scene in memory, if there is one and adaptation is not frozen."""
-        if self._scene is not None and not self._is_frozen:
-            self._renew(reason, mix=self._retriever.retrieve(self._scene), scene=self._scene)
+        """Retrieve for the scene in memory, if there is one and adaptation is not frozen.
+
+        An adapter that turns out to be gone or damaged is passed over: the change that was asked for is not to blame.
+        """
+        while self._scene is not None and not self._is_frozen:
+            known = set(self._library.problems)
+            try:
+                self._renew(reason, mix=self._retriever.retrieve(self._scene), scene=self._scene)
+                return
+            except AdapterError as error:
+                if known == set(self._library.problems):
+                    raise
+                logger.warning("retrieving again without what cannot be used: %s", error)
 
     def _renew(
         self,

@@ -285,6 +285,19 @@ def test_a_reloaded_library_offers_what_was_added_and_survives_what_was_removed(
     pipeline.segment(scene("fog", stamp_s=2))
 
 
+def test_new_settings_are_not_refused_for_an_adapter_that_has_gone(
+    make_pipeline: PipelineFactory, library_copy: Path
+) -> None:
+    pipeline = make_pipeline(library_folder=library_copy, retrieval=RetrievalConfig(top_k=1))
+    pipeline.process(scene("fog", stamp_s=1))
+    (library_copy / "night" / "adapter_model.safetensors").unlink()
+    after = pipeline.update(retrieval=RetrievalConfig(top_k=4, temperature=10.0, fade_out_of_library=False))
+    assert after.reason == "parameters"
+    assert set(after.mix.names) == {"day", "fog", "snow"}
+    assert "night" in pipeline.status().library_problems
+    assert pipeline.retrieval.top_k == 4
+
+
 def test_a_library_that_is_gone_leaves_the_one_in_memory(make_pipeline: PipelineFactory, library_copy: Path) -> None:
     pipeline = make_pipeline(library_folder=library_copy)
     pipeline.process(scene("fog", stamp_s=1))
