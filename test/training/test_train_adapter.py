@@ -105,6 +105,7 @@ def test_shipped_adapters_are_stored_whole_and_small() -> None:
             total += path.stat().st_size
             assert path.suffix in {".safetensors", ".json", ".npz", ".yaml", ".md"}, path
     assert 5e6 < total <= 16 * 2**20
-    statistics = np.load(share_folder() / "adapters/semla-tiny/old-town-fog/old-town-fog_statistics.npz", allow_pickle=False)
+    folder = share_folder() / "adapters/semla-tiny/old-town-fog"
+    statistics = np.load(folder / "old-town-fog_statistics.npz", allow_pickle=False)
     assert statistics["train_average_embedding"].dtype == np.float32
     assert torch.isfinite(torch.from_numpy(statistics["train_average_embedding"])).all()
