@@ -22,7 +22,7 @@ from semla_ros.evaluation.pictures import BASE_MODEL, domain_colour
 INK, FAINT, GRID = "#1d2430", "#6b7482", "#dfe3e8"
 BASE_LINE, ADAPTED_LINE = "#9aa3af", "#0f766e"
 SMOOTHING_S = 2.0  # window of the mIoU lines
-MOST_NAMED = 10  # adapters with a line of their own in the legend
+MOST_NAMED = 12  # adapters with a line of their own in the legend
 OTHERS, OTHERS_COLOUR = "others", "#c9ced6"
 
 
@@ -64,7 +64,7 @@ def _draw_shares(axes: Any, frames: Sequence[FrameScore], seconds: np.ndarray) -
     axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
     axes.set_ylabel("share in the fused model", color=INK)
     axes.legend(
-        loc="upper left", bbox_to_anchor=(1.005, 1.0), frameon=False, fontsize=9.5, labelcolor=INK,
+        loc="upper left", bbox_to_anchor=(1.005, 0.99), frameon=False, fontsize=8.5, labelcolor=INK,
         handlelength=1.0, handleheight=1.0, reverse=True,
     )  # fmt: skip
     _quiet(axes)
@@ -87,7 +87,7 @@ def _mark_fusions(axes: Any, mixes: Sequence[MixEvent], start_ns: int, end_s: fl
         times, np.ones(len(times)), linestyle="", marker="v", markersize=6, color=INK, markeredgecolor="white",
         markeredgewidth=0.6, clip_on=False, zorder=5,
     )  # fmt: skip
-    axes.text(1.008, 0.0, f"▼ {len(times)} fusions", transform=axes.transAxes, fontsize=9.5, color=INK, va="bottom")
+    axes.text(1.008, 1.0, f"▼ {len(times)} fusions", transform=axes.transAxes, fontsize=9.5, color=INK, va="bottom")
 
 
 def _draw_miou(axes: Any, score: DriveScore, seconds: np.ndarray) -> None:
