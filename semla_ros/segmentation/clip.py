@@ -96,7 +96,7 @@ class DenseFeatures:
 
 
 def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    return tokens[:, 1:].transpose(1, 2).reshape(len(tokens), tokens.shape[2], *grid)
+    return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
 def project(module: nn.Module, x: Tensor, bias: Tensor, *, without_delta: bool = False) -> Tensor:

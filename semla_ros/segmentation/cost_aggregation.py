@@ -115,9 +115,9 @@ def split_convolution(module: nn.Module, x: Tensor, guidance: Tensor, *, exact_r
         guidance: Shared by the T maps of an image, shape (B, G, H, W).
         exact_rewrites: Convolve the guidance once for each image instead of once for each map.
     """
-    images = len(guidance)
+    images = guidance.shape[0]  # unlike len(), it may stay a variable where the model is exported
     if not exact_rewrites or type(module) is not nn.Conv2d:
-        repeated = guidance.repeat_interleave(len(x) // images, dim=0)
+        repeated = guidance.repeat_interleave(x.shape[0] // images, dim=0)
         literal: Tensor = module(torch.cat([x, repeated.to(x.dtype)], dim=1))
         return literal
     channels = x.shape[1]
@@ -346,7 +346,7 @@ class ClassPart(nn.Module):
         elif missing > 0:
             tokens = self.padding_tokens[:, :, None].expand(b, missing, y.shape[2], -1).to(y.dtype)
             y = torch.cat([y, tokens], dim=1)
-            filler = self.padding_guidance[:, :, None].expand(len(guidance), missing, -1, -1)
+            filler = self.padding_guidance[:, :, None].expand(guidance.shape[0], missing, -1, -1)
             guidance = torch.cat([guidance, filler.to(guidance.dtype)], dim=1)
         y = y + self.attention(self.norm1(y), guidance, padding, exact_rewrites=exact_rewrites)
         y = y + self.MLP(self.norm2(y))
@@ -492,8 +492,8 @@ class CostAggregator(nn.Module):
         details: tuple[Tensor, ...],
     ) -> Tensor:
         kept = self.select_classes(cost)  # (B, pad_len)
-        images = torch.arange(len(cost), device=cost.device)[:, None]
-        text = text.expand(len(cost), -1, -1)
+        images = torch.arange(cost.shape[0], device=cost.device)[:, None]
+        text = text.expand(cost.shape[0], -1, -1)
         logits = self.forward(cost[images, kept], features, guidance, text[images, kept], details)
         every = torch.full((*cost.shape[:2], *logits.shape[2:]), -100.0, dtype=logits.dtype, device=logits.device)
         index = kept[:, :, None, None].expand(-1, -1, *logits.shape[2:])

@@ -221,7 +221,7 @@ class CatSeg(nn.Module):
         if self.duplicated_hooks:
             layers = (layers[0], layers[0])
         visual = self.clip.visual
-        if len(images) > 1 and self.exact_rewrites and cached_inference.is_possible(visual, images):
+        if self.exact_rewrites and cached_inference.is_possible(visual, images) and len(images) > 1:
             return DenseFeatures.of_views([visual.dense(image[None], layers) for image in images])
         return visual.dense(images, layers)
 
