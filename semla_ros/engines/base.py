@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,22 @@ class Engine(Protocol):
 
         Raises:
             ImageError: The image has another type or shape.
+            EngineError: No vocabulary was set, or the result is not finite.
+        """
+        ...
+
+    def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
+        """Segment images of any sizes in one forward pass where the way of inference allows it, else in turn.
+
+        Args:
+            images: RGB, each of shape (H, W, 3), uint8; at least one.
+            want_confidence: Also give the probability of the chosen class.
+
+        Returns:
+            One answer for each image; latencies are those of the whole batch.
+
+        Raises:
+            ImageError: An image has another type or shape.
             EngineError: No vocabulary was set, or the result is not finite.
         """
         ...

@@ -87,6 +87,10 @@ class ComponentEngine:
         """Segment one image, see `Engine.segment`."""
         return self._torch.segment(image, want_confidence)
 
+    def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
+        """Segment the images of several cameras, see `Engine.segment_batch`."""
+        return self._torch.segment_batch(images, want_confidence)
+
     def set_text(self, text_features: Tensor) -> None:
         """Take over class embeddings, see `Engine.set_text`."""
         self._torch.set_text(text_features)
@@ -137,6 +141,8 @@ class ComponentEngine:
 
     def _mount(self, component: FixedComponent, runner: Runner) -> None:
         self._serving[component.name] = (runner, component.mount(runner))
+        if component.is_refitted:
+            self._torch.take_buckets(False)  # it was built for one number of classes
         if component.takes_part_in_masks:
             self._torch.forget_graph()
 
@@ -145,6 +151,7 @@ class ComponentEngine:
             runner, mounted = self._serving.pop(name)
             mounted.close()
             runner.close()
+        self._torch.take_buckets(not any(item.is_refitted and item.name in self._serving for item in self.components))
         if names:
             self._torch.forget_graph()
 

@@ -113,6 +113,12 @@ class TensorRtEngine(ComponentEngine):
             self._adopt_finished(self._build)
         return super().segment(image, want_confidence)
 
+    def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
+        """Segment the images of several cameras, after taking over what was finished; see `segment`."""
+        if self._build is not None:
+            self._adopt_finished(self._build)
+        return super().segment_batch(images, want_confidence)
+
     def set_text(self, text_features: Tensor) -> None:
         """Take over class embeddings and, where the segmenter is refitted, the model's present weights."""
         super().set_text(text_features)

@@ -14,15 +14,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import EngineOutput, check_image
 from semla_ros.engines.cuda_graph import GraphedForward
+from semla_ros.engines.image_upload import ImageUpload
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.errors import EngineError
-from semla_ros.results import ImageArray
-from semla_ros.segmentation.inference import probability_maps
+from semla_ros.results import ImageArray, MaskArray
+from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
+from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.stopwatch import Stopwatch
 
@@ -31,8 +34,9 @@ logger = logging.getLogger(__name__)
 PARITY_AGREEMENT = 0.995  # smallest share of probe pixels whose class must be that of fp32
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SPEED_RUNS = 3
+_GRAPHS_KEPT = 4  # for as many numbers of cameras answered at once
 
-Forward = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[..., Tensor]  # normalised images, class embeddings, optionally their presence -> logits
 
 
 def choose_device(name: str) -> torch.device:
@@ -97,14 +101,18 @@ class TorchEngine:
         self._probe_images = probe_images
         self._model = model.to(self.device).eval()
         self._text: Tensor | None = None
+        self._takes_buckets = True
         self._compiled: Forward | None = None
         self._graph: GraphedForward | None = None
+        self._upload = ImageUpload(self.device)
         self._is_warm = False
         if self.device.type == "cpu":
             torch.set_num_threads(choose_threads(config.threads))
 
     def set_text(self, text_features: Tensor) -> None:
-        """Take over class embeddings (T, C); a captured graph stays valid while T stays the same.
+        """Take over class embeddings (T, C).
+
+        What was compiled or captured stays valid while T stays within its bucket, see `class_buckets`.
 
         Raises:
             EngineError: The shape does not fit the model.
@@ -123,10 +131,31 @@ class TorchEngine:
                 pixels = self._pixels(image)
             maps = self._maps(pixels, watch)
             with watch.stage("postprocess"):
-                if not bool(maps.isfinite().all()):
-                    raise EngineError("the model's class probabilities are not finite: its weights are damaged")
-                mask, confidence = mask_from_maps(maps, (image.shape[0], image.shape[1]), want_confidence)
+                mask, confidence = _answer(maps, image, want_confidence)
         return EngineOutput(mask=mask, confidence=confidence, latency_ms=dict(watch.latency_ms))
+
+    def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
+        """Segment the images of several cameras, see `Engine.segment_batch`."""
+        if len(images) == 1 or self._config.inference != "whole":
+            return [self.segment(image, want_confidence) for image in images]
+        for image in images:
+            check_image(image)
+        watch = Stopwatch()
+        config = self._model.config
+        with watch.stage("total"), torch.inference_mode():
+            with watch.stage("preprocess"):
+                pixels = [self._pixels(image, place) for place, image in enumerate(images)]
+                views = torch.cat([whole_view(item, config) for item in pixels])
+            with watch.stage("forward"):
+                maps = probabilities(self._forward(views), config)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize(self.device)
+            with watch.stage("postprocess"):
+                answers = [_answer(one, image, want_confidence) for one, image in zip(maps, images, strict=True)]
+        return [
+            EngineOutput(mask=mask, confidence=confidence, latency_ms=dict(watch.latency_ms))
+            for mask, confidence in answers
+        ]
 
     def warm_up(self) -> None:
         """Settle the precision, compile or capture where asked, and run untimed.
@@ -151,18 +180,19 @@ class TorchEngine:
         """Capture anew with the next frame, because what the forward pass calls has changed."""
         self._graph = None
 
-    def _pixels(self, image: ImageArray) -> Tensor:
+    def take_buckets(self, is_possible: bool) -> None:
+        """Whether what serves the whole forward pass takes vocabularies that were filled up; true at first."""
+        self._takes_buckets = is_possible
+
+    def _pixels(self, image: ImageArray, place: int = 0) -> Tensor:
+        if self.device.type == "cuda":
+            return self._upload(image, place)
         # torch reads neither read-only memory (a message's buffer) nor negative strides.
         ready = image if image.flags.writeable and image.flags.c_contiguous else np.array(image)
-        pixels = torch.from_numpy(ready).permute(2, 0, 1)
-        if self.device.type == "cuda":
-            return pixels.pin_memory().to(self.device, non_blocking=True)
-        return pixels
+        return torch.from_numpy(ready).permute(2, 0, 1)
 
     def _maps(self, pixels: Tensor, watch: Stopwatch) -> Tensor:
         """Probability maps (T, h, w); resizing counts as preprocessing."""
-        if self._text is None:
-            raise EngineError("no vocabulary was set; call set_text first")
         start = time.perf_counter()
         inner = Stopwatch()
 
@@ -181,20 +211,28 @@ class TorchEngine:
         return maps
 
     def _forward(self, images: Tensor) -> Tensor:
-        assert self._text is not None
+        """Logits (B, T, h, w)."""
+        if self._text is None:
+            raise EngineError("no vocabulary was set; call set_text first")
+        forward: Forward = self._autocast_forward
         if self.device.type == "cuda":
             if self._graph is None:
-                self._graph = GraphedForward(self._autocast_forward)
-            return self._graph(images, self._text)
-        return self._autocast_forward(images, self._text)
+                self._graph = GraphedForward(self._autocast_forward, _GRAPHS_KEPT)
+            forward = self._graph
+        count, limit = len(self._text), self._model.config.aggregator.pad_len
+        has_fixed_shapes = self._graph is not None or self._compiled is not None
+        if not (has_fixed_shapes and self._takes_buckets) or 0 < limit < count:
+            return forward(images, self._text)
+        return forward(images, *pad_vocabulary(self._text, bucket_size(count, limit)))[:, :count]
 
-    def _autocast_forward(self, images: Tensor, text: Tensor) -> Tensor:
-        forward: Forward = self._compiled or self._model
+    def _autocast_forward(self, *inputs: Tensor) -> Tensor:
+        # Not `or`: a compiled model asks the module for its length.
+        forward: Forward = self._model if self._compiled is None else self._compiled
         if self.precision == "fp32":
-            return forward(images, text)
+            return forward(*inputs)
         # Nothing is cached across calls: the weights may have been overwritten in between.
         with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], cache_enabled=False):
-            return forward(images, text).float()
+            return forward(*inputs).float()
 
     def _settle_precision(self) -> None:
         wanted: str = self._config.precision
@@ -241,6 +279,12 @@ class TorchEngine:
             first = str(error).strip().split("\n")[0]
             self.notes.append(f"eager serves: torch.compile failed ({first})")
             logger.warning("engine torch: %s", self.notes[-1])
+
+
+def _answer(maps: Tensor, image: ImageArray, want_confidence: bool) -> tuple[MaskArray, NDArray[np.uint8] | None]:
+    if not bool(maps.isfinite().all()):
+        raise EngineError("the model's class probabilities are not finite: its weights are damaged")
+    return mask_from_maps(maps, (image.shape[0], image.shape[1]), want_confidence)
 
 
 def _fast_precision(device: torch.device) -> str:

@@ -279,7 +279,8 @@ class LinearAttention(nn.Module):
         self,
         x: Tensor,
         guidance: Tensor,
-        padding: tuple[Tensor, Tensor, int] | None,
+        padding: tuple[Tensor, Tensor, int | Tensor] | None,
+        presence: Tensor | None = None,
         *,
         exact_rewrites: bool,
     ) -> Tensor:
@@ -290,9 +291,12 @@ class LinearAttention(nn.Module):
             guidance: Shape (B or 1, T, 1, G).
             padding: A token (1, 1, 1, C), its guidance (1, 1, 1, G) and how many times it stands behind the T
                 classes; None for none.
+            presence: Shape (T,), 0 for rows that nothing is to attend to; None where there are none.
             exact_rewrites: See the module's docstring.
         """
         q, k, v = self.project(x, guidance, exact_rewrites=exact_rewrites)
+        if presence is not None:
+            k = k * presence.to(k.dtype)[:, None, None, None]
         sums = torch.einsum("btphi,btphj->bphij", k, v)  # (B, P, heads, d, d)
         norms = k.sum(dim=1)  # (B, P, heads, d)
         if padding is not None:
@@ -327,11 +331,13 @@ class ClassPart(nn.Module):
             self.padding_tokens = nn.Parameter(torch.zeros(1, 1, dim))
             self.padding_guidance = nn.Parameter(torch.zeros(1, 1, config.text_guidance_dim))
 
-    def forward(self, x: Tensor, text_guidance: Tensor, *, exact_rewrites: bool) -> Tensor:
-        """Transform (B, T, H, W, C) under guidance (B or 1, T, G)."""
+    def forward(
+        self, x: Tensor, text_guidance: Tensor, presence: Tensor | None = None, *, exact_rewrites: bool
+    ) -> Tensor:
+        """Transform (B, T, H, W, C) under guidance (B or 1, T, G); `presence` (T,) as in `CostAggregator.forward`."""
         b, t, h, w, c = x.shape
         grid = (h // self.pooling[0], w // self.pooling[1])
-        if exact_rewrites and grid == (h, w) and cached_inference.is_possible(self, x):
+        if exact_rewrites and presence is None and grid == (h, w) and cached_inference.is_possible(self, x):
             return cached_inference.mix_classes(self, x, text_guidance)
         y = x
         if grid != (h, w):
@@ -339,16 +345,20 @@ class ClassPart(nn.Module):
             y = pooled.permute(0, 2, 3, 1)
         y = y.reshape(b, t, -1, c)  # (B, T, P, C)
         guidance = text_guidance[:, :, None]  # (B or 1, T, 1, G)
-        missing = self.pad_len - t
-        padding = None
-        if missing > 0 and exact_rewrites:
+        missing: int | Tensor = self.pad_len - t
+        padding: tuple[Tensor, Tensor, int | Tensor] | None = None
+        if presence is not None:
+            missing = self.pad_len - presence.sum()  # a tensor: nothing waits for the GPU, nothing is compiled anew
+            if self.pad_len:
+                padding = (self.norm1(self.padding_tokens[:, None]), self.padding_guidance[:, None], missing)
+        elif missing > 0 and exact_rewrites:
             padding = (self.norm1(self.padding_tokens[:, None]), self.padding_guidance[:, None], missing)
         elif missing > 0:
-            tokens = self.padding_tokens[:, :, None].expand(b, missing, y.shape[2], -1).to(y.dtype)
+            tokens = self.padding_tokens[:, :, None].expand(b, self.pad_len - t, y.shape[2], -1).to(y.dtype)
             y = torch.cat([y, tokens], dim=1)
-            filler = self.padding_guidance[:, :, None].expand(guidance.shape[0], missing, -1, -1)
+            filler = self.padding_guidance[:, :, None].expand(guidance.shape[0], self.pad_len - t, -1, -1)
             guidance = torch.cat([guidance, filler.to(guidance.dtype)], dim=1)
-        y = y + self.attention(self.norm1(y), guidance, padding, exact_rewrites=exact_rewrites)
+        y = y + self.attention(self.norm1(y), guidance, padding, presence, exact_rewrites=exact_rewrites)
         y = y + self.MLP(self.norm2(y))
         y = y[:, :t]
         if grid != (h, w):
@@ -367,10 +377,12 @@ class AggregatorLayer(nn.Module):
         self.swin_block = SpatialPart(config)
         self.attention = ClassPart(config)
 
-    def forward(self, x: Tensor, appearance: Tensor, text_guidance: Tensor, *, exact_rewrites: bool) -> Tensor:
+    def forward(
+        self, x: Tensor, appearance: Tensor, text_guidance: Tensor, presence: Tensor | None, *, exact_rewrites: bool
+    ) -> Tensor:
         """Transform (B, T, H, W, C) under appearance (B, 1, H, W, Ga) and text guidance (B or 1, T, Gt)."""
         x = self.swin_block(x, appearance, exact_rewrites=exact_rewrites)
-        mixed: Tensor = self.attention(x, text_guidance, exact_rewrites=exact_rewrites)
+        mixed: Tensor = self.attention(x, text_guidance, presence, exact_rewrites=exact_rewrites)
         return mixed
 
 
@@ -454,6 +466,7 @@ class CostAggregator(nn.Module):
         guidance: tuple[Tensor, Tensor],
         text: Tensor,
         details: tuple[Tensor, ...] = (),
+        presence: Tensor | None = None,
     ) -> Tensor:
         """Turn a cost volume into logits.
 
@@ -464,6 +477,8 @@ class CostAggregator(nn.Module):
             text: Class embeddings, shape (T, embed_dim) or (B, T, embed_dim), unit length.
             details: Maps of a convolutional stem, shapes (B, ., 2H, 2W), (B, ., 4H, 4W), ..., one for each decoder
                 step; empty where the model has no stem.
+            presence: Shape (T,), 1 for a class and 0 for a row that stands in for none, see `class_buckets`; None = all
+                are classes. Not with more than `pad_len` of them.
 
         Returns:
             Shape (B, T, sH, sW), s = 2 ** decoder steps (published: 4). Where T exceeds `pad_len`, all but the
@@ -473,6 +488,8 @@ class CostAggregator(nn.Module):
             text = text[None]
         limit = self.config.pad_len
         if limit and cost.shape[1] > limit:
+            if presence is not None:
+                raise ConfigError(f"a vocabulary of {cost.shape[1]} classes, more than {limit}, cannot be filled up")
             return self._best_classes(cost, features, guidance, text, details)
         b, t = cost.shape[:2]
         x = self.conv1(cost.flatten(0, 1)[:, None])  # (B*T, C, H, W)
@@ -480,7 +497,7 @@ class CostAggregator(nn.Module):
         appearance = self.guidance_projection(features).permute(0, 2, 3, 1)[:, None]
         text_guidance = self.text_guidance_projection(text)
         for layer in self.layers:
-            x = layer(x, appearance, text_guidance, exact_rewrites=self.exact_rewrites)
+            x = layer(x, appearance, text_guidance, presence, exact_rewrites=self.exact_rewrites)
         return self._decode(x, guidance, details)
 
     def _best_classes(

@@ -229,27 +229,29 @@ class CatSeg(nn.Module):
         """Cosine similarity of dense features (B, C, h, w) with class embeddings (T, C), shape (B, T, h, w)."""
         return einsum("bchw,tc->bthw", F.normalize(features, dim=1), F.normalize(text, dim=-1).to(features.dtype))
 
-    def forward_with_cost(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_cost(self, images: Tensor, text: Tensor, presence: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Like `forward`, and the cost volume (B, T, h, w) too: training also supervises that."""
         dense = self.encode_dense(images)
         features = dense.feature_map()
         guidance = self.upsample1(dense.guidance_map(0)), self.upsample2(dense.guidance_map(1))
         cost = self.cost_volume(features, text)
-        logits: Tensor = self.aggregator(cost, features, guidance, text, dense.details)
+        logits: Tensor = self.aggregator(cost, features, guidance, text, dense.details, presence)
         return logits, cost
 
-    def forward(self, images: Tensor, text: Tensor) -> Tensor:
+    def forward(self, images: Tensor, text: Tensor, presence: Tensor | None = None) -> Tensor:
         """Segment images.
 
         Args:
             images: Normalised with `pixel_mean` and `pixel_std`, shape (B, 3, h, w), the working resolution.
             text: Class embeddings, shape (T, embed_dim), unit length.
+            presence: Shape (T,), 0 for rows of `text` that stand in for no class, see `class_buckets`; None = all are
+                classes.
 
         Returns:
             One logit map per class, shape (B, T, s*rows, s*columns) of the working grid with s = 2 ** decoder steps
             (published: 4); sigmoid makes probabilities (softmax where `probability` says so).
         """
-        return self.forward_with_cost(images, text)[0]
+        return self.forward_with_cost(images, text, presence)[0]
 
     def parameter_count(self) -> int:
         """Number of weights."""

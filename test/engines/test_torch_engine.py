@@ -116,6 +116,22 @@ def test_latency_is_told_by_stage_and_adds_up(model, text) -> None:
     assert 0.5 * latency["total"] < parts <= latency["total"]
 
 
+@pytest.mark.parametrize("inference", ["whole", "sliding"])
+def test_cameras_answered_at_once_get_the_masks_that_they_get_alone(model, text, inference: str) -> None:
+    engine = ready_engine(model, text, inference=inference)
+    images = [random_image(height, width, seed) for seed, (height, width) in enumerate([(32, 64), (48, 40), (20, 90)])]
+    together = engine.segment_batch(images)
+    assert [answer.mask.shape for answer in together] == [image.shape[:2] for image in images]
+    for answer, image in zip(together, images, strict=True):
+        alone = engine.segment(image)
+        assert (answer.mask == alone.mask).mean() > 0.99
+        assert np.abs(answer.confidence.astype(int) - alone.confidence).max() <= 1
+        assert set(answer.latency_ms) == set(alone.latency_ms)
+    assert all(answer.confidence is None for answer in engine.segment_batch(images, want_confidence=False))
+    with pytest.raises(ImageError, match="uint8 RGB"):
+        engine.segment_batch([images[0], images[1].astype(float)])
+
+
 def test_weights_overwritten_in_place_act_on_the_next_image(model, text) -> None:
     engine = ready_engine(model, text)
     engine.warm_up()

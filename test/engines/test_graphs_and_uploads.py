@@ -1,0 +1,80 @@
+"""What a GPU needs around the forward pass, with stand-ins for the GPU: kept graphs, reused host buffers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from semla_ros.engines.cuda_graph import GraphedForward
+from semla_ros.engines.image_upload import ImageUpload
+
+
+class Captured:
+    """Stands for a graph: replays the function it was made of, and remembers how often."""
+
+    made: list[Captured] = []  # noqa: RUF012
+
+    def __init__(self, forward, inputs) -> None:
+        self.forward, self.shapes, self.replays = forward, [tuple(item.shape) for item in inputs], 0
+        self.made.append(self)
+
+    def __call__(self, inputs):
+        assert [tuple(item.shape) for item in inputs] == self.shapes
+        self.replays += 1
+        return self.forward(*inputs)
+
+
+@pytest.fixture(autouse=True)
+def _none_made() -> None:
+    Captured.made.clear()
+
+
+def test_a_graph_is_captured_once_for_each_shape_and_replayed() -> None:
+    graphed = GraphedForward(lambda images, text: images.sum() + text.sum(), kept=2, capture=Captured)
+    one, two, text = torch.ones(1, 3), torch.ones(2, 3), torch.ones(4)
+    assert [float(graphed(images, text)) for images in (one, two, one, two)] == [7.0, 10.0, 7.0, 10.0]
+    assert graphed.captures == 2
+    assert [graph.replays for graph in Captured.made] == [2, 2]
+
+
+def test_the_graph_that_was_used_longest_ago_makes_room_before_another_is_captured() -> None:
+    held: list[int] = []
+
+    def capture(forward, inputs):
+        held.append(len(graphed._graphs))
+        return Captured(forward, inputs)
+
+    graphed = GraphedForward(lambda images: images, kept=2, capture=capture)
+    for count in (1, 2, 1, 3):  # 2 makes room for 3
+        graphed(torch.zeros(count))
+    assert held == [0, 1, 1]
+    graphed(torch.zeros(1))
+    assert graphed.captures == 3
+    graphed(torch.zeros(2))
+    assert graphed.captures == 4
+
+
+def test_images_of_one_shape_share_a_host_buffer() -> None:
+    allocated: list[tuple[int, ...]] = []
+
+    def allocate(shape):
+        allocated.append(shape)
+        return torch.empty(shape, dtype=torch.uint8)
+
+    upload = ImageUpload(torch.device("cpu"), allocate)
+    rng = np.random.default_rng(0)
+    for height in (4, 4, 6, 6):
+        image = rng.integers(0, 256, (height, 5, 3), dtype=np.uint8)[:, ::-1]  # as a mirrored view
+        image.flags.writeable = False
+        found = upload(image)
+        assert found.shape == (3, height, 5)
+        assert np.array_equal(found.permute(1, 2, 0).numpy(), image)
+    assert allocated == [(4, 5, 3), (6, 5, 3)]
+
+
+def test_images_of_one_batch_do_not_overwrite_each_other() -> None:
+    upload = ImageUpload(torch.device("cpu"), lambda shape: torch.empty(shape, dtype=torch.uint8))
+    images = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3)]
+    sent = [upload(image, place) for place, image in enumerate(images)]
+    assert [int(item.max()) for item in sent] == [1, 2, 3]
