@@ -55,6 +55,17 @@ def test_a_mask_has_the_size_of_the_frame_and_carries_its_stamp_and_names(pipeli
     assert pipeline.segment(frame, want_confidence=False).confidence is None
 
 
+def test_frames_of_several_cameras_can_be_answered_at_once(pipeline: PerceptionPipeline) -> None:
+    frames = [scene("day", stamp_s=1.0), scene("fog", stamp_s=1.5, size=(30, 40))]
+    pipeline.adapt(frames[0])
+    before = pipeline.status().frames
+    results = pipeline.segment_batch(frames)
+    assert pipeline.status().frames == before + 2
+    for frame, result in zip(frames, results, strict=True):
+        assert (result.stamp_ns, result.generation.number) == (frame.stamp_ns, 1)
+        assert (result.mask == pipeline.segment(frame).mask).mean() > 0.99
+
+
 def test_a_new_scene_gets_the_nearest_adapter_and_another_mask(pipeline: PerceptionPipeline) -> None:
     frame = scene("fog", stamp_s=1)
     base = pipeline.segment(frame)

@@ -35,18 +35,32 @@ class CameraSlots(Generic[Item]):
             self._condition.notify()
             return overtaken
 
-    def take(self) -> tuple[str, Item] | None:
-        """Wait for an item and take it, going round the cameras that have one; None after `close`."""
+    def take(self, most: int = 1) -> list[tuple[str, Item]]:
+        """Wait for an item, and take those that wait, going round the cameras that have one.
+
+        Args:
+            most: Items taken at most, >= 1.
+
+        Returns:
+            Cameras and their items, in the order of turns, at least one; nothing after `close`.
+        """
         with self._condition:
             self._condition.wait_for(lambda: self._waiting or self._is_closed)
+            taken: list[tuple[str, Item]] = []
             if self._is_closed:
-                return None
+                return taken
+            first = self._next
             for offset in range(len(self._cameras)):
-                camera = self._cameras[(self._next + offset) % len(self._cameras)]
+                index = (first + offset) % len(self._cameras)
+                camera = self._cameras[index]
                 if camera in self._waiting:
-                    self._next = (self._next + offset + 1) % len(self._cameras)
-                    return camera, self._waiting.pop(camera)
-            raise KeyError(f"items wait for {sorted(self._waiting)}, which are none of the cameras {self._cameras}")
+                    self._next = (index + 1) % len(self._cameras)
+                    taken.append((camera, self._waiting.pop(camera)))
+                    if len(taken) == most:
+                        break
+            if not taken:
+                raise KeyError(f"items wait for {sorted(self._waiting)}, which are none of the cameras {self._cameras}")
+            return taken
 
     def close(self) -> dict[str, Item]:
         """Wake up who waits in `take` and refuse further items; returns those that still waited."""

@@ -26,6 +26,12 @@ def load_pipeline(config: SemlaConfig) -> PerceptionPipeline:
     return PerceptionPipeline.load(config)
 
 
+def device_of(pipeline: object) -> str:
+    """Where a pipeline's model is, as torch names it; empty where there is none."""
+    model = getattr(pipeline, "model", None)
+    return "" if model is None else str(next(model.parameters()).device)
+
+
 class ModelBank:
     """Loads, starts, changes and closes the pipelines.
 
@@ -65,12 +71,32 @@ class ModelBank:
         """The pipeline that serves a camera."""
         return self.pipelines["" if self._is_shared else camera]
 
-    def segment(self, frame: Frame, want_confidence: bool) -> Segmentation:
-        """Show a frame to the adaptation path where it speaks for its scene, and segment it."""
-        pipeline = self.of(frame.camera)
-        if self._speaks_for_scene(frame):
-            pipeline.offer(frame)
-        return pipeline.segment(frame, want_confidence)
+    def most_at_once(self, wanted: int) -> int:
+        """Images that one forward pass may answer.
+
+        Args:
+            wanted: 0 = all cameras on a GPU, one on a CPU, where a batch takes as long as its images in turn.
+        """
+        if not self._is_shared:
+            return 1  # each camera has weights of its own
+        if wanted:
+            return min(wanted, len(self._cameras))
+        return len(self._cameras) if device_of(self.any).startswith("cuda") else 1
+
+    def segment(self, frames: Sequence[Frame], want_confidence: bool) -> list[Segmentation]:
+        """Show frames to the adaptation path where they speak for their scene, and segment them.
+
+        Args:
+            frames: Of cameras that share a pipeline; at least one.
+            want_confidence: Also give the probability of the chosen class.
+        """
+        pipeline = self.of(frames[0].camera)
+        for frame in frames:
+            if self._speaks_for_scene(frame):
+                pipeline.offer(frame)
+        if len(frames) == 1:
+            return [pipeline.segment(frames[0], want_confidence)]
+        return pipeline.segment_batch(frames, want_confidence)
 
     def _speaks_for_scene(self, frame: Frame) -> bool:
         """With one scene for several cameras, the first one in the list that delivers looks at it.

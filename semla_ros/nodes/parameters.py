@@ -55,6 +55,7 @@ class NodeConfig:
     image_transport: Literal["raw", "compressed"] = "raw"  # take `image`, or `image/compressed`
     cameras: tuple[str, ...] = ()  # camera names, each with `<name>/image`; none = one camera on `image`
     adaptation_scope: Literal["vehicle", "camera"] = "vehicle"  # one model for all cameras, or one (in memory too) each
+    max_batch: int = 0  # cameras answered by one forward pass; 0 = all on a GPU, one on a CPU
     cv_bridge: Literal["auto", "never", "always"] = "auto"  # auto: where it is installed and not known to crash
     mask_scale: float = 1.0  # size of the published images relative to the camera's, > 0, at most 1
     overlay_alpha: float = 0.5  # opacity of the class colours in the overlay, 0..1
@@ -69,6 +70,7 @@ class NodeConfig:
             ("cv_bridge", ("auto", "never", "always")),
         ):
             _require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
+        _require(self.max_batch >= 0, "max_batch", "at least 0", self.max_batch)
         _require(0 < self.mask_scale <= 1, "mask_scale", "in (0, 1]", self.mask_scale)
         _require(0 <= self.overlay_alpha <= 1, "overlay_alpha", "in [0, 1]", self.overlay_alpha)
         _require(self.watch_library_s >= 0, "watch_library_s", "at least 0", self.watch_library_s)
@@ -125,6 +127,7 @@ _DESCRIPTIONS = {
     "image_transport": "raw: subscribe to image; compressed: to image/compressed",
     "cameras": "Camera names, each with <name>/image and ~/<name>/mask; [''] = one camera on image",
     "adaptation_scope": "vehicle: all cameras share one adapted model; camera: each has its own, in memory too",
+    "max_batch": "Cameras that share a model and are answered by one forward pass; 0 = all on a GPU, one on a CPU",
     "cv_bridge": "auto: use it where it is installed and not known to crash; never; always",
     "mask_scale": "Width and height of published images relative to the camera's, 0..1",
     "overlay_alpha": "Opacity of the class colours in the overlay, 0..1",

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,11 +45,12 @@ from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use
 from semla_ros.nodes.diagnostics import NodeState, Report, adaptation_report, camera_report, node_report
 from semla_ros.nodes.library_watch import LibraryWatch
 from semla_ros.nodes.malloc_tuning import give_back_free_blocks, keep_large_blocks
-from semla_ros.nodes.model_bank import Load, ModelBank, load_pipeline
+from semla_ros.nodes.model_bank import Load, ModelBank, device_of, load_pipeline
 from semla_ros.nodes.outputs import SENSOR_QOS, CameraOutputs, ModelOutputs, overridable
 from semla_ros.nodes.parameters import QOS_PREFIX, SPECS, Settings, unknown_parameters
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.nodes.silence import why_silent
+from semla_ros.results import Frame, Segmentation
 
 JUMP_BACK_NS = 500_000_000  # cameras may deliver a little out of order; farther back, a recording has started over
 SUCCESS, FAILURE, ERROR = (
@@ -63,6 +64,20 @@ class Arrival:
 
     message: Any
     came_s: float
+
+
+@dataclass(eq=False)
+class Taken:
+    """An image whose turn it is; times by `time.perf_counter`."""
+
+    camera: str
+    arrival: Arrival
+    frame: Frame
+    has_stamp: bool
+    taken_s: float
+    decoded_s: float
+    segmented_s: float = 0.0
+    result: Segmentation | None = None
 
 
 class PerceptionNode(LifecycleNodeMixin, Node):
@@ -446,46 +461,75 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         """Answer images until the slots are closed. Whatever one image brings about, the next one gets its turn."""
         slots, bank = self._slots, self._bank
         assert bank is not None
-        while (taken := slots.take()) is not None:
-            camera, arrival = taken
-            statistics = self._statistics[camera]
-            try:
-                self._answer(bank, camera, arrival)
-            except ImageError as error:
-                statistics.drop(self._now_s(), drops.BROKEN, str(error))
-            except SemlaError as error:
-                statistics.drop(self._now_s(), drops.FAILED, str(error))
-            except Exception as error:
-                if not self.context.ok():  # the process is being ended: publishers are gone
-                    return
-                statistics.drop(self._now_s(), drops.FAILED, f"{type(error).__name__}: {error}")
-                self._log_handler.handle(_exception_record(error))
+        most = bank.most_at_once(self._settings.node.max_batch)
+        while taken := slots.take(most):
+            came: list[Taken] = []
+            for camera, arrival in taken:
+                with self._dropping(camera):
+                    came.append(self._decode(camera, arrival))
+            # A failure is that of all of them: they had one forward pass.
+            with self._dropping(*(item.camera for item in came)):
+                if came:
+                    self._segment(bank, came)
+            for item in came:
+                if item.result is not None:
+                    with self._dropping(item.camera):
+                        self._publish(item, item.result)
+            if not self.context.ok():  # the process is being ended: publishers are gone
+                return
 
-    def _answer(self, bank: ModelBank, camera: str, arrival: Arrival) -> None:
+    @contextlib.contextmanager
+    def _dropping(self, *cameras: str) -> Iterator[None]:
+        """Count what fails inside as an image of each camera that was dropped, with the reason."""
+        try:
+            yield
+        except ImageError as error:
+            reason, text = drops.BROKEN, str(error)
+        except SemlaError as error:
+            reason, text = drops.FAILED, str(error)
+        except Exception as error:
+            if not self.context.ok():
+                return
+            reason, text = drops.FAILED, f"{type(error).__name__}: {error}"
+            self._log_handler.handle(_exception_record(error))
+        else:
+            return
+        for camera in cameras:
+            self._statistics[camera].drop(self._now_s(), reason, text)
+
+    def _decode(self, camera: str, arrival: Arrival) -> Taken:
         taken_s = time.perf_counter()
-        header = arrival.message.header
-        frame = messages.make_frame(header, self._decoder(arrival.message), camera)
+        frame = messages.make_frame(arrival.message.header, self._decoder(arrival.message), camera)
         has_stamp = bool(frame.stamp_ns)
         if not has_stamp:  # adaptation goes by stamps; the mask's header stays what it is
             frame = replace(frame, stamp_ns=int(self._now_s() * 1e9))
-        decoded_s = time.perf_counter()
-        self._notice_restart(bank, camera, frame.stamp_ns)
-        outputs = self._outputs[camera]
-        result = bank.segment(frame, outputs.want_confidence)
+        return Taken(camera, arrival, frame, has_stamp, taken_s, decoded_s=time.perf_counter())
+
+    def _segment(self, bank: ModelBank, came: Sequence[Taken]) -> None:
+        for item in came:
+            self._notice_restart(bank, item.camera, item.frame.stamp_ns)
+        want_confidence = any(self._outputs[item.camera].want_confidence for item in came)
+        results = bank.segment([item.frame for item in came], want_confidence)
         segmented_s = time.perf_counter()
+        for item, result in zip(came, results, strict=True):
+            item.result, item.segmented_s = result, segmented_s
+
+    def _publish(self, item: Taken, result: Segmentation) -> None:
+        camera, arrival = item.camera, item.arrival
         # The mask's labels are out before the mask is, even when this thread is ahead of the one that committed.
         scope = camera if camera in self._model_outputs else ""
         self._model_outputs[scope].announce(result.generation)
-        outputs.publish(header, frame, result, self._camera_infos.get(camera), self._settings.node.overlay_alpha)
+        header, info = arrival.message.header, self._camera_infos.get(camera)
+        self._outputs[camera].publish(header, item.frame, result, info, self._settings.node.overlay_alpha)
         done_s, now_s = time.perf_counter(), self._now_s()
         latency_ms = {
-            "wait": taken_s - arrival.came_s,
-            "decode": decoded_s - taken_s,
-            "segment": segmented_s - decoded_s,
-            "publish": done_s - segmented_s,
+            "wait": item.taken_s - arrival.came_s,
+            "decode": item.decoded_s - item.taken_s,
+            "segment": item.segmented_s - item.decoded_s,
+            "publish": done_s - item.segmented_s,
             "total": done_s - arrival.came_s,
         }
-        age_ms = 1000 * now_s - frame.stamp_ns / 1e6 if has_stamp else None
+        age_ms = 1000 * now_s - item.frame.stamp_ns / 1e6 if item.has_stamp else None
         self._statistics[camera].answer(now_s, {stage: 1000 * value for stage, value in latency_ms.items()}, age_ms)
 
     def _notice_restart(self, bank: ModelBank, camera: str, stamp_ns: int) -> None:
@@ -626,7 +670,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             is_enabled=self._is_enabled,
             model=config.model,
             library=str(getattr(getattr(pipeline, "library", None), "folder", config.library)),
-            device=_device_of(pipeline) or config.inference.device,
+            device=device_of(pipeline) or config.inference.device,
             class_count=len(pipeline.class_names) if pipeline else 0,
             vocabulary_version=pipeline.generation.vocabulary_version if pipeline else 0,
             memory_mb=_resident_mb(),
@@ -639,12 +683,6 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _image_topic(self, camera: str) -> str:
         suffix = "image" if self._settings.node.image_transport == "raw" else "image/compressed"
         return self.resolve_topic_name(f"{camera}/{suffix}" if camera else suffix)
-
-
-def _device_of(pipeline: Any) -> str:
-    """Where the model is; empty where there is none."""
-    model = getattr(pipeline, "model", None)
-    return "" if model is None else str(next(model.parameters()).device)
 
 
 def _exception_record(error: BaseException) -> Any:

@@ -168,6 +168,44 @@ def test_cameras_share_a_model_and_are_answered_on_topics_of_their_own(graph: Gr
     assert process.stop() == 0, process.output
 
 
+def test_cameras_are_answered_at_once_where_asked_and_a_broken_image_costs_its_own_camera_only(graph: Graph) -> None:
+    client = PerceptionClient(graph, "batch")
+    process = start_costless(graph, "batch", model="slow", cameras="[front,left]", max_batch=2)
+    client.wait_for_state("active")
+    publishers = {
+        name: graph.node.create_publisher(Image, f"/batch/{name}/image", RELIABLE) for name in ("front", "left")
+    }
+    masks = {name: graph.collect(Image, f"{client.prefix}/{name}/mask") for name in publishers}
+    wait_for(lambda: all(item.get_subscription_count() for item in publishers.values()), "subscriptions")
+
+    def show(*, is_left_broken: bool = False) -> None:
+        for value, (name, publisher) in enumerate(publishers.items()):
+            image = client.image(value, frame_id=name)
+            if is_left_broken and name == "left":
+                image.data = image.data[:3]
+            publisher.publish(image)
+        time.sleep(0.05)
+
+    wait_for(lambda: [show(), "a batch of 2" in process.output][1], "two cameras in one batch")
+    wait_for(lambda: all(masks.values()), "masks of both cameras")
+    for value, (name, heard) in enumerate(masks.items()):
+        assert {mask.header.frame_id for mask in heard} == {name}
+        assert {mask.data[0] for mask in heard} == {value}
+    for heard in masks.values():
+        heard.clear()
+    wait_for(
+        lambda: [
+            show(is_left_broken=True),
+            int(client.values("camera left").get("Dropped: broken image", 0)) > 0,
+        ][1],
+        "a broken image that is counted",
+    )
+    wait_for(lambda: masks["front"], "masks of the other camera")
+    assert "Dropped: broken image" not in client.values("camera front")
+    assert "Traceback" not in process.output, process.output
+    assert process.stop() == 0, process.output
+
+
 def test_each_camera_may_have_a_model_of_its_own(graph: Graph) -> None:
     client = PerceptionClient(graph, "own_models")
     process = start_costless(graph, "own_models", cameras="[front,left]", adaptation_scope="camera")

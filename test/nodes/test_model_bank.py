@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from costless_node import CostlessPipeline
@@ -51,7 +53,7 @@ def bank_of(load, cameras: list[str], **parameters: object) -> tuple[ModelBank, 
 
 def show(bank: ModelBank, camera: str, second: float) -> None:
     image = np.zeros((4, 4, 3), np.uint8)
-    bank.segment(Frame(image=image, stamp_ns=int(second * SECOND_NS), camera=camera, frame_id=camera), False)
+    bank.segment([Frame(image=image, stamp_ns=int(second * SECOND_NS), camera=camera, frame_id=camera)], False)
 
 
 def test_with_one_scene_the_first_camera_that_delivers_speaks_for_it(load) -> None:
@@ -69,6 +71,37 @@ def test_with_one_scene_the_first_camera_that_delivers_speaks_for_it(load) -> No
     show(bank, "front", 14.1)
     show(bank, "left", 14.2)
     assert pipeline.shown == ["left", "front"]
+
+
+def test_cameras_that_share_a_model_can_be_answered_at_once(load) -> None:
+    bank, _ = bank_of(load, ["front", "left", "right"])
+    (pipeline,) = load.made
+    images = [np.full((4, 4, 3), value, np.uint8) for value in (0, 1)]
+    frames = [Frame(image=image, stamp_ns=SECOND_NS, camera=camera, frame_id=camera)
+              for image, camera in zip(images, ("front", "left"), strict=True)]  # fmt: skip
+    results = bank.segment(frames, True)
+    assert [result.camera for result in results] == ["front", "left"]
+    assert [int(result.mask.max()) for result in results] == [0, 1]
+    assert pipeline.batches == [2]
+    assert pipeline.shown == ["front"]
+
+
+@pytest.mark.parametrize(
+    ("scope", "device", "wanted", "most"),
+    [
+        ("vehicle", "cpu", 0, 1),  # a batch takes a CPU as long as its images in turn
+        ("vehicle", "cuda", 0, 3),
+        ("vehicle", "cuda", 2, 2),
+        ("vehicle", "cpu", 9, 3),
+        ("camera", "cuda", 0, 1),  # each has weights of its own
+    ],
+)
+def test_how_many_cameras_are_answered_at_once(load, scope: str, device: str, wanted: int, most: int) -> None:
+    bank, _ = bank_of(load, ["front", "left", "right"], adaptation_scope=scope)
+    for pipeline in load.made:
+        weight = SimpleNamespace(device=f"{device}:1" if device == "cuda" else device)
+        pipeline.model = SimpleNamespace(parameters=lambda weight=weight: iter([weight]))
+    assert bank.most_at_once(wanted) == most
 
 
 def test_with_a_scene_for_each_camera_each_model_sees_its_own(load) -> None:

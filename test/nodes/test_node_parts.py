@@ -41,10 +41,22 @@ def test_the_newest_image_of_each_camera_is_served_in_turn() -> None:
     assert slots.put("front", 1) is None
     assert slots.put("front", 2) == 1
     slots.put("right", 10)
-    assert slots.take() == ("front", 2)
+    assert slots.take() == [("front", 2)]
     slots.put("front", 3)  # a fast camera does not keep the others out
-    assert slots.take() == ("right", 10)
-    assert slots.take() == ("front", 3)
+    assert slots.take() == [("right", 10)]
+    assert slots.take() == [("front", 3)]
+
+
+def test_cameras_that_wait_are_taken_together_up_to_a_number_and_in_turn() -> None:
+    slots: CameraSlots[int] = CameraSlots(["front", "left", "right"])
+    for number, camera in enumerate(("front", "left", "right")):
+        slots.put(camera, number)
+    assert slots.take(2) == [("front", 0), ("left", 1)]
+    slots.put("front", 3)
+    assert slots.take(5) == [("right", 2), ("front", 3)]
+    slots.put("front", 4)
+    slots.put("left", 5)
+    assert slots.take(1) == [("left", 5)]
 
 
 def test_closing_wakes_the_taker_and_returns_what_waited() -> None:
@@ -54,7 +66,7 @@ def test_closing_wakes_the_taker_and_returns_what_waited() -> None:
     taker.start()
     assert slots.close() == {}
     taker.join(5.0)
-    assert taken == [None]
+    assert taken == [[]]
     assert slots.put("", 5) == 5
     waiting: CameraSlots[int] = CameraSlots([""])
     waiting.put("", 7)
