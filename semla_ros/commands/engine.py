@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from semla_ros.engines.cache import CacheEntry, EngineCache
 from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.components import FixedComponent, fixed_components
 from semla_ros.engines.export import export_version, exported
-from semla_ros.engines.gates import COSINE
+from semla_ros.engines.gates import parity_problem
 from semla_ros.engines.onnx_engine import OnnxEngine, servable
 from semla_ros.engines.tensorrt_build import load_tensorrt
 from semla_ros.engines.tensorrt_engine import TensorRtEngine
@@ -221,6 +222,7 @@ def _judged(engine: ComponentEngine, failures: dict[str, str]) -> list[dict[str,
             "component": name,
             "serves": name in engine.serving,
             "cosine": round(verdict.cosine, 6) if verdict.cosine == verdict.cosine else None,
+            "deviation": round(verdict.deviation, 6) if math.isfinite(verdict.deviation) else None,
             "torch_ms": round(verdict.torch_ms, 3) if verdict.torch_ms == verdict.torch_ms else None,
             "engine_ms": round(verdict.engine_ms, 3) if verdict.engine_ms == verdict.engine_ms else None,
             "reason": verdict.reason.partition(": ")[2],
@@ -228,7 +230,15 @@ def _judged(engine: ComponentEngine, failures: dict[str, str]) -> list[dict[str,
         for name, verdict in engine.verdicts.items()
     ]
     rows += [
-        {"component": name, "serves": False, "cosine": None, "torch_ms": None, "engine_ms": None, "reason": reason}
+        {
+            "component": name,
+            "serves": False,
+            "cosine": None,
+            "deviation": None,
+            "torch_ms": None,
+            "engine_ms": None,
+            "reason": reason,
+        }
         for name, reason in failures.items()
     ]
     return rows
@@ -326,7 +336,7 @@ def _check(arguments: argparse.Namespace) -> int:
         )
         engine.warm_up()
         rows = _judged(engine, {})
-        wrong = [name for name, verdict in engine.verdicts.items() if not verdict.cosine >= COSINE]
+        wrong = [name for name, item in engine.verdicts.items() if parity_problem(item.cosine, item.deviation)]
         notes = [*subject.notes, *engine.notes]
         engine.close()
     else:

@@ -19,7 +19,14 @@ from semla_ros.engines.build import BackgroundBuild, BuildJob, Toolkit, make_job
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import ComponentEngine, Runner
 from semla_ros.engines.components import SEGMENTER, FixedComponent, segmenter
-from semla_ros.engines.gates import COSINE, Measure, first_line, one_run_ms, smallest_cosine
+from semla_ros.engines.gates import (
+    Measure,
+    first_line,
+    largest_deviation,
+    one_run_ms,
+    parity_problem,
+    smallest_cosine,
+)
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import EngineError, SemlaError
 from semla_ros.results import ImageArray
@@ -197,13 +204,14 @@ class TensorRtEngine(ComponentEngine):
         try:
             self._refit(runner)
             with torch.inference_mode():
-                cosine = smallest_cosine(runner(*inputs), component.original(*inputs))
+                given, expected = runner(*inputs), component.original(*inputs)
+            problem = parity_problem(smallest_cosine(given, expected), largest_deviation(given, expected))
         except Exception as error:  # weights may be replaced in part: nothing of this plan can be trusted
             self._drop_segmenter(first_line(error))
             return
-        if cosine < COSINE:
+        if problem:
             # Some versions leave a bias out of a plan that can be refitted.
-            self._drop_segmenter(f"cosine {cosine:.5f} with torch after a refit, below {COSINE}")
+            self._drop_segmenter(f"after a refit: {problem}")
             return
         self._torch.forget_graph()
 

@@ -35,6 +35,7 @@ def test_build_tells_for_each_component_whether_it_serves_and_why(built) -> None
     rows = {row["component"]: row for row in answer["components"]}
     assert set(rows) == COMPONENTS
     assert all(row["cosine"] > 0.9999 and row["torch_ms"] > 0 and row["reason"] for row in rows.values())
+    assert all(row["deviation"] < 0.01 for row in rows.values())
     refused = {name for name, row in rows.items() if not row["serves"]}
     assert all(any(name in note for note in answer["notes"]) for name in refused)
 
