@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -31,6 +32,21 @@ class Runner(Protocol):
     def close(self) -> None:
         """Give back what it holds."""
         ...
+
+
+@dataclass(kw_only=True, eq=False)
+class Serving:
+    """A component that another runtime serves.
+
+    Attributes:
+        component: What is served.
+        runner: Who serves it.
+        mounted: Closing it gives the component back to torch.
+    """
+
+    component: FixedComponent
+    runner: Runner
+    mounted: ExitStack
 
 
 class ComponentEngine:
@@ -64,7 +80,7 @@ class ComponentEngine:
         self._probe_images = list(probe_images)
         self._measure = measure
         self._own_notes: list[str] = []
-        self._serving: dict[str, tuple[Runner, ExitStack]] = {}
+        self._serving: dict[str, Serving] = {}
 
     @property
     def name(self) -> str:
@@ -109,20 +125,41 @@ class ComponentEngine:
     def take_over(self, candidates: Sequence[tuple[FixedComponent, Runner]]) -> tuple[str, ...]:
         """Put those runners into service that pass every gate; close the others.
 
+        Answers are compared with those of torch alone, whatever serves already, so that small differences do not add
+        up from plan to plan; the time of a frame is compared with what serves already.
+
         Must not be called while a frame is being segmented.
 
         Returns:
             Names of the components now served by the runners.
         """
-        accepted = [(component, runner) for component, runner in candidates if self._passes_alone(component, runner)]
-        in_masks = [item for item in accepted if item[0].takes_part_in_masks]
-        if in_masks:
-            expected, torch_ms = self._probe()
+        with self._torch_alone():
+            accepted = [item for item in candidates if self._passes_alone(*item)]
+            in_masks = [component.name for component, _ in accepted if component.takes_part_in_masks]
+            expected = self._masks() if in_masks else []
+        before_ms = self._frame_ms() if in_masks else 0.0
         for component, runner in accepted:
             self._mount(component, runner)
         if in_masks:
-            self._judge_masks([component.name for component, _ in in_masks], expected, torch_ms)
+            self._judge_masks(in_masks, expected, before_ms)
         return tuple(component.name for component, _ in accepted if component.name in self._serving)
+
+    @contextmanager
+    def _torch_alone(self) -> Iterator[None]:
+        """Torch computes the masks by itself: a reference that no engine in service has had a part in."""
+        lent = [item for item in self._serving.values() if item.component.takes_part_in_masks]
+        if not lent:
+            yield
+            return
+        for item in lent:
+            item.mounted.close()
+        self._torch.forget_graph()
+        try:
+            yield
+        finally:
+            for item in lent:
+                item.mounted = item.component.mount(item.runner)
+            self._torch.forget_graph()
 
     def refuse(self, reason: str) -> None:
         """Tell why torch goes on with something."""
@@ -140,7 +177,7 @@ class ComponentEngine:
         return False
 
     def _mount(self, component: FixedComponent, runner: Runner) -> None:
-        self._serving[component.name] = (runner, component.mount(runner))
+        self._serving[component.name] = Serving(component=component, runner=runner, mounted=component.mount(runner))
         if component.is_refitted:
             self._torch.take_buckets(False)  # it was built for one number of classes
         if component.takes_part_in_masks:
@@ -148,35 +185,39 @@ class ComponentEngine:
 
     def _give_back_to_torch(self, names: Sequence[str]) -> None:
         for name in names:
-            runner, mounted = self._serving.pop(name)
-            mounted.close()
-            runner.close()
-        self._torch.take_buckets(not any(item.is_refitted and item.name in self._serving for item in self.components))
+            item = self._serving.pop(name)
+            item.mounted.close()
+            item.runner.close()
+        self._torch.take_buckets(not any(item.component.is_refitted for item in self._serving.values()))
         if names:
             self._torch.forget_graph()
 
-    def _judge_masks(self, names: list[str], expected: list[MaskArray], torch_ms: float) -> None:
+    def _judge_masks(self, names: list[str], expected: list[MaskArray], before_ms: float) -> None:
         """The components together, in whole frames: back to torch with all of them where they fail."""
         try:
-            masks, engine_ms = self._probe()
-            share = agreement(masks, expected)
+            share = agreement(self._masks(), expected)
+            engine_ms = self._frame_ms()
         except Exception as error:  # a runtime can fail in any way, and torch always works
             reason = f"a whole frame fails ({error})"
         else:
             if share < AGREEMENT:
                 reason = f"masks agree with torch on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}"
-            elif engine_ms > _NOISE_RATIO * torch_ms:
-                reason = f"a whole frame takes {engine_ms:.1f} ms, {torch_ms:.1f} ms with torch alone"
+            elif engine_ms > _NOISE_RATIO * before_ms:
+                reason = f"a whole frame takes {engine_ms:.1f} ms, {before_ms:.1f} ms without"
             else:
                 return
         self._give_back_to_torch(names)
         self.refuse(f"{', '.join(names)}: {reason}")
 
-    def _probe(self) -> tuple[list[MaskArray], float]:
-        """Masks of the probe images, and the shortest frame in milliseconds."""
-        masks = [self._torch.segment(image, want_confidence=False).mask for image in self._probe_images]
+    def _masks(self) -> list[MaskArray]:
+        """Masks of the probe images."""
+        return [self._torch.segment(image, want_confidence=False).mask for image in self._probe_images]
+
+    def _frame_ms(self) -> float:
+        """The shortest frame in milliseconds, once what serves has run untimed."""
         first = self._probe_images[0]
+        self._torch.segment(first, want_confidence=False)
         runs: list[float] = []
         while len(runs) < _FEWEST_RUNS or (len(runs) < _MOST_RUNS and sum(runs) < _ENOUGH_MS):
             runs.append(self._measure(lambda: self._torch.segment(first, want_confidence=False)))
-        return masks, min(runs)
+        return min(runs)

@@ -194,8 +194,7 @@ class TensorRtEngine(ComponentEngine):
 
     def _refit_in_service(self, text: Tensor) -> None:
         """Follow the model's weights; a plan that fails, or answers otherwise than torch after it, is dropped."""
-        runner, _ = self._serving[SEGMENTER]
-        component = next(item for item in self.components if item.name == SEGMENTER)
+        runner, component = self._serving[SEGMENTER].runner, self._serving[SEGMENTER].component
         inputs = (component.inputs[0], text)
         if not component.accepts(inputs):
             classes = component.inputs[1].shape[0]
@@ -203,7 +202,7 @@ class TensorRtEngine(ComponentEngine):
             return
         try:
             self._refit(runner)
-            with torch.inference_mode():
+            with self._torch_alone(), torch.inference_mode():
                 given, expected = runner(*inputs), component.original(*inputs)
             problem = parity_problem(smallest_cosine(given, expected), largest_deviation(given, expected))
         except Exception as error:  # weights may be replaced in part: nothing of this plan can be trusted

@@ -161,9 +161,9 @@ def test_a_component_whose_masks_differ_is_taken_out_again(world, graphs) -> Non
         threads=1,
         measure=alternating(2.0, 1.0),
     )
-    plain = engine._probe
-    answers = iter([plain(), ([mask + 1 for mask in plain()[0]], 0.0)])
-    engine._probe = lambda: next(answers)
+    plain = engine._masks()
+    answers = iter([plain, [mask + 1 for mask in plain]])
+    engine._masks = lambda: next(answers)
     engine.warm_up()
     assert engine.serving == (SCENE_ENCODER,)
     assert "masks agree with torch on 0.00%" in engine.notes[0]

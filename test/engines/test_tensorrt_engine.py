@@ -174,11 +174,66 @@ def test_plans_that_slow_the_whole_frame_down_are_taken_out_again(world, cache) 
     provision(world.components, toolkit, cache)
     engine = make_engine(world, toolkit, cache, components=[world.component(DECODER)])
     frames = iter([1.0, 3.0])
-    plain = engine._probe
-    engine._probe = lambda: (plain()[0], next(frames))
+    engine._frame_ms = lambda: next(frames)
     engine.warm_up()
     assert engine.serving == ()
-    assert "a whole frame takes 3.0 ms, 1.0 ms with torch alone" in engine.notes[0]
+    assert "a whole frame takes 3.0 ms, 1.0 ms without" in engine.notes[0]
+
+
+def test_a_plan_that_comes_later_is_compared_with_torch_alone_not_with_the_plans_that_serve(world, cache) -> None:
+    toolkit = FakeToolkit(world.components)
+    first, late = world.component("guidance_2"), world.component(DECODER)
+    provision([first], toolkit, cache)
+    engine = make_engine(world, toolkit, cache, components=[first, late])
+    alone = engine._masks()
+    references, judged = [], []
+    plain = engine._masks
+    engine._frame_ms = lambda: 1.0
+    engine._judge_masks = lambda names, expected, before_ms: (references.append(expected), judged.append(names))
+
+    def masks():
+        # What the plan of guidance_2 does to whole frames, told by a class that nothing else gives.
+        shift = 100 if "guidance_2" in engine.serving and "forward" in vars(world.model.upsample2) else 0
+        return [mask + shift for mask in plain()]
+
+    engine._masks = masks
+    engine.warm_up()
+    assert engine.serving == ("guidance_2",)
+    assert engine.wait_until_built(WAIT_S)
+    engine.segment(world.images[0])
+    assert judged == [["guidance_2"], [DECODER]]
+    for expected in references:
+        assert all(np.array_equal(given, wanted) for given, wanted in zip(expected, alone, strict=True))
+    assert "forward" in vars(world.model.upsample2)  # it serves again after the comparison
+    assert set(engine.serving) == {"guidance_2", DECODER}
+    engine.close()
+    assert "forward" not in vars(world.model.upsample2)
+
+
+def test_the_refitted_segmenter_is_compared_with_torch_alone(world, cache, monkeypatch) -> None:
+    from semla_ros.engines import component_engine
+    from semla_ros.engines.components import segmenter
+
+    whole = segmenter(world.model, torch.zeros(2, 3, 96, 128), torch.zeros(4, EMBEDDING_DIM))
+    toolkit = FakeToolkit([*world.components, whole])
+    provision([world.component("guidance_1")], toolkit, cache)
+    engine = make_engine(world, toolkit, cache, components=[world.component("guidance_1")], refit_model=world.model)
+    engine.warm_up()
+    assert engine.wait_until_built(WAIT_S)
+    guidance, plain, calls = toolkit.runners["guidance_1"], component_engine.judge, []
+
+    def counting(component, runner, **named):
+        before = guidance.calls
+        verdict = plain(component, runner, **named)
+        calls.append((component.name, guidance.calls - before))
+        return verdict
+
+    monkeypatch.setattr(component_engine, "judge", counting)
+    engine.segment(world.images[0])
+    assert calls == [(SEGMENTER, 0)]
+    assert engine.serving == ("guidance_1", SEGMENTER)
+    engine.set_text(F.normalize(torch.randn(4, EMBEDDING_DIM), dim=-1))
+    assert engine.serving == ("guidance_1", SEGMENTER)
 
 
 def test_a_plan_that_breaks_whole_frames_is_taken_out_again(world, cache) -> None:
