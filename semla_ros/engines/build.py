@@ -89,11 +89,15 @@ class Toolkit(Protocol):
     device: str
     builder: Builder
 
-    def load(self, path: Path) -> Runner:
+    def load(self, path: Path, input_names: Sequence[str]) -> Runner:
         """A plan, ready to run.
 
+        Args:
+            path: The plan.
+            input_names: Names of its inputs, in the order in which the runner is given them.
+
         Raises:
-            EngineError: The plan was made by another version or for another device, or is damaged.
+            EngineError: The plan was made by another version or for another device or component, or is damaged.
         """
         ...
 

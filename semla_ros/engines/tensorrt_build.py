@@ -56,7 +56,7 @@ def build_plan(request: BuildRequest, report: Report, trt: Any = None) -> None:
         trt: The TensorRT module, for tests; None = the installed one.
 
     Raises:
-        EngineError: The graph is refused, or no plan comes out of it.
+        EngineError: The graph or the range of its shapes is refused, or no plan comes out of it.
     """
     trt = trt or load_tensorrt()
     logger = trt.Logger(trt.Logger.WARNING)
@@ -73,7 +73,8 @@ def build_plan(request: BuildRequest, report: Report, trt: Any = None) -> None:
         profile = builder.create_optimization_profile()
         for name, (smallest, usual, largest) in request.profiles.items():
             profile.set_shape(name, smallest, usual, largest)
-        config.add_optimization_profile(profile)
+        if config.add_optimization_profile(profile) < 0:
+            raise EngineError(f"TensorRT refuses the range of shapes {request.profiles}")
     if request.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
     timing = _attach_timing_cache(config, request)

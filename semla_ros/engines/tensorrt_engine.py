@@ -150,7 +150,7 @@ class TensorRtEngine(ComponentEngine):
         if path is None:
             return None
         try:
-            return self._prepared(component, self._toolkit.load(path))
+            return self._prepared(component, self._toolkit.load(path, component.input_names))
         except EngineError as error:
             # Other versions have other keys, so this is a damaged plan or another driver: a new one replaces it.
             logger.warning("engine tensorrt: %s: built anew (%s)", component.name, error)
@@ -165,7 +165,9 @@ class TensorRtEngine(ComponentEngine):
                 continue
             try:
                 component = item.job.component
-                candidates.append((component, self._prepared(component, self._toolkit.load(item.path))))
+                candidates.append(
+                    (component, self._prepared(component, self._toolkit.load(item.path, component.input_names)))
+                )
             except EngineError as error:
                 self.refuse(f"{item.job.component.name}: {error}")
         if candidates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,12 @@ class TensorRtToolkit:
         major, minor = torch.cuda.get_device_capability(device)
         self.device = f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
         self.builder: Builder = builder or SubprocessBuilder()
-        self._torch_device = device
+        # With its index, as tensors on it have it.
+        self._torch_device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
-    def load(self, path: Path) -> TensorRtRunner:
+    def load(self, path: Path, input_names: Sequence[str]) -> TensorRtRunner:
         """See `Toolkit.load`."""
-        return TensorRtRunner(path, self._torch_device, self._trt)
+        return TensorRtRunner(path, input_names, self._torch_device, self._trt)
 
 
 class TensorRtRunner:
@@ -48,14 +49,15 @@ class TensorRtRunner:
 
     Args:
         path: The plan.
+        input_names: Names of its input tensors, in the order in which a call gives them; the plan may keep another.
         device: The CUDA device it was built for.
         trt: The TensorRT module.
 
     Raises:
-        EngineError: The plan cannot be loaded here.
+        EngineError: The plan cannot be loaded here, or has other tensors than fp32 ones of these names and one output.
     """
 
-    def __init__(self, path: Path, device: torch.device, trt: Any) -> None:
+    def __init__(self, path: Path, input_names: Sequence[str], device: torch.device, trt: Any) -> None:
         self._trt, self._device = trt, device
         self._logger = trt.Logger(trt.Logger.WARNING)
         self._runtime = trt.Runtime(self._logger)
@@ -68,28 +70,60 @@ class TensorRtRunner:
         if self._context is None:
             raise EngineError(f"TensorRT has no memory to run the plan {path.name}")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        is_input = {name: self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self._inputs = [name for name in names if is_input[name]]
-        outputs = [name for name in names if not is_input[name]]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        outputs = [name for name in names if name not in inputs]
+        if sorted(inputs) != sorted(input_names):
+            raise EngineError(f"the plan {path.name} has the inputs {sorted(inputs)}, expected {sorted(input_names)}")
         if len(outputs) != 1:
             raise EngineError(f"the plan {path.name} has {len(outputs)} outputs, expected 1")
+        for name in names:
+            if (kind := self._engine.get_tensor_dtype(name)) != trt.DataType.FLOAT:
+                raise EngineError(f"the plan {path.name} has '{name}' as {kind}, expected fp32")
+        self._shapes = {name: tuple(self._engine.get_tensor_shape(name)) for name in input_names}  # -1: any size
         self._output = outputs[0]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run once; fp32 in, fp32 out."""
+        """Run once; fp32 in, fp32 out.
+
+        Args:
+            inputs: On the device, in the order of `input_names`, each of the shape that the plan was built for.
+
+        Raises:
+            EngineError: An input does not fit the plan, the message names it; or the plan cannot be enqueued.
+        """
         context = self._context
         # Kept until all is enqueued; memory that torch frees after that is reused in stream order only.
         held = [item.contiguous() for item in inputs]
-        for name, item in zip(self._inputs, held, strict=True):
+        if len(held) != len(self._shapes):
+            raise EngineError(f"the plan takes {len(self._shapes)} inputs, got {len(held)}")
+        for name, item in zip(self._shapes, held, strict=True):
+            self._check_input(name, item)
             if not context.set_input_shape(name, tuple(item.shape)):
                 raise EngineError(f"TensorRT refuses shape {tuple(item.shape)} for '{name}'")
-            context.set_tensor_address(name, item.data_ptr())
+            self._set_address(name, item)
         shape = tuple(context.get_tensor_shape(self._output))
+        if any(size < 0 for size in shape):
+            raise EngineError(f"TensorRT cannot tell the shape of '{self._output}' from those of the inputs")
         output = torch.empty(shape, dtype=torch.float32, device=self._device)
-        context.set_tensor_address(self._output, output.data_ptr())
+        self._set_address(self._output, output)
         if not context.execute_async_v3(self._stream()):
             raise EngineError("TensorRT could not enqueue the plan")
         return output
+
+    def _check_input(self, name: str, item: Tensor) -> None:
+        """The runtime is given an address only, and would read whatever lies there."""
+        expected, given = self._shapes[name], tuple(item.shape)
+        fits = len(given) == len(expected) and all(b in (-1, a) for a, b in zip(given, expected, strict=True))
+        if not fits:
+            raise EngineError(f"input '{name}' has shape {given}, the plan was built for {expected}")
+        if item.dtype != torch.float32 or item.device != self._device:
+            raise EngineError(
+                f"input '{name}' is {item.dtype} on '{item.device}', the plan takes fp32 on '{self._device}'"
+            )
+
+    def _set_address(self, name: str, item: Tensor) -> None:
+        if not self._context.set_tensor_address(name, item.data_ptr()):
+            raise EngineError(f"TensorRT refuses the memory of '{name}'")
 
     def refit(self, weights: Mapping[str, Tensor]) -> None:
         """Replace weights in place; where this raises, some may be replaced and others not: drop the runner.

@@ -74,7 +74,7 @@ class FakeToolkit:
         self.refused: set[str] = set()
         self.runners: dict[str, FakeRunner] = {}
 
-    def load(self, path) -> FakeRunner:
+    def load(self, path, input_names) -> FakeRunner:
         name = path.read_text()
         if name in self.refused:
             self.refused.discard(name)
@@ -87,7 +87,8 @@ def fake_module(**behaviour):
     """The part of the TensorRT module that is used, with a record of what was called.
 
     Args:
-        behaviour: `version`; `has_strong_typing_flag`; `parses`; `plan` (bytes or None); `takes_timing_cache`.
+        behaviour: `version`; `has_strong_typing_flag`; `parses`; `plan` (bytes or None); `takes_timing_cache`;
+            `takes_profile`.
     """
     settings = {
         "version": "10.3.0",
@@ -95,6 +96,7 @@ def fake_module(**behaviour):
         "parses": True,
         "plan": b"plan",
         "takes_timing_cache": True,
+        "takes_profile": True,
         **behaviour,
     }
     log: list[tuple] = []
@@ -120,6 +122,7 @@ def fake_module(**behaviour):
 
         def add_optimization_profile(self, profile):
             log.append(("add_optimization_profile",))
+            return 0 if settings["takes_profile"] else -1
 
         def set_flag(self, flag):
             log.append(("set_flag", flag))

@@ -1,7 +1,9 @@
+import ctypes
 import importlib.util
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from fake_tensorrt import fake_module
@@ -63,6 +65,8 @@ def test_a_graph_or_build_that_fails_says_why(request_) -> None:
         build_plan(request_, lambda share, phase: None, fake_module(parses=False))
     with pytest.raises(EngineError, match="built no plan"):
         build_plan(request_, lambda share, phase: None, fake_module(plan=None))
+    with pytest.raises(EngineError, match="refuses the range of shapes"):
+        build_plan(request_, lambda share, phase: None, fake_module(takes_profile=False))
     assert not request_.destination.exists()
 
 
@@ -186,26 +190,55 @@ def test_a_refit_that_is_not_complete_is_an_error(changes, message: str) -> None
         refit_runner(**changes).refit(WEIGHTS)
 
 
-class FakeContext:
-    """Doubles its input, through the calls of an execution context."""
+class FakePlan:
+    """Engine and execution context of `output = first + 10 * second`, which lists its second input first."""
 
     def __init__(self) -> None:
+        self.names = ["second", "first", "output"]
+        self.kinds = dict.fromkeys(self.names, "FLOAT")
+        self.num_io_tensors = 3
+        self.inputs: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
-        self.shape = ()
+        self.refused_addresses: set[str] = set()
         self.enqueues = True
 
-    def set_input_shape(self, name, shape) -> bool:
-        self.shape = shape
+    # Of the engine
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "out" if name == "output" else "in"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self.kinds[name]
+
+    def create_execution_context(self):
+        return self
+
+    # Of both: shapes as built, and those of the present call where all inputs have one
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.inputs["first"] if name == "output" and len(self.inputs) == 2 else (-1, 3)
+
+    # Of the context
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.inputs[name] = shape
         return shape[0] <= 8
 
-    def get_tensor_shape(self, name):
-        return self.shape
-
-    def set_tensor_address(self, name, address) -> None:
+    def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
+        return name not in self.refused_addresses
 
-    def execute_async_v3(self, stream) -> bool:
+    def execute_async_v3(self, stream: int) -> bool:
+        first, second, output = (self._tensor(name) for name in ("first", "second", "output"))
+        output[:] = first + 10 * second
         return self.enqueues
+
+    def _tensor(self, name: str) -> np.ndarray:
+        count = int(np.prod(self.inputs["first"]))
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses[name]))
 
 
 def module_with(engine) -> SimpleNamespace:
@@ -214,34 +247,69 @@ def module_with(engine) -> SimpleNamespace:
         Logger=type("Logger", (), {"WARNING": 2, "__init__": lambda self, severity: None}),
         Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda content: engine),
         TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+        DataType=SimpleNamespace(FLOAT="FLOAT", HALF="HALF"),
     )
 
 
-def test_a_plan_runs_with_the_shapes_and_addresses_of_its_tensors(tmp_path) -> None:
+@pytest.fixture
+def plan_path(tmp_path):
     path = tmp_path / "x.engine"
     path.write_bytes(b"plan")
-    context = FakeContext()
-    engine = SimpleNamespace(
-        num_io_tensors=2,
-        get_tensor_name=lambda index: ("images", "output")[index],
-        get_tensor_mode=lambda name: "in" if name == "images" else "out",
-        create_execution_context=lambda: context,
-    )
-    runner = TensorRtRunner(path, torch.device("cpu"), module_with(engine))
-    images = torch.ones(2, 3)
-    output = runner(images)
-    assert output.shape == (2, 3)
-    assert context.addresses == {"images": images.data_ptr(), "output": output.data_ptr()}
-    with pytest.raises(EngineError, match="refuses shape"):
-        runner(torch.ones(9, 3))
-    context.enqueues = False
-    with pytest.raises(EngineError, match="could not enqueue"):
-        runner(images)
+    return path
+
+
+@pytest.fixture
+def plan() -> FakePlan:
+    return FakePlan()
+
+
+@pytest.fixture
+def runner(plan_path, plan) -> TensorRtRunner:
+    return TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(plan))
+
+
+def test_inputs_reach_the_plan_by_name_whatever_order_it_lists_them_in(runner) -> None:
+    first, second = torch.ones(2, 3), torch.full((2, 3), 2.0)
+    assert torch.equal(runner(first, second), torch.full((2, 3), 21.0))
+    assert torch.equal(runner(second, first), torch.full((2, 3), 12.0))
     runner.close()
 
 
-def test_a_plan_of_another_version_is_an_error_not_a_crash(tmp_path) -> None:
-    path = tmp_path / "x.engine"
-    path.write_bytes(b"plan")
+def test_an_input_that_does_not_fit_the_plan_is_named_before_its_memory_is_read(runner, plan) -> None:
+    good = torch.ones(2, 3)
+    for inputs, message in [
+        ((torch.ones(9, 3), good), "refuses shape .9, 3. for 'first'"),
+        ((good, torch.ones(2, 4)), "'second' has shape .2, 4., the plan was built for .-1, 3."),
+        ((good, torch.ones(2, 3, 1)), "'second' has shape .2, 3, 1."),
+        ((good.half(), good), "'first' is torch.float16 on 'cpu', the plan takes fp32"),
+        ((good, torch.ones(2, 3, device="meta")), "'second' is torch.float32 on 'meta'"),
+        ((good,), "takes 2 inputs, got 1"),
+    ]:
+        with pytest.raises(EngineError, match=message):
+            runner(*inputs)
+
+
+def test_what_the_runtime_refuses_is_an_error_that_names_the_tensor(runner, plan) -> None:
+    good = torch.ones(2, 3)
+    for name in plan.names:
+        plan.refused_addresses = {name}
+        with pytest.raises(EngineError, match=f"refuses the memory of '{name}'"):
+            runner(good, good)
+    plan.refused_addresses = set()
+    plan.enqueues = False
+    with pytest.raises(EngineError, match="could not enqueue"):
+        runner(good, good)
+
+
+def test_a_plan_with_other_tensors_is_refused_when_it_is_loaded(plan_path, plan) -> None:
+    for names in (("first",), ("first", "third")):
+        with pytest.raises(EngineError, match=r"has the inputs \['first', 'second'\], expected"):
+            TensorRtRunner(plan_path, names, torch.device("cpu"), module_with(plan))
+    plan.kinds["second"] = "HALF"
+    with pytest.raises(EngineError, match="has 'second' as HALF, expected fp32"):
+        TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(plan))
+
+
+def test_a_plan_of_another_version_is_an_error_not_a_crash(plan_path) -> None:
     with pytest.raises(EngineError, match=r"refuses the plan x\.engine"):
-        TensorRtRunner(path, torch.device("cpu"), module_with(None))
+        TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(None))

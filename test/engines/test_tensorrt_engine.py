@@ -363,7 +363,7 @@ def test_a_real_plan_gives_the_answer_of_torch(world, cache, monkeypatch) -> Non
     for component in components:
         path = cache.find(plan_key(component, toolkit, "fp16"))
         assert path is not None
-        runner = toolkit.load(path)
+        runner = toolkit.load(path, component.input_names)
         with torch.inference_mode():
             assert smallest_cosine(runner(*component.inputs), component.original(*component.inputs)) > 0.999
         runner.close()
