@@ -71,6 +71,7 @@ class TensorRtEngine(ComponentEngine):
         self._refit_model = refit_model
         self._text: Tensor | None = None
         self._build: BackgroundBuild | None = None
+        self._discarded: dict[str, str] = {}  # component -> why its plan is built anew
         self._is_settled = False
 
     @property
@@ -78,6 +79,11 @@ class TensorRtEngine(ComponentEngine):
         """What serves, and what is being built."""
         state = self._build.state if self._build is not None else ""
         return f"{super().name}; tensorrt: {state}" if state else super().name
+
+    @property
+    def notes(self) -> list[str]:
+        """See `ComponentEngine.notes`; also which plans could not be loaded and are built anew, until they are."""
+        return [*super().notes, *self._discarded.values()]
 
     @property
     def is_building(self) -> bool:
@@ -108,6 +114,7 @@ class TensorRtEngine(ComponentEngine):
                 else:
                     candidates.append((component, runner))
             except SemlaError as error:
+                self._discarded.pop(component.name, None)
                 self.refuse(str(error))
         self.take_over(candidates)
         if jobs:
@@ -144,22 +151,26 @@ class TensorRtEngine(ComponentEngine):
         return self._build is None or self._build.wait(timeout_s)
 
     def _from_cache(self, component: FixedComponent) -> Runner | None:
-        """A plan of the cache, ready to run; None where one has to be built."""
+        """A plan of the cache, ready to run; None where one has to be built. One that cannot be loaded is removed."""
         key = plan_key(component, self._toolkit, self._precision)
         path = self._cache.find(key)
         if path is None:
             return None
         try:
             return self._prepared(component, self._toolkit.load(path, component.input_names))
-        except EngineError as error:
+        except Exception as error:  # the runtime has no error family of its own
             # Other versions have other keys, so this is a damaged plan or another driver: a new one replaces it.
-            logger.warning("engine tensorrt: %s: built anew (%s)", component.name, error)
+            reason = f"{component.name}: its plan cannot be loaded and is built anew ({first_line(error)})"
+            logger.warning("engine tensorrt: %s", reason)
+            self._discarded[component.name] = reason
             self._cache.remove(key)
             return None
 
     def _adopt_finished(self, build: BackgroundBuild) -> None:
         candidates: list[tuple[FixedComponent, Runner]] = []
         for item in build.collect():
+            component = item.job.component
+            self._discarded.pop(component.name, None)
             if item.path is None:
                 self.refuse(f"the build of {item.reason}")
                 continue
@@ -168,8 +179,9 @@ class TensorRtEngine(ComponentEngine):
                 candidates.append(
                     (component, self._prepared(component, self._toolkit.load(item.path, component.input_names)))
                 )
-            except EngineError as error:
-                self.refuse(f"{item.job.component.name}: {error}")
+            except Exception as error:  # as above; the next start builds it again, this one would go on for ever
+                self._cache.remove(item.job.key)
+                self.refuse(f"{component.name}: its new plan cannot be loaded ({first_line(error)})")
         if candidates:
             self.take_over(candidates)
 

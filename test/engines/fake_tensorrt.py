@@ -71,14 +71,13 @@ class FakeToolkit:
         self.originals = {component.name: component.original for component in components}
         self.answer = lambda name, output: output
         self.refit_failure = ""
-        self.refused: set[str] = set()
+        self.refused: dict[str, Exception] = {}  # component -> what its next load raises
         self.runners: dict[str, FakeRunner] = {}
 
     def load(self, path, input_names) -> FakeRunner:
         name = path.read_text()
         if name in self.refused:
-            self.refused.discard(name)
-            raise EngineError(f"TensorRT {self.version} refuses the plan {path.name}")
+            raise self.refused.pop(name)
         self.runners[name] = FakeRunner(self.originals[name], self, name)
         return self.runners[name]
 

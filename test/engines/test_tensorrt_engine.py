@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from fake_tensorrt import FakeToolkit
 from tiny_parts import EMBEDDING_DIM
 
-from semla_ros.engines.build import provision
+from semla_ros.engines.build import plan_key, provision
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.components import DECODER, SCENE_ENCODER, SEGMENTER
 from semla_ros.engines.tensorrt_engine import TensorRtEngine
@@ -123,17 +123,42 @@ def test_plans_of_another_version_or_gpu_are_built_anew(world, cache, change: st
     assert len(toolkit.builder.requests) == len(NAMES)
 
 
-def test_a_plan_that_the_runtime_refuses_is_built_anew_instead_of_crashing(world, cache) -> None:
+@pytest.mark.parametrize(
+    "failure",
+    [
+        EngineError("TensorRT 10.3.0 refuses the plan"),
+        RuntimeError("CUDA error: out of memory\nsecond line"),
+        TypeError("deserialize_cuda_engine(): incompatible arguments"),
+        FileNotFoundError("another process removed it"),
+    ],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_a_plan_that_cannot_be_loaded_is_built_anew_while_torch_serves(world, cache, failure: Exception) -> None:
     provision(world.components, FakeToolkit(world.components), cache)
     toolkit = FakeToolkit(world.components)
-    toolkit.refused = {DECODER}
+    toolkit.refused = {DECODER: failure}
     engine = make_engine(world, toolkit, cache)
     engine.warm_up()
     assert set(engine.serving) == NAMES - {DECODER}
+    first = str(failure).split("\n")[0]
+    assert engine.notes == [f"decoder: its plan cannot be loaded and is built anew ({first})"]
     assert engine.wait_until_built(WAIT_S)
     engine.segment(world.images[0])
     assert set(engine.serving) == NAMES
+    assert engine.notes == []
     assert [request.destination.name.split("-")[0] for request in toolkit.builder.requests] == [".decoder"]
+
+
+def test_a_new_plan_that_cannot_be_loaded_leaves_torch_and_is_not_kept(world, cache) -> None:
+    toolkit = FakeToolkit(world.components)
+    toolkit.refused = {DECODER: RuntimeError("CUDA error: out of memory")}
+    engine = make_engine(world, toolkit, cache)
+    engine.warm_up()
+    assert engine.wait_until_built(WAIT_S)
+    engine.segment(world.images[0])
+    assert set(engine.serving) == NAMES - {DECODER}
+    assert engine.notes == ["decoder: its new plan cannot be loaded (CUDA error: out of memory)"]
+    assert cache.find(plan_key(world.component(DECODER), toolkit, "fp16")) is None
 
 
 def test_a_build_that_fails_leaves_torch_with_the_reason_and_the_others_served(world, cache) -> None:
