@@ -19,6 +19,8 @@ from pathlib import Path
 from semla_ros.errors import EngineError
 from semla_ros.segmentation.checkpoint import file_sha256
 
+_FIND_ATTEMPTS = 3  # while other processes keep replacing the entry
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineKey:
@@ -86,15 +88,23 @@ class EngineCache:
         self.folder = folder or default_cache_folder()
 
     def find(self, key: EngineKey) -> Path | None:
-        """The file of a key, intact; None where there is none. A damaged one is removed."""
+        """The file of a key, intact; None where there is none, or it cannot be read.
+
+        A damaged one is removed, unless the folder may only be read, or another process has replaced it meanwhile.
+        """
         description = self._description(key)
-        if not description.is_file():
-            return None
-        entry = _read_entry(description)
-        if entry is None or entry.key != key or entry.problem or _damage(entry):
-            self.remove(key)
-            return None
-        return entry.path
+        for _ in range(_FIND_ATTEMPTS):
+            text = _text(description)
+            if not text:
+                return None
+            entry = _parsed(description, text)
+            if entry is not None and entry.key == key and not _damage(entry):
+                return entry.path
+            # `store` takes the description away before it replaces the file: where that is as it was, so is the file.
+            if _text(description) == text:
+                self.remove(key)
+                return None
+        return None
 
     def store(self, key: EngineKey, write: Callable[[Path], None]) -> Path:
         """Make the file of a key.
@@ -116,6 +126,7 @@ class EngineCache:
             write(partial)
             values = {"key": dataclasses.asdict(key), "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
             _sync(partial)
+            self._description(key).unlink(missing_ok=True)  # who reads now sees no entry instead of half of each
             partial.replace(path)
             replace_text(self._description(key), json.dumps(values, indent=1))
         except OSError as error:
@@ -129,9 +140,10 @@ class EngineCache:
         return path
 
     def remove(self, key: EngineKey) -> None:
-        """Forget an entry; nothing happens where there is none."""
-        self._description(key).unlink(missing_ok=True)
-        self._payload(key).unlink(missing_ok=True)
+        """Forget an entry; nothing happens where there is none, or the folder may only be read."""
+        for path in (self._description(key), self._payload(key)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     def entries(self, *, verify: bool = False) -> list[CacheEntry]:
         """Every entry, sorted by component; `verify` reads each file and compares its digest."""
@@ -188,19 +200,37 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _read_entry(description: Path) -> CacheEntry | None:
-    path = description.with_suffix(".engine")
+def _text(path: Path) -> str | None:
+    """What a small file holds; None where it cannot be read."""
     try:
-        values = json.loads(description.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def _read_entry(description: Path) -> CacheEntry | None:
+    text = _text(description)
+    entry = _parsed(description, text) if text is not None else None
+    if entry is None:
+        return None
+    return entry if entry.path.is_file() else dataclasses.replace(entry, problem="the file is gone")
+
+
+def _parsed(description: Path, text: str) -> CacheEntry | None:
+    try:
+        values = json.loads(text)
         key = EngineKey(**values["key"])
         num_bytes, sha256 = int(values["bytes"]), str(values["sha256"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
-    problem = "" if path.is_file() else "the file is gone"
-    return CacheEntry(key=key, path=path, num_bytes=num_bytes, sha256=sha256, problem=problem)
+    return CacheEntry(key=key, path=description.with_suffix(".engine"), num_bytes=num_bytes, sha256=sha256)
 
 
 def _damage(entry: CacheEntry) -> str:
-    if entry.path.stat().st_size != entry.num_bytes:
-        return f"{entry.path.stat().st_size} bytes, {entry.num_bytes} were written"
-    return "" if file_sha256(entry.path) == entry.sha256 else "its content has changed since it was written"
+    try:
+        num_bytes = entry.path.stat().st_size
+        if num_bytes != entry.num_bytes:
+            return f"{num_bytes} bytes, {entry.num_bytes} were written"
+        return "" if file_sha256(entry.path) == entry.sha256 else "its content has changed since it was written"
+    except OSError as error:  # another process may remove it at any time
+        return f"it cannot be read ({error.strerror or error})"

@@ -1,9 +1,11 @@
 import dataclasses
 import json
 import os
+import pathlib
 
 import pytest
 
+import semla_ros.engines.cache as cache_module
 from semla_ros.engines.cache import EngineCache, EngineKey, default_cache_folder, replace_bytes
 from semla_ros.errors import EngineError
 
@@ -71,6 +73,99 @@ def test_an_unreadable_description_counts_as_no_entry(tmp_path, text: str) -> No
     path.with_suffix(".json").write_text(text)
     assert cache.find(KEY) is None
     assert cache.entries() == []
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Folders and files that may be read only, for a superuser as well."""
+
+    def refuse(*_given, **_named) -> None:
+        raise PermissionError(30, "Read-only file system")
+
+    def switch() -> None:
+        for name in ("unlink", "mkdir", "replace", "write_bytes", "write_text"):
+            monkeypatch.setattr(pathlib.Path, name, refuse)
+
+    return switch
+
+
+@pytest.mark.parametrize("content", [b"plan", b"plaN", b"pla"])
+def test_a_folder_that_may_only_be_read_gives_what_is_intact_and_keeps_the_rest(tmp_path, read_only, content) -> None:
+    cache = EngineCache(tmp_path)
+    path = cache.store(KEY, lambda file: file.write_bytes(b"plan"))
+    path.write_bytes(content)
+    read_only()
+    assert cache.find(KEY) == (path if content == b"plan" else None)
+    cache.remove(KEY)
+    assert path.read_bytes() == content
+    with pytest.raises(EngineError, match="SEMLA_ENGINE_DIR"):
+        cache.store(KEY, lambda file: file.write_bytes(b"plan"))
+
+
+def test_a_file_that_cannot_be_read_counts_as_missing(tmp_path, monkeypatch) -> None:
+    cache = EngineCache(tmp_path)
+    cache.store(KEY, lambda file: file.write_bytes(b"plan"))
+
+    def unreadable(path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("semla_ros.engines.cache.file_sha256", unreadable)
+    assert cache.entries(verify=True)[0].problem == "it cannot be read (Permission denied)"
+    assert cache.find(KEY) is None
+
+
+@pytest.mark.parametrize("step", ["description", "file", "both"])
+def test_a_file_that_another_process_removes_in_between_counts_as_missing(tmp_path, monkeypatch, step: str) -> None:
+    cache = EngineCache(tmp_path)
+    path = cache.store(KEY, lambda file: file.write_bytes(b"plan"))
+    plain = cache_module._damage
+
+    def removed_in_between(entry):
+        if step != "file":
+            path.with_suffix(".json").unlink()
+        if step != "description":
+            path.unlink()
+        return plain(entry)
+
+    monkeypatch.setattr(cache_module, "_damage", removed_in_between)
+    assert cache.find(KEY) == (path if step == "description" else None)
+
+
+def test_an_entry_that_another_process_replaces_while_it_is_read_is_found_and_not_removed(
+    tmp_path, monkeypatch
+) -> None:
+    cache = EngineCache(tmp_path)
+    cache.store(KEY, lambda file: file.write_bytes(b"old plan"))
+    plain = cache_module._damage
+    is_replaced = []
+
+    def replaced_in_between(entry):
+        if not is_replaced:
+            is_replaced.append(True)
+            cache.store(KEY, lambda file: file.write_bytes(b"new plan"))
+        return plain(entry)
+
+    monkeypatch.setattr(cache_module, "_damage", replaced_in_between)
+    path = cache.find(KEY)
+    assert path is not None
+    assert path.read_bytes() == b"new plan"
+
+
+def test_an_entry_that_is_just_being_replaced_is_missing_and_the_new_one_survives(tmp_path, monkeypatch) -> None:
+    """A reader that comes between the new file and its description."""
+    cache = EngineCache(tmp_path)
+    cache.store(KEY, lambda file: file.write_bytes(b"old plan"))
+    plain = cache_module.replace_text
+    seen = []
+
+    def read_before(path, text) -> None:
+        seen.append(EngineCache(tmp_path).find(KEY))
+        plain(path, text)
+
+    monkeypatch.setattr(cache_module, "replace_text", read_before)
+    path = cache.store(KEY, lambda file: file.write_bytes(b"new plan"))
+    assert seen == [None]
+    assert cache.find(KEY) == path
 
 
 def test_cleaning_removes_what_is_unwanted_and_what_builds_left(tmp_path) -> None:
