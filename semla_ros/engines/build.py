@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -67,12 +68,12 @@ class Builder(Protocol):
         """Write the plan that is asked for.
 
         Raises:
-            EngineError: It could not be built; one line says why.
+            EngineError: It could not be built, or the builder was stopped; one line says why.
         """
         ...
 
     def stop(self) -> None:
-        """End the build in progress, from another thread."""
+        """End the build in progress, from another thread; builds that are asked for later are refused."""
         ...
 
 
@@ -109,43 +110,81 @@ class SubprocessBuilder:
     graph that is being captured: in its own process it can fail, or be ended, without the node.
 
     Args:
-        command: The program; it reads a request on its input and writes one JSON object per line.
+        command: The program; it reads a request, which is one line, and writes one JSON object per line. It has to end
+            when its input does, as that of a parent that dies.
+        grace_s: From asking the program to end until it is killed.
     """
 
-    def __init__(self, command: Sequence[str] = (sys.executable, *_WORKER)) -> None:
+    def __init__(self, command: Sequence[str] = (sys.executable, *_WORKER), *, grace_s: float = 5.0) -> None:
         self._command = list(command)
+        self._grace_s = grace_s
+        self._lock = threading.Lock()  # `stop` sees a process that is starting, or the start sees the stop
         self._process: subprocess.Popen[str] | None = None
+        self._is_stopped = False
 
     def build(self, request: BuildRequest, report: Report) -> None:
         """See `Builder.build`."""
-        with subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            self._process = process
-            assert process.stdin is not None
-            assert process.stdout is not None
-            assert process.stderr is not None
-            errors = _Drain(process.stderr)
+        process = self._start()
+        with process:
             try:
-                process.stdin.write(request.as_json())
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # it ended at once; its exit status and last line tell why
-            failure = ""
-            for line in process.stdout:
-                message = _message(line)
-                if "progress" in message:
-                    report(float(message["progress"]), str(message.get("phase", "")))
-                failure = str(message.get("error", failure))
-            status = process.wait()
-            self._process = None
+                self._hand_over(process, request)
+                errors = _Drain(process.stderr)
+                failure = _follow(process, report)
+                status = process.wait()
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                self._process = None
         if failure or status:
             raise EngineError(failure or f"the builder ended with status {status} ({errors.last_line()})")
 
     def stop(self) -> None:
-        """End the process, if there is one."""
-        if (process := self._process) is not None:
-            process.terminate()
+        """See `Builder.stop`; returns when the process has ended."""
+        with self._lock:
+            self._is_stopped = True
+            process = self._process
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(self._grace_s)
+        except subprocess.TimeoutExpired:  # it hangs in a driver, or holds the signal back
+            process.kill()
+
+    def _start(self) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        with self._lock:
+            if self._is_stopped:
+                raise EngineError("the builder was stopped")
+            try:
+                self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            except OSError as error:
+                raise EngineError(f"the builder cannot be started ({error})") from None
+            return self._process
+
+    @staticmethod
+    def _hand_over(process: subprocess.Popen[str], request: BuildRequest) -> None:
+        """Write the request; the pipe stays open, as its end tells the program that nobody waits for the plan."""
+        assert process.stdin is not None
+        try:
+            process.stdin.write(f"{request.as_json()}\n")
+            process.stdin.flush()
+        except BrokenPipeError:  # it ended at once; its exit status and last line tell why
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+
+
+def _follow(process: subprocess.Popen[str], report: Report) -> str:
+    """Pass progress on until the program ends; the failure that it tells, or an empty text."""
+    assert process.stdout is not None
+    failure = ""
+    for line in process.stdout:
+        message = _message(line)
+        if "progress" in message:
+            report(float(message["progress"]), str(message.get("phase", "")))
+        failure = str(message.get("error", failure))
+    return failure
 
 
 class _Drain:

@@ -1,12 +1,14 @@
 """Builds one TensorRT plan: the program behind `SubprocessBuilder`.
 
-Reads a request on its input; writes progress, and an error if there is one, as one JSON object per line.
+Reads a request, one line, on its input; writes progress, and an error if there is one, as one JSON object per line. Ends
+when its input ends: then the process that asked is gone, and nobody waits for the plan.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import threading
 from typing import Any
@@ -16,6 +18,7 @@ from semla_ros.engines.cache import replace_bytes
 from semla_ros.engines.gates import first_line
 from semla_ros.errors import EngineError
 
+_ORPHANED = 3  # exit status
 OLDEST, TOO_NEW = (10, 3), (12, 0)  # strong typing from the graph, one interface for both major versions
 
 
@@ -127,6 +130,17 @@ def _progress_monitor(trt: Any, report: Report) -> Any:
     return Monitor()
 
 
+def end_with_input(descriptor: int) -> None:
+    """End this process, whatever it is doing, as soon as the pipe of that descriptor ends."""
+
+    def watch() -> None:
+        while os.read(descriptor, 4096):
+            pass
+        os._exit(_ORPHANED)
+
+    threading.Thread(target=watch, name="semla-orphan-watch", daemon=True).start()
+
+
 def main() -> int:
     """Build what is asked for on the standard input; exit status 1 where that fails."""
 
@@ -134,7 +148,9 @@ def main() -> int:
         print(json.dumps(values), flush=True)
 
     try:
-        build_plan(BuildRequest.from_json(sys.stdin.read()), lambda share, phase: tell(progress=share, phase=phase))
+        request = BuildRequest.from_json(sys.stdin.readline())
+        end_with_input(sys.stdin.fileno())
+        build_plan(request, lambda share, phase: tell(progress=share, phase=phase))
     except Exception as error:
         tell(error=str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {first_line(error)}")
         return 1

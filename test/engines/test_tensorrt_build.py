@@ -1,6 +1,8 @@
 import ctypes
 import importlib.util
+import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,7 +97,7 @@ def test_a_builder_process_tells_progress_and_writes_the_plan(request_) -> None:
     told = []
     code = (
         "import json, sys\n"
-        "request = json.loads(sys.stdin.read())\n"
+        "request = json.loads(sys.stdin.readline())\n"
         "print('a library says hello')\n"
         "print(json.dumps({'progress': 0.5, 'phase': 'tactics'}), flush=True)\n"
         "open(request['destination'], 'w').write('plan')\n"
@@ -120,6 +122,89 @@ def test_a_builder_process_can_be_ended(request_) -> None:
 
     with pytest.raises(EngineError, match="status -15"):
         builder.build(request_, report)
+
+
+def test_a_stop_that_comes_while_the_process_is_starting_is_not_missed(request_, monkeypatch) -> None:
+    builder = python("import time; time.sleep(10)")
+    plain, stops = subprocess.Popen, []
+
+    def slow_start(*given, **named):
+        stops.append(threading.Thread(target=builder.stop))
+        stops[0].start()
+        stops[0].join(0.3)  # long enough for a stop that does not wait for the start
+        return plain(*given, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", slow_start)
+    with pytest.raises(EngineError, match="status -15"):
+        builder.build(request_, lambda *_: None)
+    stops[0].join()
+
+
+def test_a_builder_that_was_stopped_starts_nothing_more(request_) -> None:
+    builder = python("open('started', 'w')")
+    builder.stop()
+    with pytest.raises(EngineError, match="was stopped"):
+        builder.build(request_, lambda *_: None)
+
+
+def test_a_builder_process_that_does_not_end_when_asked_is_killed(request_) -> None:
+    code = (
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('{\"progress\": 0.1}', flush=True)\n"
+        "time.sleep(10)\n"
+    )
+    builder = SubprocessBuilder((sys.executable, "-c", code), grace_s=0.2)
+    with pytest.raises(EngineError, match="status -9"):
+        builder.build(request_, lambda *_: builder.stop())
+
+
+def test_a_builder_that_cannot_be_started_is_an_error(request_) -> None:
+    with pytest.raises(EngineError, match="cannot be started"):
+        SubprocessBuilder(("/no/such/program",)).build(request_, lambda *_: None)
+
+
+def test_a_report_that_fails_leaves_no_process_behind(request_) -> None:
+    builder, processes = python("print('{\"progress\": 0.1}', flush=True); import time; time.sleep(10)"), []
+
+    def failing(share: float, phase: str) -> None:
+        processes.append(builder._process)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(request_, failing)
+    assert processes[0].poll() == -9
+
+
+def test_the_input_of_a_builder_process_stays_open_while_it_builds(request_) -> None:
+    code = (
+        "import select, sys\n"
+        "sys.stdin.readline()\n"
+        "has_ended = bool(select.select([sys.stdin], [], [], 0.3)[0])\n"
+        "sys.exit(7 if has_ended else 0)\n"
+    )
+    python(code).build(request_, lambda *_: None)
+
+
+def test_a_builder_process_whose_parent_has_died_ends(request_) -> None:
+    """Closing its input is what the death of the parent does."""
+    code = (
+        "import sys, time\n"
+        "import semla_ros.engines.tensorrt_build as worker\n"
+        "def build_plan(request, report):\n"
+        "    report(0.1, 'tactics')\n"
+        "    time.sleep(20)\n"
+        "worker.build_plan = build_plan\n"
+        "sys.exit(worker.main())\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as process:
+        process.stdin.write(request_.as_json() + "\n")
+        process.stdin.flush()
+        assert "tactics" in process.stdout.readline()
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(10) == 3
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
