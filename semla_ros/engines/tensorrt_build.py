@@ -1,7 +1,7 @@
 """Builds one TensorRT plan: the program behind `SubprocessBuilder`.
 
-Reads a request, one line, on its input; writes progress, and an error if there is one, as one JSON object per line. Ends
-when its input ends: then the process that asked is gone, and nobody waits for the plan.
+Reads a request, one line, on its input; writes progress, and an error if there is one, as one JSON object per line.
+Ends when its input ends: then the process that asked is gone, and nobody waits for the plan.
 """
 
 from __future__ import annotations
