@@ -36,7 +36,7 @@ from semla_ros.engines.build import provision
 from semla_ros.engines.cache import CacheEntry, EngineCache
 from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.components import FixedComponent, fixed_components
-from semla_ros.engines.export import export_version, exported
+from semla_ros.engines.export import EXPORT_REVISION, export_version, exported
 from semla_ros.engines.gates import parity_problem
 from semla_ros.engines.onnx_engine import OnnxEngine, servable
 from semla_ros.engines.tensorrt_build import load_tensorrt
@@ -368,8 +368,11 @@ def _clean(arguments: argparse.Namespace) -> int:
         current["tensorrt"] = str(load_tensorrt().__version__)
 
     def unwanted(entry: CacheEntry) -> bool:
-        version = current.get(entry.key.runtime, entry.key.runtime_version)
-        return bool(arguments.all or entry.problem or entry.key.runtime_version != version)
+        key = entry.key
+        is_outdated = key.runtime_version != current.get(key.runtime, key.runtime_version) or (
+            key.runtime == "tensorrt" and key.export_revision != str(EXPORT_REVISION)
+        )
+        return bool(arguments.all or entry.problem or is_outdated)
 
     if arguments.dry_run:
         removed = [entry for entry in cache.entries(verify=True) if unwanted(entry)]

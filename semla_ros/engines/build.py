@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from semla_ros.engines.cache import EngineCache, EngineKey
 from semla_ros.engines.component_engine import Runner
 from semla_ros.engines.components import FixedComponent
-from semla_ros.engines.export import exported
+from semla_ros.engines.export import EXPORT_REVISION, exported
 from semla_ros.engines.gates import first_line
 from semla_ros.errors import EngineError
 
@@ -268,6 +268,7 @@ def plan_key(component: FixedComponent, toolkit: Toolkit, precision: str) -> Eng
         device=toolkit.device,
         precision=precision,
         shapes=component.shapes(),
+        export_revision=str(EXPORT_REVISION),
     )
 
 

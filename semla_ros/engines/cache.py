@@ -34,6 +34,7 @@ class EngineKey:
         device: Name of the GPU; "any" for a graph.
         precision: "fp32" or "fp16".
         shapes: See `FixedComponent.shapes`.
+        export_revision: Of the code that exported a plan's graph; empty for a graph, whose `runtime_version` has it.
     """
 
     component: str
@@ -43,6 +44,7 @@ class EngineKey:
     device: str
     precision: str
     shapes: str
+    export_revision: str = ""
 
     def file_stem(self) -> str:
         """Readable start and a digest of everything."""

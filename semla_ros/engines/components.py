@@ -7,6 +7,7 @@ Runtime or TensorRT while everything around them goes on in torch.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -62,13 +63,19 @@ class FixedComponent:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over architecture and weights, as hex; read once, as they are fixed."""
-        total = hashlib.sha256(repr(self.module).encode())
-        for name, tensor in sorted(self.module.state_dict().items()):
+        """SHA-256 over architecture and weights, as hex; read once, as they are fixed.
+
+        Where weights are given anew they count by name, shape and type only; buffers that no state holds, and so no
+        refit hands over, count by value like everything of a fixed component.
+        """
+        state = self.module.state_dict()
+        constants = {name: item for name, item in self.module.named_buffers() if name not in state}
+        total = hashlib.sha256(architecture(self.module).encode())
+        for name, tensor in sorted((state | constants).items()):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            if self.is_refitted:
+            if self.is_refitted and name in state:
                 continue
-            total.update(memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy()))
+            total.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
         return total.hexdigest()
 
     def shapes(self) -> str:
@@ -100,6 +107,28 @@ class FixedComponent:
         given, made = ([tuple(item.shape) for item in items] for items in (inputs, self.inputs))
         is_batch_right = 1 <= given[0][0] <= self.max_batch and given[0][1:] == made[0][1:]
         return is_batch_right and given[1:] == made[1:]
+
+
+def architecture(module: nn.Module) -> str:
+    """What a module computes beside its weights: class and settings of each of its parts, one line each.
+
+    `repr` is not enough: number of heads, windows, paddings and configurations stand in attributes that it leaves out.
+    """
+    lines = []
+    for name, part in module.named_modules():
+        settings = {key: item for key, item in vars(part).items() if key not in _OF_MODULES and _is_setting(item)}
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        lines.append(f"{name} {kind} {part.extra_repr()} {sorted(settings.items())}")
+    return "\n".join(lines)
+
+
+_OF_MODULES = frozenset(vars(nn.Module()))  # torch's own: whether it trains, its hooks, its parts
+
+
+def _is_setting(value: object) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_setting(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str) or dataclasses.is_dataclass(value)
 
 
 def fixed_components(

@@ -18,7 +18,9 @@ from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.gates import first_line
 from semla_ros.errors import EngineError
 
-EXPORT_REVISION = 1  # raised when the same module is exported in another way
+# Raised when this module exports the same component in another way, or the code of a component computes something else:
+# graphs and plans made before are then made anew.
+EXPORT_REVISION = 2
 OUTPUT_NAME = "output"
 
 

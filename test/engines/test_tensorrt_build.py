@@ -140,11 +140,12 @@ def test_a_stop_that_comes_while_the_process_is_starting_is_not_missed(request_,
     stops[0].join()
 
 
-def test_a_builder_that_was_stopped_starts_nothing_more(request_) -> None:
-    builder = python("open('started', 'w')")
+def test_a_builder_that_was_stopped_starts_nothing_more(request_, tmp_path) -> None:
+    builder = python(f"open({str(tmp_path / 'started')!r}, 'w')")
     builder.stop()
     with pytest.raises(EngineError, match="was stopped"):
         builder.build(request_, lambda *_: None)
+    assert not (tmp_path / "started").exists()
 
 
 def test_a_builder_process_that_does_not_end_when_asked_is_killed(request_) -> None:
