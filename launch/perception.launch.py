@@ -24,7 +24,7 @@ ARGUMENTS = (
     ("model", "", "Model id or path; empty: as in params_file"),
     ("library", "", "Adapter library folder; empty: as in params_file"),
     ("device", "", "auto, cpu, cuda or cuda:<index>; empty: as in params_file"),
-    ("engine", "", "auto, torch, onnx or tensorrt; empty: as in params_file"),
+    ("engine", "", "auto, torch, onnx, openvino or tensorrt; empty: as in params_file"),
     ("dds_profile", str(SHARE / "config" / "fastdds.xml"), "Fast DDS profile for large images; empty: none"),
 )
 

@@ -78,7 +78,7 @@ class InferenceConfig:
 
     inference: Literal["whole", "sliding"] = "whole"  # one view, or the published 4 windows + global view
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
-    engine: Literal["auto", "torch", "onnx", "tensorrt"] = "auto"
+    engine: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # "auto": fastest that passes parity with fp32
     threads: int = 0  # CPU threads of the forward pass; 0 = all physical cores but one
     compile: bool = False  # torch.compile the forward pass
@@ -87,7 +87,7 @@ class InferenceConfig:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("inference", ("whole", "sliding")),
-            ("engine", ("auto", "torch", "onnx", "tensorrt")),
+            ("engine", ("auto", "torch", "onnx", "openvino", "tensorrt")),
             ("precision", ("auto", "fp32", "bf16", "fp16")),
             ("memory", ("double", "single")),
         ):

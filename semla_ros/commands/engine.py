@@ -3,6 +3,7 @@
 Examples:
   semla engine build --model semla-tiny
   semla engine build --model catseg-b --runtime tensorrt
+  semla engine build --model catseg-b --runtime openvino
   semla engine list
   semla engine check --model semla-tiny --json
   semla engine clean --dry-run
@@ -34,11 +35,14 @@ from rich.text import Text
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.build import provision
 from semla_ros.engines.cache import CacheEntry, EngineCache
+from semla_ros.engines.choice import cpu_runtimes
 from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.components import FixedComponent, fixed_components
 from semla_ros.engines.export import EXPORT_REVISION, export_version, exported
+from semla_ros.engines.fastest_engine import FastestEngine, Runtime
 from semla_ros.engines.gates import parity_problem
-from semla_ros.engines.onnx_engine import OnnxEngine, servable
+from semla_ros.engines.onnx_engine import OnnxRuntime, servable
+from semla_ros.engines.openvino_engine import OpenVinoRuntime
 from semla_ros.engines.tensorrt_build import load_tensorrt
 from semla_ros.engines.tensorrt_engine import TensorRtEngine
 from semla_ros.engines.tensorrt_runtime import TensorRtToolkit
@@ -67,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(build)
     build.add_argument(
         "--runtime",
-        choices=("auto", "onnx", "tensorrt"),
+        choices=("auto", "onnx", "openvino", "tensorrt"),
         default="auto",
-        help="auto: tensorrt on a CUDA device that has it, else onnx; default: %(default)s",
+        help="auto: tensorrt on a CUDA device that has it, else the fastest of what is installed; default: %(default)s",
     )
     build.add_argument(
         "--precision", choices=("fp16", "fp32"), default="fp16", help="of TensorRT plans; default: %(default)s"
@@ -87,8 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser(
         "check",
         help="verify the files, and compare a model's engines with torch",
-        description="Verify every file and compare the ONNX engines of a model with torch; exit status 2 where a file "
-        "is damaged or an answer is wrong. An engine that is only slower than torch is no error: torch serves.",
+        description="Verify every file and compare a model's exported graphs, in each runtime that is installed, with "
+        "torch; exit status 2 where a file is damaged or an answer in fp32 is wrong. An engine that is only slower "
+        "than torch, or another precision that differs too much, is no error: it does not serve.",
         epilog="example: semla engine check --model semla-tiny",
     )
     _model_arguments(check)
@@ -166,7 +171,8 @@ def _build(arguments: argparse.Namespace) -> int:
     engine: ComponentEngine
     failures: dict[str, str] = {}
     with _progress() as progress:
-        if runtime == "onnx":
+        if runtime != "tensorrt":
+            runtimes = _runtimes(runtime, subject.torch_engine.device, cache, arguments.threads)
             candidates = servable(subject.components, subject.torch_engine.device)
             task = progress.add_task("export", total=len(candidates))
             ready = []
@@ -179,9 +185,7 @@ def _build(arguments: argparse.Namespace) -> int:
                     failures[component.name] = str(error)
                 progress.advance(task)
             progress.update(task, description="compare with torch")
-            engine = OnnxEngine(
-                subject.torch_engine, ready, probe_images=subject.scenes, cache=cache, threads=arguments.threads
-            )
+            engine = FastestEngine(subject.torch_engine, ready, runtimes, probe_images=subject.scenes)
         else:
             toolkit = TensorRtToolkit(subject.torch_engine.device)
             shown = _Shown(progress)
@@ -204,10 +208,8 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _runtime(wanted: str, device: torch.device) -> str:
-    if wanted != "auto":
+    if wanted != "auto" or device.type != "cuda":
         return wanted
-    if device.type != "cuda":
-        return "onnx"
     try:
         load_tensorrt()
     except EngineError:
@@ -215,33 +217,40 @@ def _runtime(wanted: str, device: torch.device) -> str:
     return "tensorrt"
 
 
+def _runtimes(wanted: str, device: torch.device, cache: EngineCache, threads: int) -> list[Runtime]:
+    """What runs exported graphs; "auto" is what the node would try."""
+    if wanted == "openvino":
+        return [OpenVinoRuntime(device, cache=cache, threads=threads)]
+    if wanted == "onnx" or device.type == "cuda":
+        return [OnnxRuntime(device, cache=cache, threads=threads)]
+    return cpu_runtimes(device, cache=cache, threads=threads)
+
+
 def _judged(engine: ComponentEngine, failures: dict[str, str]) -> list[dict[str, Any]]:
-    """One row for each component that was compared, or could not be made."""
+    """One row for each runner that was compared, and for each component that could not be made."""
     rows: list[dict[str, Any]] = [
         {
-            "component": name,
-            "serves": name in engine.serving,
-            "cosine": round(verdict.cosine, 6) if verdict.cosine == verdict.cosine else None,
-            "deviation": round(verdict.deviation, 6) if math.isfinite(verdict.deviation) else None,
-            "torch_ms": round(verdict.torch_ms, 3) if verdict.torch_ms == verdict.torch_ms else None,
-            "engine_ms": round(verdict.engine_ms, 3) if verdict.engine_ms == verdict.engine_ms else None,
+            "component": verdict.name,
+            "runtime": verdict.runtime,
+            "serves": verdict.name in engine.serving and engine.verdicts[verdict.name] is verdict,
+            "cosine": _known(verdict.cosine, 6),
+            "deviation": _known(verdict.deviation, 6),
+            "torch_ms": _known(verdict.torch_ms, 3),
+            "engine_ms": _known(verdict.engine_ms, 3),
             "reason": verdict.reason.partition(": ")[2],
         }
-        for name, verdict in engine.verdicts.items()
+        for verdict in engine.comparisons
     ]
+    unknown = dict.fromkeys(("cosine", "deviation", "torch_ms", "engine_ms"))
     rows += [
-        {
-            "component": name,
-            "serves": False,
-            "cosine": None,
-            "deviation": None,
-            "torch_ms": None,
-            "engine_ms": None,
-            "reason": reason,
-        }
+        {"component": name, "runtime": "", "serves": False, **unknown, "reason": reason}
         for name, reason in failures.items()
     ]
     return rows
+
+
+def _known(value: float, digits: int) -> float | None:
+    return round(value, digits) if math.isfinite(value) else None
 
 
 def _print_judged(
@@ -251,13 +260,16 @@ def _print_judged(
         answer = {"runtime": runtime, "folder": str(cache.folder), "components": rows, "notes": notes}
         print(json.dumps(answer, indent=2))
         return
-    table = Table(title=f"{arguments.model} in {runtime}, engines in {cache.folder}", title_justify="left")
-    for name, justify in (("component", "left"), ("serves", "left"), ("torch ms", "right"), ("engine ms", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("cosine", justify="right")
+    where = "the fastest runtime" if runtime == "auto" else runtime
+    table = Table(title=f"{arguments.model} in {where}, engines in {cache.folder}", title_justify="left")
+    for name in ("component", "runtime", "serves"):
+        table.add_column(name)
+    for name in ("torch ms", "engine ms", "cosine"):
+        table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
             row["component"],
+            row["runtime"],
             "yes" if row["serves"] else "no",
             _figure(row["torch_ms"], 2),
             _figure(row["engine_ms"], 2),
@@ -331,12 +343,15 @@ def _check(arguments: argparse.Namespace) -> int:
     ]
     rows: list[dict[str, Any]] = []
     if candidates and not damaged:
-        engine = OnnxEngine(
-            subject.torch_engine, candidates, probe_images=subject.scenes, cache=cache, threads=arguments.threads
-        )
+        runtimes = _runtimes("auto", subject.torch_engine.device, cache, arguments.threads)
+        engine = FastestEngine(subject.torch_engine, candidates, runtimes, probe_images=subject.scenes)
         engine.warm_up()
         rows = _judged(engine, {})
-        wrong = [name for name, item in engine.verdicts.items() if parity_problem(item.cosine, item.deviation)]
+        wrong = [
+            f"{item.name} in {item.runtime}"
+            for item in engine.comparisons
+            if parity_problem(item.cosine, item.deviation) and not item.runtime.endswith("bf16")
+        ]
         notes = [*subject.notes, *engine.notes]
         engine.close()
     else:
@@ -355,7 +370,7 @@ def _check(arguments: argparse.Namespace) -> int:
         for entry in damaged:
             print(f"damaged: {entry.path.name}: {entry.problem}; 'semla engine clean' removes it")
         if rows:
-            _print_judged(arguments, cache, "onnx", rows, notes)
+            _print_judged(arguments, cache, "auto", rows, notes)
         intact = len(entries) - len(damaged)
         print(f"{cache.folder}: {intact} engines intact, {len(damaged)} damaged, {len(wrong)} with a wrong answer")
     return 2 if damaged or wrong else 0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -23,7 +25,13 @@ _NOISE_RATIO = 1.05  # a whole frame may not take longer than this times torch's
 
 
 class Runner(Protocol):
-    """One component in another runtime. Not thread-safe; each component has one caller."""
+    """One component in another runtime. Not thread-safe; each component has one caller.
+
+    Attributes:
+        runtime: What runs it, as shown in diagnostics: "onnx", "openvino bf16".
+    """
+
+    runtime: str
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """fp32 inputs to fp32 output, on the inputs' device."""
@@ -50,18 +58,19 @@ class Serving:
 
 
 class ComponentEngine:
-    """What `OnnxEngine` and `TensorRtEngine` share; an `Engine`.
+    """What `FastestEngine` and `TensorRtEngine` share; an `Engine`.
 
     Args:
         torch_engine: Serves everything that no runner has taken over.
         components: May be taken over; none of them mounted.
-        runtime: "onnx" or "tensorrt", for names and messages.
+        runtime: "onnx" or "tensorrt", for messages.
         probe_images: What masks are compared on, uint8 RGB.
         measure: Times a call; for tests.
 
     Attributes:
         notes: What was asked for and could not be had, with the reason.
-        verdicts: What the gates said, by component.
+        verdicts: What the gates said, by component: of the runner that serves, else of the last one that was refused.
+        comparisons: What the gates said of every runner.
     """
 
     def __init__(
@@ -75,19 +84,22 @@ class ComponentEngine:
     ) -> None:
         self.components = list(components)
         self.verdicts: dict[str, Verdict] = {}
+        self.comparisons: list[Verdict] = []
         self._torch = torch_engine
         self._runtime = runtime
         self._probe_images = list(probe_images)
         self._measure = measure
         self._own_notes: list[str] = []
+        self._declined: dict[str, list[tuple[str, str]]] = defaultdict(list)  # component -> runtimes and reasons
         self._serving: dict[str, Serving] = {}
 
     @property
     def name(self) -> str:
-        """What serves, as shown in diagnostics: "onnx (guidance_2, scene_encoder)", or "torch" with what else is up."""
-        if self._serving:
-            return f"{self._runtime} ({', '.join(sorted(self._serving))})"
-        return "torch"
+        """What serves, as shown in diagnostics: "onnx (guidance_2), openvino bf16 (scene_encoder)"; "torch" alone."""
+        by_runtime: dict[str, list[str]] = defaultdict(list)
+        for name, item in sorted(self._serving.items()):
+            by_runtime[item.runner.runtime].append(name)
+        return ", ".join(f"{runtime} ({', '.join(names)})" for runtime, names in sorted(by_runtime.items())) or "torch"
 
     @property
     def serving(self) -> tuple[str, ...]:
@@ -122,11 +134,12 @@ class ComponentEngine:
 
     # For subclasses
 
-    def take_over(self, candidates: Sequence[tuple[FixedComponent, Runner]]) -> tuple[str, ...]:
+    def take_over(self, candidates: Iterable[tuple[FixedComponent, Runner]]) -> tuple[str, ...]:
         """Put those runners into service that pass every gate; close the others.
 
         Answers are compared with those of torch alone, whatever serves already, so that small differences do not add
-        up from plan to plan; the time of a frame is compared with what serves already.
+        up from plan to plan; the time of a frame is compared with what serves already. Of several runners for one
+        component the fastest serves.
 
         Must not be called while a frame is being segmented.
 
@@ -134,7 +147,7 @@ class ComponentEngine:
             Names of the components now served by the runners.
         """
         with self._torch_alone():
-            accepted = [item for item in candidates if self._passes_alone(*item)]
+            accepted = self._fastest(candidates)
             in_masks = [component.name for component, _ in accepted if component.takes_part_in_masks]
             expected = self._masks() if in_masks else []
         before_ms = self._frame_ms() if in_masks else 0.0
@@ -166,15 +179,43 @@ class ComponentEngine:
         self._own_notes.append(reason)
         logger.warning("engine %s: torch goes on: %s", self._runtime, reason)
 
-    def _passes_alone(self, component: FixedComponent, runner: Runner) -> bool:
-        verdict = judge(component, runner, measure=self._measure)
-        self.verdicts[component.name] = verdict
-        if verdict.passed:
-            logger.info("engine %s: %s", self._runtime, verdict.reason)
-            return True
-        self.refuse(verdict.reason)
-        runner.close()
-        return False
+    def decline(self, component: str, runtime: str, reason: str) -> None:
+        """Tell why a runtime does not serve a component; a note where none of the others does."""
+        self._declined[component].append((runtime, reason))
+
+    def _fastest(self, candidates: Iterable[tuple[FixedComponent, Runner]]) -> list[tuple[FixedComponent, Runner]]:
+        """Of each component's runners the fastest that passes alone; the others are closed.
+
+        Runners are drawn one after the other, so that no more than two of a component exist at once.
+        """
+        best: dict[str, tuple[FixedComponent, Runner]] = {}
+        for component, runner in candidates:
+            name, runtime = component.name, runner.runtime
+            verdict = dataclasses.replace(judge(component, runner, measure=self._measure), runtime=runtime)
+            self.comparisons.append(verdict)
+            if not verdict.passed:
+                self.decline(name, runtime, verdict.reason)
+                runner.close()
+                if name not in best:
+                    self.verdicts[name] = verdict
+                continue
+            logger.info("engine %s: %s", runtime, verdict.reason)
+            if name in best and self.verdicts[name].time_ratio <= verdict.time_ratio:
+                runner.close()
+                continue
+            if name in best:
+                best[name][1].close()
+            best[name], self.verdicts[name] = (component, runner), verdict
+        self._note_declined(best)
+        return list(best.values())
+
+    def _note_declined(self, accepted: Iterable[str]) -> None:
+        served = set(accepted)
+        for reasons in (reasons for name, reasons in self._declined.items() if name not in served):
+            are_several = len({runtime for runtime, _ in reasons}) > 1
+            for runtime, reason in reasons:
+                self.refuse(f"{runtime}: {reason}" if are_several else reason)
+        self._declined.clear()
 
     def _mount(self, component: FixedComponent, runner: Runner) -> None:
         self._serving[component.name] = Serving(component=component, runner=runner, mounted=component.mount(runner))

@@ -34,6 +34,7 @@ class Verdict:
         deviation: Largest over the probe batch, see `largest_deviation`; NaN where it could not be measured.
         torch_ms: Shortest time in torch.
         engine_ms: Shortest time in the other runtime.
+        runtime: The other runtime.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Verdict:
     deviation: float = float("nan")
     torch_ms: float = float("nan")
     engine_ms: float = float("nan")
+    runtime: str = ""
+
+    @property
+    def time_ratio(self) -> float:
+        """Time in the other runtime / time in torch; both were measured in turns."""
+        return self.engine_ms / self.torch_ms
 
 
 def smallest_cosine(given: Tensor, expected: Tensor) -> float:

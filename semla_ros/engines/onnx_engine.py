@@ -6,7 +6,8 @@ adapters change stays in torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
 from semla_ros.engines.export import exported
+from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.gates import Measure, first_line, one_run_ms
 from semla_ros.engines.torch_engine import TorchEngine, choose_threads
-from semla_ros.errors import EngineError, SemlaError
+from semla_ros.errors import EngineError
 from semla_ros.results import ImageArray
 
 _CUDA_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
@@ -62,6 +63,8 @@ class OnnxRunner:
         EngineError: ONNX Runtime refuses the graph.
     """
 
+    runtime = "onnx"
+
     def __init__(self, path: Path, *, providers: Sequence[str], threads: int) -> None:
         runtime = load_onnxruntime()
         options = runtime.SessionOptions()
@@ -88,8 +91,34 @@ class OnnxRunner:
         self._session = None
 
 
-class OnnxEngine(ComponentEngine):
-    """The torch engine with fixed components in ONNX Runtime.
+class OnnxRuntime:
+    """ONNX Runtime with the providers for a device; a `Runtime`.
+
+    Args:
+        device: Of the pipeline.
+        cache: Where exported graphs are kept.
+        threads: CPU threads; 0 = as torch.
+
+    Raises:
+        EngineError: ONNX Runtime is not installed.
+    """
+
+    name = "onnx"
+
+    def __init__(self, device: torch.device, *, cache: EngineCache, threads: int = 0) -> None:
+        self._providers = choose_providers(device, load_onnxruntime().get_available_providers())
+        self._device, self._cache, self._threads = device, cache, choose_threads(threads)
+
+    def makers(self, component: FixedComponent) -> Sequence[Callable[[], OnnxRunner]]:
+        """See `Runtime.makers`."""
+        return [partial(self._runner, component)] if servable([component], self._device) else []
+
+    def _runner(self, component: FixedComponent) -> OnnxRunner:
+        return OnnxRunner(exported(component, self._cache), providers=self._providers, threads=self._threads)
+
+
+class OnnxEngine(FastestEngine):
+    """The torch engine with fixed components in ONNX Runtime alone.
 
     Args:
         torch_engine: Serves everything else.
@@ -110,36 +139,14 @@ class OnnxEngine(ComponentEngine):
         threads: int = 0,
         measure: Measure = one_run_ms,
     ) -> None:
-        self._onnxruntime = load_onnxruntime()
+        device = torch_engine.device
         super().__init__(
             torch_engine,
-            servable(components, torch_engine.device),
-            runtime="onnx",
+            servable(components, device),
+            [OnnxRuntime(device, cache=cache or EngineCache(), threads=threads)],
             probe_images=probe_images,
             measure=measure,
         )
-        self._cache = cache or EngineCache()
-        self._threads = choose_threads(threads)
-        self._is_settled = False
-
-    def warm_up(self) -> None:
-        """Warm torch up, then let ONNX Runtime have what it does as well and faster.
-
-        The first time on a machine this exports the components, which takes seconds each.
-        """
-        super().warm_up()
-        if self._is_settled:
-            return
-        self._is_settled = True
-        providers = choose_providers(self._torch.device, self._onnxruntime.get_available_providers())
-        candidates = []
-        for component in self.components:
-            try:
-                path = exported(component, self._cache)
-                candidates.append((component, OnnxRunner(path, providers=providers, threads=self._threads)))
-            except SemlaError as error:
-                self.refuse(str(error))
-        self.take_over(candidates)
 
 
 def servable(components: Sequence[FixedComponent], device: torch.device) -> list[FixedComponent]:

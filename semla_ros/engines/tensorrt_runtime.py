@@ -57,6 +57,8 @@ class TensorRtRunner:
         EngineError: The plan cannot be loaded here, or has other tensors than fp32 ones of these names and one output.
     """
 
+    runtime = "tensorrt"
+
     def __init__(self, path: Path, input_names: Sequence[str], device: torch.device, trt: Any) -> None:
         self._trt, self._device = trt, device
         self._logger = trt.Logger(trt.Logger.WARNING)

@@ -118,7 +118,7 @@ _DESCRIPTIONS = {
     "smoothing_s": "Time constant of the smoothing of the scene embedding, s, 0 = none",
     "inference": "whole: one view of the image; sliding: the published 4 windows and a global view",
     "device": "auto, cpu, cuda or cuda:<index>",
-    "engine": "auto, torch, onnx or tensorrt",
+    "engine": "auto, torch, onnx, openvino or tensorrt",
     "precision": "auto, fp32, bf16 or fp16; auto: the fastest that agrees with fp32",
     "threads": "CPU threads of the forward pass, 0 = all physical cores but one",
     "compile": "torch.compile the forward pass",

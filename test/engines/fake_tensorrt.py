@@ -42,6 +42,8 @@ class FakeBuilder:
 class FakeRunner:
     """Answers as torch does, or as `answer` changes it; refitting copies weights into a model of its own."""
 
+    runtime = "tensorrt"
+
     def __init__(self, original: Callable[..., torch.Tensor], toolkit: FakeToolkit, name: str) -> None:
         self.original, self.toolkit, self.name = original, toolkit, name
         self.calls = 0

@@ -6,15 +6,20 @@ from fake_tensorrt import FakeToolkit
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.build import provision
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.choice import choose_engine
+from semla_ros.engines.choice import choose_engine, cpu_runtimes
+from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.onnx_engine import OnnxEngine
 from semla_ros.engines.tensorrt_engine import TensorRtEngine
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import EngineError
 
 
-def settings(engine: str) -> InferenceConfig:
-    return InferenceConfig(device="cpu", threads=1, engine=engine)
+def settings(engine: str, **others: object) -> InferenceConfig:
+    return InferenceConfig(device="cpu", threads=1, engine=engine, **others)
+
+
+def no_openvino(*given: object, **named: object):
+    raise EngineError("engine openvino needs OpenVINO")
 
 
 def no_toolkit(device: torch.device):
@@ -24,7 +29,7 @@ def no_toolkit(device: torch.device):
 def test_auto_is_torch_until_engines_of_this_model_have_been_built(world, graphs, tmp_path) -> None:
     empty = EngineCache(tmp_path)
     assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=empty), TorchEngine)
-    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), OnnxEngine)
+    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), FastestEngine)
     with torch.no_grad():
         for weight in [*world.model.parameters(), *world.encoder.tower.parameters()]:
             weight.add_(1e-3)
@@ -33,6 +38,37 @@ def test_auto_is_torch_until_engines_of_this_model_have_been_built(world, graphs
 
 def test_torch_is_torch_whatever_has_been_built(world, graphs) -> None:
     assert isinstance(choose_engine(world.model, world.encoder, settings("torch"), cache=graphs), TorchEngine)
+
+
+def test_onnx_alone_is_tried_where_it_was_asked_for(world, graphs) -> None:
+    assert isinstance(choose_engine(world.model, world.encoder, settings("onnx"), cache=graphs), OnnxEngine)
+
+
+def test_openvino_that_was_asked_for_and_is_missing_is_an_error(world, graphs, monkeypatch) -> None:
+    monkeypatch.setattr("semla_ros.engines.choice.OpenVinoRuntime", no_openvino)
+    with pytest.raises(EngineError, match="needs OpenVINO"):
+        choose_engine(world.model, world.encoder, settings("openvino"), cache=graphs)
+
+
+def test_auto_goes_on_without_openvino(world, graphs, monkeypatch) -> None:
+    monkeypatch.setattr("semla_ros.engines.choice.OpenVinoRuntime", no_openvino)
+    names = [runtime.name for runtime in cpu_runtimes(torch.device("cpu"), cache=graphs)]
+    assert names == ["onnx", "torch"]
+    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), FastestEngine)
+
+
+@pytest.mark.parametrize(("precision", "is_tried"), [("fp32", False), ("bf16", True), ("auto", True)])
+def test_torch_tries_a_bf16_scene_encoder_only_where_another_precision_is_welcome(
+    world, tmp_path, monkeypatch, precision, is_tried
+) -> None:
+    monkeypatch.setattr("semla_ros.engines.choice.has_bf16", lambda: True)
+    for name in ("torch", "auto"):
+        engine = choose_engine(
+            world.model, world.encoder, settings(name, precision=precision), cache=EngineCache(tmp_path)
+        )
+        assert isinstance(engine, FastestEngine if is_tried else TorchEngine)
+    if is_tried:
+        assert [component.name for component in engine.components] == ["scene_encoder"]
 
 
 def test_tensorrt_that_was_asked_for_and_is_missing_is_an_error(world, tmp_path) -> None:

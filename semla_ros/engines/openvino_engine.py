@@ -1,0 +1,128 @@
+"""Fixed components through OpenVINO on a CPU: the graphs that ONNX Runtime runs too.
+
+OpenVINO is optional: `pip install -r requirements-openvino.txt`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semla_ros.engines.cache import EngineCache
+from semla_ros.engines.components import SCENE_ENCODER, FixedComponent
+from semla_ros.engines.export import exported
+from semla_ros.engines.gates import first_line
+from semla_ros.engines.onnx_engine import servable
+from semla_ros.engines.torch_engine import choose_threads
+from semla_ros.errors import EngineError
+
+_TELEMETRY = "openvino_telemetry"
+
+
+def load_openvino() -> Any:
+    """The OpenVINO module, which sends nothing.
+
+    Raises:
+        EngineError: It is not installed.
+    """
+    # Where its telemetry package is there, OpenVINO reports to Google Analytics that it was imported.
+    is_blocked = _TELEMETRY not in sys.modules
+    if is_blocked:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # "import" of it fails
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(
+            f"engine openvino needs OpenVINO ({first_line(error)}); 'pip install -r requirements-openvino.txt', or "
+            "choose engine onnx or torch"
+        ) from None
+    finally:
+        if is_blocked:
+            del sys.modules[_TELEMETRY]
+    return openvino
+
+
+class OpenVinoRunner:
+    """One exported graph, compiled for the CPU. Not thread-safe.
+
+    Args:
+        path: The graph.
+        precision: "f32", or "bf16": arithmetic in bfloat16, inputs and output in fp32.
+        threads: CPU threads of one run.
+
+    Attributes:
+        runtime: "openvino" or "openvino bf16".
+
+    Raises:
+        EngineError: OpenVINO is not installed or refuses the graph.
+    """
+
+    def __init__(self, path: Path, *, precision: str, threads: int) -> None:
+        openvino = load_openvino()
+        self.runtime = "openvino" if precision == "f32" else f"openvino {precision}"
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": precision,
+            # A thread that is tied to a core waits for it while torch computes there, though another is free.
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._request = model.create_infer_request()
+        except Exception as error:  # its errors are plain RuntimeErrors
+            raise EngineError(f"OpenVINO refuses {path.name}: {first_line(error)}") from None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Run once; the inputs are not copied."""
+        arrays = [np.ascontiguousarray(item.detach().cpu().numpy()) for item in inputs]
+        result = self._request.infer(arrays, share_inputs=True)[0]
+        return torch.from_numpy(np.asarray(result)).to(inputs[0].device)
+
+    def close(self) -> None:
+        """Drop the compiled graph."""
+        self._request = None
+
+
+class OpenVinoRuntime:
+    """OpenVINO on this machine's CPU; a `Runtime`.
+
+    Only the scene encoder is tried in bf16: the precision of the segmenter is a setting of its own.
+
+    Args:
+        device: Of the pipeline.
+        cache: Where exported graphs are kept.
+        threads: CPU threads; 0 = as torch.
+
+    Raises:
+        EngineError: OpenVINO is not installed, or the pipeline does not run on a CPU.
+    """
+
+    name = "openvino"
+
+    def __init__(self, device: torch.device, *, cache: EngineCache, threads: int = 0) -> None:
+        if device.type != "cpu":
+            raise EngineError(
+                f"engine openvino runs on a CPU, this pipeline runs on '{device}'; use auto, onnx or torch"
+            )
+        abilities = load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._precisions = ("bf16", "f32") if "BF16" in abilities else ("f32",)
+        self._device, self._cache, self._threads = device, cache, choose_threads(threads)
+
+    def makers(self, component: FixedComponent) -> Sequence[Callable[[], OpenVinoRunner]]:
+        """See `Runtime.makers`."""
+        if not servable([component], self._device):
+            return []
+        precisions = self._precisions if component.name == SCENE_ENCODER else ("f32",)
+        return [partial(self._runner, component, precision) for precision in precisions]
+
+    def _runner(self, component: FixedComponent, precision: str) -> OpenVinoRunner:
+        return OpenVinoRunner(exported(component, self._cache), precision=precision, threads=self._threads)
