@@ -34,6 +34,7 @@ class BuildRequest:
         timing_cache: Kept from build to build; may not exist yet.
         profiles: Input name -> smallest, usual and largest shape; inputs of a fixed shape are not named.
         refit: Weights shall be replaceable.
+        device_index: GPU to build on and for, as CUDA counts them.
     """
 
     graph: Path
@@ -41,11 +42,13 @@ class BuildRequest:
     timing_cache: Path
     profiles: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
     refit: bool = False
+    device_index: int = 0
 
     def as_json(self) -> str:
         """For a builder in another process."""
         paths = {name: str(getattr(self, name)) for name in ("graph", "destination", "timing_cache")}
-        return json.dumps({**paths, "profiles": self.profiles, "refit": self.refit})
+        rest = {"profiles": self.profiles, "refit": self.refit, "device_index": self.device_index}
+        return json.dumps({**paths, **rest})
 
     @classmethod
     def from_json(cls, text: str) -> BuildRequest:
@@ -53,7 +56,7 @@ class BuildRequest:
         values = json.loads(text)
         paths = {name: Path(values[name]) for name in ("graph", "destination", "timing_cache")}
         profiles = {name: _three_shapes(shapes) for name, shapes in values["profiles"].items()}
-        return cls(**paths, profiles=profiles, refit=values["refit"])
+        return cls(**paths, profiles=profiles, refit=values["refit"], device_index=values["device_index"])
 
 
 def _three_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -83,11 +86,13 @@ class Toolkit(Protocol):
     Attributes:
         version: Its version; plans of another one are not loaded.
         device: Name of the GPU.
+        device_index: Which GPU of this machine that is, as CUDA counts them.
         builder: Makes plans.
     """
 
     version: str
     device: str
+    device_index: int
     builder: Builder
 
     def load(self, path: Path, input_names: Sequence[str]) -> Runner:
@@ -222,12 +227,14 @@ class BuildJob:
         key: Its place in the cache.
         graph: The exported component.
         refit: Weights shall be replaceable.
+        device_index: See `BuildRequest`.
     """
 
     component: FixedComponent
     key: EngineKey
     graph: Path
     refit: bool = False
+    device_index: int = 0
 
     def run(self, builder: Builder, cache: EngineCache, report: Report) -> Path:
         """Build into the cache.
@@ -243,6 +250,7 @@ class BuildJob:
                 timing_cache=cache.timing_cache(self.key.runtime_version, self.key.device),
                 profiles=profiles_of(self.component),
                 refit=self.refit,
+                device_index=self.device_index,
             )
             builder.build(request, report)
             if not path.is_file() or not path.stat().st_size:
@@ -280,7 +288,13 @@ def make_job(component: FixedComponent, toolkit: Toolkit, cache: EngineCache, pr
     """
     graph = exported(component, cache, precision)
     key = plan_key(component, toolkit, precision)
-    return BuildJob(component=component, key=key, graph=graph, refit=component.is_refitted)
+    return BuildJob(
+        component=component,
+        key=key,
+        graph=graph,
+        refit=component.is_refitted,
+        device_index=toolkit.device_index,
+    )
 
 
 @dataclass

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from semla_ros.engines.components import FixedComponent, Forward
+from semla_ros.engines.cuda_device import current
 from semla_ros.results import MaskArray
 
 COSINE = 0.999  # smallest cosine similarity of each probe's output with torch's
@@ -108,7 +109,7 @@ def agreement(given: Sequence[MaskArray], expected: Sequence[MaskArray]) -> floa
 
 
 def one_run_ms(call: Callable[[], object]) -> float:
-    """Milliseconds of one call, waiting for the device."""
+    """Milliseconds of one call, waiting for the current device."""
     is_cuda = torch.cuda.is_available()
     if is_cuda:
         torch.cuda.synchronize()
@@ -128,7 +129,8 @@ def judge(component: FixedComponent, runner: Forward, *, measure: Measure = one_
     cosine = deviation = float("nan")
     torch_ms = engine_ms = float("inf")
     try:
-        with torch.inference_mode():
+        # `measure` waits for the current device.
+        with current(component.inputs[0].device), torch.inference_mode():
             given, expected = runner(*component.inputs), component.original(*component.inputs)
             cosine, deviation = smallest_cosine(given, expected), largest_deviation(given, expected)
             if problem := parity_problem(cosine, deviation):

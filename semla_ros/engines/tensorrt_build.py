@@ -15,6 +15,7 @@ from typing import Any
 
 from semla_ros.engines.build import BuildRequest, Report
 from semla_ros.engines.cache import replace_bytes
+from semla_ros.engines.cuda_device import make_current
 from semla_ros.engines.gates import first_line
 from semla_ros.errors import EngineError
 
@@ -150,7 +151,9 @@ def main() -> int:
     try:
         request = BuildRequest.from_json(sys.stdin.readline())
         end_with_input(sys.stdin.fileno())
-        build_plan(request, lambda share, phase: tell(progress=share, phase=phase))
+        trt = load_tensorrt()
+        make_current(request.device_index)  # a plan is made for the GPU that is current when the builder is
+        build_plan(request, lambda share, phase: tell(progress=share, phase=phase), trt)
     except Exception as error:
         tell(error=str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {first_line(error)}")
         return 1

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from semla_ros.engines.build import Builder, SubprocessBuilder
+from semla_ros.engines.cuda_device import current
 from semla_ros.engines.tensorrt_build import load_tensorrt
 from semla_ros.errors import EngineError
 
@@ -33,11 +34,11 @@ class TensorRtToolkit:
                 f"engine tensorrt needs a CUDA device, this pipeline runs on '{device}'; use onnx or torch"
             )
         self.version = str(self._trt.__version__)
-        major, minor = torch.cuda.get_device_capability(device)
-        self.device = f"{torch.cuda.get_device_name(device)} sm_{major}{minor}"
+        self.device_index = torch.cuda.current_device() if device.index is None else device.index
+        self._torch_device = torch.device("cuda", self.device_index)  # with its index, as tensors on it have it
+        major, minor = torch.cuda.get_device_capability(self._torch_device)
+        self.device = f"{torch.cuda.get_device_name(self._torch_device)} sm_{major}{minor}"
         self.builder: Builder = builder or SubprocessBuilder()
-        # With its index, as tensors on it have it.
-        self._torch_device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
 
     def load(self, path: Path, input_names: Sequence[str]) -> TensorRtRunner:
         """See `Toolkit.load`."""
@@ -61,6 +62,12 @@ class TensorRtRunner:
 
     def __init__(self, path: Path, input_names: Sequence[str], device: torch.device, trt: Any) -> None:
         self._trt, self._device = trt, device
+        with current(device):  # engine and context are bound to the GPU that is current when they are made
+            self._load(path)
+        self._shapes = self._checked_shapes(path, input_names)  # in the order of a call; -1: any size
+
+    def _load(self, path: Path) -> None:
+        trt = self._trt
         self._logger = trt.Logger(trt.Logger.WARNING)
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -71,6 +78,9 @@ class TensorRtRunner:
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise EngineError(f"TensorRT has no memory to run the plan {path.name}")
+
+    def _checked_shapes(self, path: Path, input_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        trt = self._trt
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
         outputs = [name for name in names if name not in inputs]
@@ -81,8 +91,8 @@ class TensorRtRunner:
         for name in names:
             if (kind := self._engine.get_tensor_dtype(name)) != trt.DataType.FLOAT:
                 raise EngineError(f"the plan {path.name} has '{name}' as {kind}, expected fp32")
-        self._shapes = {name: tuple(self._engine.get_tensor_shape(name)) for name in input_names}  # -1: any size
         self._output = outputs[0]
+        return {name: tuple(self._engine.get_tensor_shape(name)) for name in input_names}
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run once; fp32 in, fp32 out.
@@ -108,7 +118,9 @@ class TensorRtRunner:
             raise EngineError(f"TensorRT cannot tell the shape of '{self._output}' from those of the inputs")
         output = torch.empty(shape, dtype=torch.float32, device=self._device)
         self._set_address(self._output, output)
-        if not context.execute_async_v3(self._stream()):
+        with current(self._device):
+            is_enqueued = context.execute_async_v3(self._stream())
+        if not is_enqueued:
             raise EngineError("TensorRT could not enqueue the plan")
         return output
 
@@ -136,6 +148,10 @@ class TensorRtRunner:
         Raises:
             EngineError: A weight is refused, or one that is needed is not given.
         """
+        with current(self._device):
+            self._refit(weights)
+
+    def _refit(self, weights: Mapping[str, Tensor]) -> None:
         trt = self._trt
         refitter = trt.Refitter(self._engine, self._logger)
         given: dict[str, Tensor] = {}

@@ -69,6 +69,7 @@ class FakeToolkit:
 
     def __init__(self, components, version: str = "10.3.0") -> None:
         self.version, self.device = version, "Orin sm_87"
+        self.device_index = 0
         self.builder = FakeBuilder()
         self.originals = {component.name: component.original for component in components}
         self.answer = lambda name, output: output

@@ -1,5 +1,8 @@
+import contextlib
 import ctypes
+import dataclasses
 import importlib.util
+import json
 import subprocess
 import sys
 import threading
@@ -12,7 +15,7 @@ from fake_tensorrt import fake_module
 
 from semla_ros.engines.build import BuildRequest, SubprocessBuilder
 from semla_ros.engines.tensorrt_build import build_plan, check_version, load_tensorrt
-from semla_ros.engines.tensorrt_runtime import TensorRtRunner
+from semla_ros.engines.tensorrt_runtime import TensorRtRunner, TensorRtToolkit
 from semla_ros.errors import EngineError
 
 SHAPES = {"maps": ((1, 4), (8, 4), (16, 4))}
@@ -187,25 +190,39 @@ def test_the_input_of_a_builder_process_stays_open_while_it_builds(request_) -> 
     python(code).build(request_, lambda *_: None)
 
 
-def test_a_builder_process_whose_parent_has_died_ends(request_) -> None:
-    """Closing its input is what the death of the parent does."""
+def start_worker(request: BuildRequest, build_plan: str) -> subprocess.Popen:
+    """The real builder process with a stand-in for TensorRT and for what selects a GPU."""
     code = (
-        "import sys, time\n"
+        "import json, sys, time\n"
         "import semla_ros.engines.tensorrt_build as worker\n"
-        "def build_plan(request, report):\n"
-        "    report(0.1, 'tactics')\n"
-        "    time.sleep(20)\n"
+        "selected = []\n"
+        "worker.load_tensorrt = lambda: 'tensorrt'\n"
+        "worker.make_current = selected.append\n"
+        f"def build_plan(request, report, trt):\n    {build_plan}\n"
         "worker.build_plan = build_plan\n"
         "sys.exit(worker.main())\n"
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as process:
-        process.stdin.write(request_.as_json() + "\n")
-        process.stdin.flush()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
+    process.stdin.write(request.as_json() + "\n")
+    process.stdin.flush()
+    return process
+
+
+def test_a_builder_process_whose_parent_has_died_ends(request_) -> None:
+    """Closing its input is what the death of the parent does."""
+    with start_worker(request_, "report(0.1, 'tactics'); time.sleep(20)") as process:
         assert "tactics" in process.stdout.readline()
         assert process.poll() is None
         process.stdin.close()
         assert process.wait(10) == 3
+
+
+def test_a_builder_process_selects_the_gpu_of_the_request_before_it_builds(request_) -> None:
+    request = dataclasses.replace(request_, device_index=1)
+    with start_worker(request, "report(0.1, f'{trt} on {selected}')") as process:
+        assert json.loads(process.stdout.readline())["phase"] == "tensorrt on [1]"
+        assert process.wait(10) == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
@@ -352,6 +369,44 @@ def plan() -> FakePlan:
 @pytest.fixture
 def runner(plan_path, plan) -> TensorRtRunner:
     return TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(plan))
+
+
+class Gpus:
+    """Two GPUs of which one is current, through torch's calls."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.current = 0
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: ("Orin", "A4000")[device.index])
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((8, 7), (8, 6))[device.index])
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device):
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+
+def test_the_toolkit_of_another_gpu_has_its_name_and_index(monkeypatch) -> None:
+    gpus = Gpus(monkeypatch)
+    toolkit = TensorRtToolkit(torch.device("cuda:1"), trt=fake_module())
+    assert (toolkit.device_index, toolkit.device) == (1, "A4000 sm_86")
+    assert TensorRtToolkit(torch.device("cuda"), trt=fake_module()).device_index == 0
+    gpus.current = 1
+    assert TensorRtToolkit(torch.device("cuda"), trt=fake_module()).device == "A4000 sm_86"
+
+
+def test_a_plan_is_loaded_while_its_gpu_is_the_current_one(plan_path, plan, monkeypatch) -> None:
+    gpus = Gpus(monkeypatch)
+    module, seen = module_with(plan), []
+    module.Runtime = lambda logger: SimpleNamespace(
+        deserialize_cuda_engine=lambda content: seen.append(gpus.current) or plan
+    )
+    plan.create_execution_context = lambda: seen.append(gpus.current) or plan
+    TensorRtToolkit(torch.device("cuda:1"), trt=module).load(plan_path, ("first", "second"))
+    assert seen == [1, 1]
+    assert gpus.current == 0
 
 
 def test_inputs_reach_the_plan_by_name_whatever_order_it_lists_them_in(runner) -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from fake_tensorrt import FakeToolkit
 from tiny_parts import EMBEDDING_DIM
 
-from semla_ros.engines.build import plan_key, provision
+from semla_ros.engines.build import BuildRequest, plan_key, provision
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.components import DECODER, SCENE_ENCODER, SEGMENTER
 from semla_ros.engines.tensorrt_engine import TensorRtEngine
@@ -290,6 +290,18 @@ def test_requests_name_the_range_of_shapes(world, cache) -> None:
     assert profiles[SCENE_ENCODER] == {"images": ((1, 3, 48, 64), (1, 3, 48, 64), (8, 3, 48, 64))}
     smallest, usual, largest = profiles[DECODER]["maps"]
     assert (smallest[0], usual[0], largest[0]) == (1, 8, 8)  # this model pads to 8 classes
+
+
+def test_requests_name_the_gpu_of_the_toolkit(world, cache) -> None:
+    toolkit = FakeToolkit(world.components)
+    toolkit.device_index = 1
+    provision([world.component("guidance_1")], toolkit, cache)
+    engine = make_engine(world, toolkit, cache, components=[world.component("guidance_2")])
+    engine.warm_up()
+    assert engine.wait_until_built(WAIT_S)
+    requests = [BuildRequest.from_json(request.as_json()) for request in toolkit.builder.requests]
+    assert [request.device_index for request in requests] == [1, 1]
+    engine.close()
 
 
 def refit_parts(world, cache, **changes):
