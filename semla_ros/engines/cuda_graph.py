@@ -45,7 +45,7 @@ class CudaGraph:
                 forward(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.device(device), torch.cuda.graph(self._graph, stream=stream):  # not on the first GPU by default
             self._output = forward(*self._inputs)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
