@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-PACKAGES = ("semla_ros", "torch", "peft", "open_clip_torch", "numpy", "safetensors", "onnxruntime")
+PACKAGES = ("semla_ros", "torch", "peft", "open_clip_torch", "numpy", "safetensors", "onnxruntime", "openvino")
 
 
 def describe_machine() -> dict[str, object]:

@@ -127,7 +127,7 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     rows = Table("benchmark", "size", "row", "median (ms)", "p95 (ms)", "runs", box=None, header_style="bold")
-    for name in ("fusion", "frame", "stall"):
+    for name in ("fusion", "frame", "stall", "engines"):
         for size, figures in (look_up(summary, f"{name}.by_size") or {}).items():
             for row, timing in figures.items():
                 if isinstance(timing, Mapping) and "median_ms" in timing:
@@ -135,11 +135,24 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
                     rows.add_row(name, size, row, median, p95, str(timing["runs"]))
     if rows.row_count:
         console.print(rows)
+    for size, figures in (look_up(summary, "engines.by_size") or {}).items():
+        console.print(_scene_encoder_line(size, figures))
     for sentence in look_up(summary, "soak.failures") or ():
         console.print(f"[red]soak: {sentence}[/red]")
     for size, figures in (look_up(summary, "memory.by_size") or {}).items():
         resident = ", ".join(f"{row} {mib:.0f} MiB" for row, mib in figures["resident_mib"].items())
         console.print(f"memory at {size} size (weights {figures['weights_mib']:.0f} MiB): {resident}")
+
+
+def _scene_encoder_line(size: str, figures: Mapping[str, Any]) -> str:
+    """How each runtime compares with torch in fp32."""
+    rows = {row: item for row, item in figures.items() if isinstance(item, Mapping) and "speedup" in item}
+    speeds = [f"{row} {item['speedup']:.2f} x (cosine {item['cosine']:.5f})" for row, item in rows.items()]
+    line = f"scene encoder at {size} size against torch in fp32: {', '.join(speeds)}"
+    for row, item in (figures.get("retrieval") or {}).items():
+        if isinstance(item, Mapping):
+            line += f"; weights in {row} change by at most {item['largest_weight_change']:.4f}"
+    return line
 
 
 def _short(value: float) -> str:

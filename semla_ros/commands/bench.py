@@ -3,11 +3,12 @@
     semla bench                              # all, at the sizes that each is usually measured at; tens of minutes
     semla bench fusion stall --size tiny     # some of them, at one size
     semla bench frame --size b               # the published loop runs one B-size image: a minute or more on 2 cores
+    semla bench engines                      # not part of "all": the scene encoder in each runtime that is installed
     semla bench soak --frames 10000          # not part of "all": endurance of the node, a quarter of an hour
 
-Models have random weights, except in node, soak and stall at tiny size, which run the embedded default: no weights need
-to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks, and prints a table with
-the goals. Run it on a machine that does nothing else; the load before the run is in the table.
+Models have random weights, except in engines, node, soak and stall at tiny size, which run the embedded default: no
+weights need to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks, and prints
+a table with the goals. Run it on a machine that does nothing else; the load before the run is in the table.
 
 Exit status: 0 whether or not a goal is met, except for the soak: 1 where the node did not hold.
 """
@@ -28,7 +29,7 @@ from semla_ros.errors import ConfigError
 from semla_ros.resources import share_folder
 
 NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "node", "transport")
-NOT_IN_ALL = ("soak",)
+NOT_IN_ALL = ("engines", "soak")
 _KNOWN = ", ".join((*NAMES, *NOT_IN_ALL))
 USUAL_SIZES = {
     "fusion": ("tiny", "b"),
@@ -38,6 +39,7 @@ USUAL_SIZES = {
     "memory": ("tiny", "b"),
     "node": ("tiny",),
     "transport": ("tiny",),
+    "engines": ("tiny", "b"),
     "soak": ("tiny",),
 }
 
@@ -49,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=20.0, help="of frames in stall, node and transport; default: %(default)g"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs in fusion and frame; default: %(default)s")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed runs in fusion, frame, engines; default: %(default)s"
+    )
     parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
     parser.add_argument("--frames", type=int, default=10000, help="images in soak; default: %(default)s")
     parser.add_argument("--model", default="semla-tiny", help="for node and soak; default: %(default)s")
@@ -105,7 +109,7 @@ def _import_bench() -> None:
 def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callable[[], dict[str, object]]:
     """The measurement of one benchmark at one size, ready to run."""
     measure: Callable[..., dict[str, object]] = importlib.import_module(f"bench.{name}").measure
-    if name in ("fusion", "frame"):
+    if name in ("fusion", "frame", "engines"):
         return lambda: measure(size, repeats=arguments.repeats)
     if name in ("stall", "transport"):
         return lambda: measure(size, seconds=arguments.seconds)

@@ -127,9 +127,13 @@ class ComponentEngine:
         """Warm torch up; subclasses then bring in their runners."""
         self._torch.warm_up()
 
-    def close(self) -> None:
-        """Give the components back to torch and release the runners."""
+    def release(self) -> None:
+        """Give the components back to torch, which goes on, and release the runners."""
         self._give_back_to_torch(list(self._serving))
+
+    def close(self) -> None:
+        """Release the runners and close torch."""
+        self.release()
         self._torch.close()
 
     # For subclasses

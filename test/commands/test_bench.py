@@ -46,6 +46,17 @@ def test_a_frame_gives_the_same_maps_as_the_published_loop(tmp_path: Path) -> No
     assert figures["published_loop"]["median_ms"] == fastest
     assert set(figures["by_classes_ms"]) == {"11", "19", "65", "150"}
     assert "1920x1080" in figures["by_resolution_ms"]
+    # The published loop embeds in torch whatever serves us.
+    assert figures["scene_encoder"] == "torch" or figures["scene_encoder"].endswith("(scene_encoder)")
+    assert figures["speedup_in_torch_alone"] > 0
+
+
+def test_every_runtime_of_the_scene_encoder_is_compared_with_torch(tmp_path: Path) -> None:
+    figures = measured("engines", tmp_path, "--repeats", "2")
+    assert figures["onnx"]["cosine"] > 0.9999
+    assert figures["onnx"]["speedup"] == pytest.approx(figures["torch"]["median_ms"] / figures["onnx"]["median_ms"])
+    assert figures["onnx"]["passes_parity"]
+    assert figures["fastest"] in figures
 
 
 def test_stalls_are_measured_with_fusions_under_way(tmp_path: Path) -> None:
