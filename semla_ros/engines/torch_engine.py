@@ -19,6 +19,7 @@ from torch import Tensor
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import EngineOutput, check_image
+from semla_ros.engines.bf16_encoder import has_bf16
 from semla_ros.engines.cuda_graph import GraphedForward
 from semla_ros.engines.image_upload import ImageUpload
 from semla_ros.engines.mask_from_maps import mask_from_maps
@@ -101,6 +102,7 @@ class TorchEngine:
         self._probe_images = probe_images
         self._model = model.to(self.device).eval()
         self._text: Tensor | None = None
+        self._padded: tuple[Tensor, Tensor] | None = None  # the vocabulary filled up, and its presence
         self._takes_buckets = True
         self._compiled: Forward | None = None
         self._graph: GraphedForward | None = None
@@ -120,7 +122,13 @@ class TorchEngine:
         width = self._model.config.clip.embed_dim
         if text_features.ndim != 2 or text_features.shape[1] != width or not len(text_features):
             raise EngineError(f"class embeddings must have shape (T, {width}), got {tuple(text_features.shape)}")
+        rows_before = self._rows
         self._text = text_features.detach().to(self.device, torch.float32)
+        limit = self._model.config.aggregator.pad_len
+        is_padded = not 0 < limit < len(self._text)  # of more classes the best are selected inside
+        self._padded = pad_vocabulary(self._text, bucket_size(len(self._text), limit)) if is_padded else None
+        if self._rows != rows_before:
+            self._graph = None  # graphs of another number of classes would only hold memory
 
     def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
         """Segment one image, see `Engine.segment`."""
@@ -174,7 +182,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Drop the compiled or captured forward pass."""
-        self._graph = self._compiled = self._text = None
+        self._graph = self._compiled = self._text = self._padded = None
 
     def forget_graph(self) -> None:
         """Capture anew with the next frame, because what the forward pass calls has changed."""
@@ -183,6 +191,12 @@ class TorchEngine:
     def take_buckets(self, is_possible: bool) -> None:
         """Whether what serves the whole forward pass takes vocabularies that were filled up; true at first."""
         self._takes_buckets = is_possible
+
+    @property
+    def _rows(self) -> int:
+        """Class embeddings that a captured forward pass is given; 0 without a vocabulary."""
+        given = self._text if self._padded is None else self._padded[0]
+        return 0 if given is None else len(given)
 
     def _pixels(self, image: ImageArray, place: int = 0) -> Tensor:
         if self.device.type == "cuda":
@@ -219,11 +233,10 @@ class TorchEngine:
             if self._graph is None:
                 self._graph = GraphedForward(self._autocast_forward, _GRAPHS_KEPT)
             forward = self._graph
-        count, limit = len(self._text), self._model.config.aggregator.pad_len
         has_fixed_shapes = self._graph is not None or self._compiled is not None
-        if not (has_fixed_shapes and self._takes_buckets) or 0 < limit < count:
+        if not (has_fixed_shapes and self._takes_buckets) or self._padded is None:
             return forward(images, self._text)
-        return forward(images, *pad_vocabulary(self._text, bucket_size(count, limit)))[:, :count]
+        return forward(images, *self._padded)[:, : len(self._text)]
 
     def _autocast_forward(self, *inputs: Tensor) -> Tensor:
         # Not `or`: a compiled model asks the module for its length.
@@ -290,7 +303,7 @@ def _answer(maps: Tensor, image: ImageArray, want_confidence: bool) -> tuple[Mas
 def _fast_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return "bf16" if has_bf16() else "fp32"
 
 
 def street_scenes(model: CatSeg) -> list[ImageArray]:

@@ -20,7 +20,7 @@ def bucket_size(count: int, limit: int = 0) -> int:
     Args:
         count: Number of classes, >= 1.
         limit: `pad_len` of the model, which a vocabulary is not rounded past: of more classes the best are selected,
-            and a filler could be among them; 0 where there is none, else >= count.
+            and a filler could be among them; 0 where there is none.
     """
     size = _SMALLEST
     while size < count:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small_model import small_model
 
+from semla_ros.config import InferenceConfig
 from semla_ros.engines.cuda_graph import GraphedForward
 from semla_ros.engines.image_upload import ImageUpload
+from semla_ros.engines.torch_engine import TorchEngine
 
 
 class Captured:
@@ -53,6 +56,18 @@ def test_the_graph_that_was_used_longest_ago_makes_room_before_another_is_captur
     assert graphed.captures == 3
     graphed(torch.zeros(2))
     assert graphed.captures == 4
+
+
+def test_graphs_go_with_the_number_of_classes_and_stay_with_a_new_generation() -> None:
+    engine = TorchEngine(small_model(pad_len=10), InferenceConfig(device="cpu", threads=1))
+
+    def survives(count: int) -> bool:
+        engine._graph = graph = GraphedForward(lambda images, text: images, capture=Captured)
+        engine.set_text(torch.randn(count, 32))
+        return engine._graph is graph
+
+    # 9 and 10 share a bucket; of 12 and 13 classes the best 10 are selected inside, so each is a shape of its own.
+    assert [survives(count) for count in (9, 9, 10, 8, 12, 12, 13)] == [False, True, True, False, False, True, False]
 
 
 def test_images_of_one_shape_share_a_host_buffer() -> None:

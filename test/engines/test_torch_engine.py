@@ -2,15 +2,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from small_model import small_model
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.engines.torch_engine import TorchEngine, choose_device
 from semla_ros.errors import EngineError, ImageError
-from semla_ros.segmentation.clip import ClipConfig
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig
 from semla_ros.segmentation.inference import segment_probabilities
-from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.model import CatSeg
 
 CLASSES = 5
 
@@ -18,36 +17,10 @@ CLASSES = 5
 @pytest.fixture
 def model() -> CatSeg:
     """A random model for images of 32 x 64 pixels."""
-    torch.manual_seed(0)
-    clip = ClipConfig(
-        patch=8,
-        visual_width=64,
-        visual_layers=3,
-        native_grid=(4, 8),
-        working_grid=(4, 8),
-        embed_dim=32,
-        text_width=64,
-        text_layers=1,
-        context_length=8,
-        vocab_rows=12,
-    )
-    aggregator = AggregatorConfig(
-        grid=(4, 8),
-        hidden_dim=16,
-        heads=2,
-        window=4,
-        pad_len=0,
-        embed_dim=32,
-        text_guidance_dim=8,
-        appearance_guidance_dim=8,
-        decoder_dims=(16, 16),
-        decoder_guidance_dims=(8, 8),
-        decoder_guidance_proj_dims=(4, 4),
-    )
-    made = CatSeg(CatSegConfig(clip=clip, aggregator=aggregator, guidance_layers=(0, 1), sliding=None))
+    made = small_model()
     with torch.no_grad():
         made.aggregator.head.weight.mul_(4)  # maps that differ by more than rounding
-    return made.eval().requires_grad_(False)
+    return made.requires_grad_(False)
 
 
 @pytest.fixture

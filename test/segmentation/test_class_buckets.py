@@ -5,51 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from small_model import small_model
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines import torch_engine
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import ConfigError
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
-from semla_ros.segmentation.clip import ClipConfig
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig
-from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.model import CatSeg
 
 
 def make_model(pad_len: int, pooling: tuple[int, int] = (1, 1)) -> CatSeg:
-    torch.manual_seed(0)
-    clip = ClipConfig(
-        patch=8,
-        visual_width=64,
-        visual_layers=3,
-        native_grid=(4, 8),
-        working_grid=(4, 8),
-        embed_dim=32,
-        text_width=64,
-        text_layers=1,
-        context_length=8,
-        vocab_rows=12,
-    )
-    aggregator = AggregatorConfig(
-        grid=(4, 8),
-        hidden_dim=16,
-        heads=2,
-        window=4,
-        pad_len=pad_len,
-        pooling=pooling,
-        embed_dim=32,
-        text_guidance_dim=8,
-        appearance_guidance_dim=8,
-        decoder_dims=(16, 16),
-        decoder_guidance_dims=(8, 8),
-        decoder_guidance_proj_dims=(4, 4),
-    )
-    model = CatSeg(CatSegConfig(clip=clip, aggregator=aggregator, guidance_layers=(0, 1), sliding=None))
+    model = small_model(pad_len, pooling)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "padding" in name:  # zero until it is trained
                 parameter.normal_()
-    return model.eval().requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def vocabulary(count: int) -> torch.Tensor:
