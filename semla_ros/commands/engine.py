@@ -102,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     clean = actions.add_parser(
         "clean",
         help="remove engines that no longer serve",
-        description="Remove damaged engines, those of other versions, and what interrupted builds left.",
+        description="Remove damaged engines, those of other versions, what builds left that were interrupted over an "
+        "hour ago, and the notes that keep a plan from being built again.",
         epilog="example: semla engine clean --all --dry-run",
     )
     clean.add_argument("--all", action="store_true", help="remove every engine")
@@ -199,6 +200,7 @@ def _build(arguments: argparse.Namespace) -> int:
                 probe_images=subject.scenes,
                 cache=cache,
                 precision=arguments.precision,
+                builds=False,
             )
         engine.warm_up()
     rows = _judged(engine, failures)

@@ -404,6 +404,7 @@ def provision(
             continue
         try:
             report(name, 0.0, "export")
+            cache.retry(plan_key(component, toolkit, precision))
             job = make_job(component, toolkit, cache, precision)
             job.run(toolkit.builder, cache, lambda share, phase, name=name: report(name, share, phase))  # type: ignore[misc]
             outcome[name] = "built"

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from semla_ros.errors import EngineError
 from semla_ros.segmentation.checkpoint import file_sha256
 
 _FIND_ATTEMPTS = 3  # while other processes keep replacing the entry
+_ABANDONED_S = 3600.0  # a file that is half-made and has not grown for so long was left by a build that died
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,16 +160,50 @@ class EngineCache:
         return sorted(entries, key=lambda entry: (entry.key.component, entry.key.runtime, entry.key.runtime_version))
 
     def clean(self, unwanted: Callable[[CacheEntry], bool]) -> list[CacheEntry]:
-        """Remove entries and what interrupted builds left; returns the entries removed."""
+        """Remove entries, what interrupted builds left, and what `give_up` noted.
+
+        Half-made files count as left behind once they have not grown for an hour: until then another process may be
+        writing them.
+
+        Returns:
+            The entries removed.
+
+        Raises:
+            EngineError: The folder may only be read.
+        """
         removed = [entry for entry in self.entries(verify=True) if unwanted(entry)]
-        for entry in removed:
-            entry.path.unlink(missing_ok=True)
-            entry.path.with_suffix(".json").unlink(missing_ok=True)
         described = {path.stem for path in self.folder.glob("*.json")}
-        for path in [*self.folder.glob(".*.partial"), *self.folder.glob("*.engine")]:
-            if path.suffix == ".partial" or path.stem not in described:
+        half_made = [
+            *self.folder.glob(".*.partial"),
+            *(path for path in self.folder.glob("*.engine") if path.stem not in described),
+        ]
+        try:
+            for entry in removed:
+                entry.path.with_suffix(".json").unlink(missing_ok=True)
+                entry.path.unlink(missing_ok=True)
+            for path in [*filter(_is_abandoned, half_made), *self.folder.glob("*.failed")]:
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise EngineError(f"engine cache {self.folder}: cannot be cleaned ({error})") from None
         return removed
+
+    def give_up(self, key: EngineKey, reason: str) -> None:
+        """Note that an engine was built again and still cannot be used, until `retry` or `clean`.
+
+        Without it every start would build it once more. Nothing happens where the folder may only be read.
+        """
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self._failure(key), reason)
+
+    def given_up(self, key: EngineKey) -> str:
+        """Why `give_up` was called for a key; empty where it was not."""
+        return _text(self._failure(key)) or ""
+
+    def retry(self, key: EngineKey) -> None:
+        """Forget what `give_up` noted; nothing happens where that was nothing, or the folder may only be read."""
+        with contextlib.suppress(OSError):
+            self._failure(key).unlink(missing_ok=True)
 
     def timing_cache(self, version: str, device: str) -> Path:
         """Where TensorRT's timing cache for this version and device lies; may not exist yet."""
@@ -179,6 +215,9 @@ class EngineCache:
 
     def _description(self, key: EngineKey) -> Path:
         return self.folder / f"{key.file_stem()}.json"
+
+    def _failure(self, key: EngineKey) -> Path:
+        return self.folder / f"{key.file_stem()}.failed"
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -195,6 +234,13 @@ def replace_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _ABANDONED_S
+    except OSError:  # finished or removed meanwhile
+        return False
 
 
 def _sync(path: Path) -> None:

@@ -53,6 +53,7 @@ class OnnxRunner:
 
     Args:
         path: The graph.
+        input_names: Names of its inputs, in the order in which a call gives them.
         providers: See `choose_providers`.
         threads: CPU threads of one run; the session has no others, and they sleep between two runs.
 
@@ -65,7 +66,7 @@ class OnnxRunner:
 
     runtime = "onnx"
 
-    def __init__(self, path: Path, *, providers: Sequence[str], threads: int) -> None:
+    def __init__(self, path: Path, input_names: Sequence[str], *, providers: Sequence[str], threads: int) -> None:
         runtime = load_onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -77,7 +78,7 @@ class OnnxRunner:
             self._session = runtime.InferenceSession(str(path), options, providers=list(providers))
         except Exception as error:  # its own errors have no common base
             raise EngineError(f"ONNX Runtime refuses {path.name}: {first_line(error)}") from None
-        self._names = [item.name for item in self._session.get_inputs()]
+        self._names = list(input_names)
         self.provider: str = self._session.get_providers()[0]
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -114,7 +115,8 @@ class OnnxRuntime:
         return [partial(self._runner, component)] if servable([component], self._device) else []
 
     def _runner(self, component: FixedComponent) -> OnnxRunner:
-        return OnnxRunner(exported(component, self._cache), providers=self._providers, threads=self._threads)
+        graph = exported(component, self._cache)
+        return OnnxRunner(graph, component.input_names, providers=self._providers, threads=self._threads)
 
 
 class OnnxEngine(FastestEngine):

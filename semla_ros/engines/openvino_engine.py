@@ -54,6 +54,7 @@ class OpenVinoRunner:
 
     Args:
         path: The graph.
+        input_names: Names of its inputs, in the order in which a call gives them.
         precision: "f32", or "bf16": arithmetic in bfloat16, inputs and output in fp32.
         threads: CPU threads of one run.
 
@@ -64,8 +65,9 @@ class OpenVinoRunner:
         EngineError: OpenVINO is not installed or refuses the graph.
     """
 
-    def __init__(self, path: Path, *, precision: str, threads: int) -> None:
+    def __init__(self, path: Path, input_names: Sequence[str], *, precision: str, threads: int) -> None:
         openvino = load_openvino()
+        self._names = list(input_names)
         self.runtime = "openvino" if precision == "f32" else f"openvino {precision}"
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -84,7 +86,7 @@ class OpenVinoRunner:
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run once; the inputs are not copied."""
         arrays = [np.ascontiguousarray(item.detach().cpu().numpy()) for item in inputs]
-        result = self._request.infer(arrays, share_inputs=True)[0]
+        result = self._request.infer(dict(zip(self._names, arrays, strict=True)), share_inputs=True)[0]
         return torch.from_numpy(np.asarray(result)).to(inputs[0].device)
 
     def close(self) -> None:
@@ -125,4 +127,5 @@ class OpenVinoRuntime:
         return [partial(self._runner, component, precision) for precision in precisions]
 
     def _runner(self, component: FixedComponent, precision: str) -> OpenVinoRunner:
-        return OpenVinoRunner(exported(component, self._cache), precision=precision, threads=self._threads)
+        graph = exported(component, self._cache)
+        return OpenVinoRunner(graph, component.input_names, precision=precision, threads=self._threads)

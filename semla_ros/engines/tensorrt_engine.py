@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ class TensorRtEngine(ComponentEngine):
         cache: Where graphs and plans are kept.
         precision: "fp16", or "fp32".
         refit_model: Also try the whole segmenter, refitted with each generation; None = do not.
+        builds: Build what is missing or cannot be loaded; False = only what the cache holds serves.
         measure: Times a call; for tests.
     """
 
@@ -62,6 +64,7 @@ class TensorRtEngine(ComponentEngine):
         cache: EngineCache | None = None,
         precision: str = "fp16",
         refit_model: CatSeg | None = None,
+        builds: bool = True,
         measure: Measure = one_run_ms,
     ) -> None:
         super().__init__(torch_engine, components, runtime="tensorrt", probe_images=probe_images, measure=measure)
@@ -69,6 +72,7 @@ class TensorRtEngine(ComponentEngine):
         self._cache = cache or EngineCache()
         self._precision = precision
         self._refit_model = refit_model
+        self._builds = builds
         self._text: Tensor | None = None
         self._build: BackgroundBuild | None = None
         self._discarded: dict[str, str] = {}  # component -> why its plan is built anew
@@ -151,15 +155,24 @@ class TensorRtEngine(ComponentEngine):
         return self._build is None or self._build.wait(timeout_s)
 
     def _from_cache(self, component: FixedComponent) -> Runner | None:
-        """A plan of the cache, ready to run; None where one has to be built. One that cannot be loaded is removed."""
+        """A plan of the cache, ready to run; None where one has to be built.
+
+        Raises:
+            EngineError: There is none that can be loaded, and none is to be built.
+        """
         key = plan_key(component, self._toolkit, self._precision)
         path = self._cache.find(key)
         if path is None:
+            reason = self._cache.given_up(key) or ("" if self._builds else "it has not been built")
+            if reason:
+                raise EngineError(f"{component.name}: no plan ({reason}); 'semla engine build' tries again")
             return None
         try:
-            return self._prepared(component, self._toolkit.load(path, component.input_names))
+            return self._loaded(component, path)
         except Exception as error:  # the runtime has no error family of its own
-            # Other versions have other keys, so this is a damaged plan or another driver: a new one replaces it.
+            if not self._builds:
+                raise EngineError(f"{component.name}: its plan cannot be loaded ({first_line(error)})") from error
+            # Other versions have other keys, so this is another driver, or there was no memory: a new one replaces it.
             reason = f"{component.name}: its plan cannot be loaded and is built anew ({first_line(error)})"
             logger.warning("engine tensorrt: %s", reason)
             self._discarded[component.name] = reason
@@ -170,20 +183,25 @@ class TensorRtEngine(ComponentEngine):
         candidates: list[tuple[FixedComponent, Runner]] = []
         for item in build.collect():
             component = item.job.component
-            self._discarded.pop(component.name, None)
+            is_second = self._discarded.pop(component.name, None) is not None
             if item.path is None:
                 self.refuse(f"the build of {item.reason}")
                 continue
             try:
-                component = item.job.component
-                candidates.append(
-                    (component, self._prepared(component, self._toolkit.load(item.path, component.input_names)))
-                )
-            except Exception as error:  # as above; the next start builds it again, this one would go on for ever
-                self._cache.remove(item.job.key)
-                self.refuse(f"{component.name}: its new plan cannot be loaded ({first_line(error)})")
+                candidates.append((component, self._loaded(component, item.path)))
+            except Exception as error:  # as above
+                reason = f"{component.name}: its new plan cannot be loaded ({first_line(error)})"
+                if is_second:
+                    # The one before could not be loaded either. Another start would build a third.
+                    self._cache.remove(item.job.key)
+                    self._cache.give_up(item.job.key, f"two in a row could not be loaded, {first_line(error)}")
+                    reason += "; not built again until 'semla engine build' is run"
+                self.refuse(reason)
         if candidates:
             self.take_over(candidates)
+
+    def _loaded(self, component: FixedComponent, path: Path) -> Runner:
+        return self._prepared(component, self._toolkit.load(path, component.input_names))
 
     # Refit
 

@@ -75,10 +75,13 @@ class FakeToolkit:
         self.answer = lambda name, output: output
         self.refit_failure = ""
         self.refused: dict[str, Exception] = {}  # component -> what its next load raises
+        self.refused_always: dict[str, Exception] = {}  # component -> what each of its loads raises
         self.runners: dict[str, FakeRunner] = {}
 
     def load(self, path, input_names) -> FakeRunner:
         name = path.read_text()
+        if name in self.refused_always:
+            raise self.refused_always[name]
         if name in self.refused:
             raise self.refused.pop(name)
         self.runners[name] = FakeRunner(self.originals[name], self, name)

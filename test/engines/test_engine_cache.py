@@ -173,14 +173,57 @@ def test_cleaning_removes_what_is_unwanted_and_what_builds_left(tmp_path) -> Non
     newer = dataclasses.replace(KEY, runtime_version="11.0.0")
     for key in (KEY, newer):
         cache.store(key, lambda file: file.write_bytes(b"plan"))
-    (tmp_path / ".left.engine.123.partial").write_bytes(b"half")
-    (tmp_path / "orphan.engine").write_bytes(b"no description")
+    for name in (".left.engine.123.partial", "orphan.engine"):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (0, 0))
+    cache.give_up(KEY, "no memory")
     (tmp_path / "timing-10.3.0-Orin.cache").write_bytes(b"timing")
     removed = cache.clean(lambda entry: entry.key.runtime_version == "10.3.0")
     assert [entry.key for entry in removed] == [KEY]
     assert cache.find(newer) is not None
     left = sorted(path.suffix for path in tmp_path.iterdir())
     assert left == [".cache", ".engine", ".json"]
+
+
+def test_cleaning_leaves_what_another_process_is_writing(tmp_path) -> None:
+    cache = EngineCache(tmp_path)
+
+    def cleaned_meanwhile(file) -> None:
+        file.write_bytes(b"plan")
+        assert cache.clean(lambda _entry: True) == []
+
+    path = cache.store(KEY, cleaned_meanwhile)
+    assert cache.find(KEY) == path
+
+
+def test_a_folder_that_may_only_be_read_cannot_be_cleaned_and_says_so(tmp_path, read_only) -> None:
+    cache = EngineCache(tmp_path)
+    path = cache.store(KEY, lambda file: file.write_bytes(b"plan"))
+    read_only()
+    with pytest.raises(EngineError, match=r"cannot be cleaned .*Read-only file system"):
+        cache.clean(lambda _entry: True)
+    assert cache.find(KEY) == path
+
+
+def test_what_was_given_up_stays_so_until_it_is_tried_again(tmp_path) -> None:
+    cache = EngineCache(tmp_path / "engines")
+    other = dataclasses.replace(KEY, component="decoder")
+    assert cache.given_up(KEY) == ""
+    cache.give_up(KEY, "no memory")
+    assert (cache.given_up(KEY), cache.given_up(other)) == ("no memory", "")
+    assert cache.find(KEY) is None
+    assert cache.entries() == []
+    cache.retry(KEY)
+    cache.retry(KEY)
+    assert cache.given_up(KEY) == ""
+
+
+def test_giving_up_needs_no_writable_folder(tmp_path, read_only) -> None:
+    read_only()
+    cache = EngineCache(tmp_path)
+    cache.give_up(KEY, "no memory")
+    cache.retry(KEY)
+    assert cache.given_up(KEY) == ""
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path) -> None:

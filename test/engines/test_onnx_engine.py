@@ -18,7 +18,7 @@ NAMES = {SCENE_ENCODER, DECODER, "patch_embedding", "appearance_guidance", "guid
 
 
 def runner_for(component, cache: EngineCache) -> OnnxRunner:
-    return OnnxRunner(exported(component, cache), providers=["CPUExecutionProvider"], threads=1)
+    return OnnxRunner(exported(component, cache), component.input_names, providers=["CPUExecutionProvider"], threads=1)
 
 
 def alternating(torch_ms: float, engine_ms: float):
@@ -45,6 +45,23 @@ def test_every_exported_component_gives_the_answer_of_torch_at_any_batch_size(wo
             assert torch.allclose(given, expected, atol=2e-4, rtol=1e-4), component.name
 
 
+def test_inputs_are_matched_by_name_whatever_order_the_graph_has_them_in(world, graphs, tmp_path) -> None:
+    component = world.component(DECODER)
+    model = onnx.load(exported(component, graphs))
+    names = [item.name for item in model.graph.input]
+    reordered = [*model.graph.input][::-1]
+    del model.graph.input[:]
+    model.graph.input.extend(reordered)
+    onnx.save(model, tmp_path / "reordered.onnx")
+    runner = OnnxRunner(
+        tmp_path / "reordered.onnx", component.input_names, providers=["CPUExecutionProvider"], threads=1
+    )
+    assert names == list(component.input_names)
+    with torch.inference_mode():
+        given, expected = runner(*component.inputs), component.original(*component.inputs)
+    assert torch.allclose(given, expected, atol=2e-4, rtol=1e-4)
+
+
 def test_initialisers_keep_the_names_and_values_of_the_weights(world, graphs) -> None:
     for component in world.components:
         graph = onnx.load(exported(component, graphs)).graph
@@ -61,7 +78,7 @@ def test_half_precision_is_in_the_graph_while_inputs_and_output_stay_fp32(world,
     kinds = {item.type.tensor_type.elem_type for item in [*graph.input, *graph.output]}
     assert kinds == {onnx.TensorProto.FLOAT}
     assert next(component.module.parameters()).dtype == torch.float32  # the model itself is untouched
-    runner = OnnxRunner(path, providers=["CPUExecutionProvider"], threads=1)
+    runner = OnnxRunner(path, component.input_names, providers=["CPUExecutionProvider"], threads=1)
     with torch.inference_mode():
         cosine = smallest_cosine(runner(*component.inputs), component.original(*component.inputs))
     assert 0.9999 < cosine < 1.0
@@ -219,7 +236,7 @@ def test_a_damaged_graph_is_an_error_with_its_name(tmp_path) -> None:
     path = tmp_path / "broken.engine"
     path.write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"refuses broken\.engine"):
-        OnnxRunner(path, providers=["CPUExecutionProvider"], threads=1)
+        OnnxRunner(path, ["x"], providers=["CPUExecutionProvider"], threads=1)
 
 
 def test_providers_follow_the_device() -> None:

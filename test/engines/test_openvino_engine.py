@@ -39,8 +39,9 @@ class StandInOpenVino:
     def create_infer_request(self):
         return self
 
-    def infer(self, arrays, share_inputs: bool):
-        return {0: arrays[0] * 2}
+    def infer(self, arrays: dict, share_inputs: bool):
+        assert list(arrays) == ["x"]
+        return {0: arrays["x"] * 2}
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_telemetry_that_another_part_of_the_program_has_loaded_stays(monkeypatch
 
 
 def test_threads_and_precision_are_what_was_chosen(stand_in, tmp_path) -> None:
-    runner = OpenVinoRunner(tmp_path / "graph.engine", precision="bf16", threads=3)
+    runner = OpenVinoRunner(tmp_path / "graph.engine", ["x"], precision="bf16", threads=3)
     path, device, settings = stand_in.compiled[0]
     assert (path, device) == (str(tmp_path / "graph.engine"), "CPU")
     assert settings["INFERENCE_NUM_THREADS"] == 3
@@ -88,13 +89,13 @@ def test_threads_and_precision_are_what_was_chosen(stand_in, tmp_path) -> None:
     assert runner.runtime == "openvino bf16"
     assert torch.equal(runner(torch.ones(1, 2)), torch.full((1, 2), 2.0))
     runner.close()
-    assert OpenVinoRunner(tmp_path / "graph.engine", precision="f32", threads=1).runtime == "openvino"
+    assert OpenVinoRunner(tmp_path / "graph.engine", ["x"], precision="f32", threads=1).runtime == "openvino"
 
 
 def test_a_graph_that_is_refused_is_an_error_with_its_name(stand_in, tmp_path) -> None:
     stand_in.failure = "Unsupported operation\nat line 12"
     with pytest.raises(EngineError, match=r"OpenVINO refuses graph\.engine: Unsupported operation$"):
-        OpenVinoRunner(tmp_path / "graph.engine", precision="f32", threads=1)
+        OpenVinoRunner(tmp_path / "graph.engine", ["x"], precision="f32", threads=1)
 
 
 @pytest.mark.parametrize(("abilities", "tried"), [(("FP32", "BF16"), ["bf16", "f32"]), (("FP32",), ["f32"])])
@@ -120,7 +121,7 @@ def real():
 
 def test_every_component_gives_the_answer_of_torch_at_any_batch_size(real, world, graphs) -> None:
     for component in world.components:
-        runner = OpenVinoRunner(exported(component, graphs), precision="f32", threads=1)
+        runner = OpenVinoRunner(exported(component, graphs), component.input_names, precision="f32", threads=1)
         for count in (1, 3):
             first, *others = component.inputs
             inputs = (torch.randn(count, *first.shape[1:], generator=torch.Generator().manual_seed(count)), *others)
@@ -132,7 +133,7 @@ def test_every_component_gives_the_answer_of_torch_at_any_batch_size(real, world
 
 def test_an_answer_is_not_overwritten_by_the_next_one(real, world, graphs) -> None:
     component = world.component(SCENE_ENCODER)
-    runner = OpenVinoRunner(exported(component, graphs), precision="f32", threads=1)
+    runner = OpenVinoRunner(exported(component, graphs), component.input_names, precision="f32", threads=1)
     first = runner(component.inputs[0])
     kept = first.clone()
     runner(component.inputs[0] * 2)
@@ -173,4 +174,4 @@ def test_a_damaged_graph_is_refused_by_the_real_one(real, tmp_path) -> None:
     path = tmp_path / "broken.engine"
     path.write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"OpenVINO refuses broken\.engine"):
-        OpenVinoRunner(path, precision="f32", threads=1)
+        OpenVinoRunner(path, ["x"], precision="f32", threads=1)

@@ -149,7 +149,7 @@ def test_a_plan_that_cannot_be_loaded_is_built_anew_while_torch_serves(world, ca
     assert [request.destination.name.split("-")[0] for request in toolkit.builder.requests] == [".decoder"]
 
 
-def test_a_new_plan_that_cannot_be_loaded_leaves_torch_and_is_not_kept(world, cache) -> None:
+def test_a_new_plan_that_cannot_be_loaded_leaves_torch_and_is_tried_at_the_next_start(world, cache) -> None:
     toolkit = FakeToolkit(world.components)
     toolkit.refused = {DECODER: RuntimeError("CUDA error: out of memory")}
     engine = make_engine(world, toolkit, cache)
@@ -158,7 +158,64 @@ def test_a_new_plan_that_cannot_be_loaded_leaves_torch_and_is_not_kept(world, ca
     engine.segment(world.images[0])
     assert set(engine.serving) == NAMES - {DECODER}
     assert engine.notes == ["decoder: its new plan cannot be loaded (CUDA error: out of memory)"]
-    assert cache.find(plan_key(world.component(DECODER), toolkit, "fp16")) is None
+    engine.close()
+    again = FakeToolkit(world.components)
+    engine = make_engine(world, again, cache)
+    engine.warm_up()
+    assert set(engine.serving) == NAMES
+    assert again.builder.requests == []
+
+
+def test_a_plan_that_never_can_be_loaded_is_built_twice_and_then_no_more(world, cache) -> None:
+    components = [world.component("guidance_1")]
+    key = plan_key(components[0], FakeToolkit(components), "fp16")
+    builds, notes = [], []
+    for _ in range(4):
+        toolkit = FakeToolkit(components)
+        toolkit.refused_always = {"guidance_1": EngineError("the driver is too old")}
+        engine = make_engine(world, toolkit, cache, components=components)
+        engine.warm_up()
+        assert engine.wait_until_built(WAIT_S)
+        engine.segment(world.images[0])
+        assert engine.serving == ()
+        builds.append(len(toolkit.builder.requests))
+        notes.append(engine.notes)
+        engine.close()
+    assert builds == [1, 1, 0, 0]
+    assert notes[1] == [
+        "guidance_1: its new plan cannot be loaded (the driver is too old); not built again until 'semla engine build' "
+        "is run"
+    ]
+    assert (
+        notes[2]
+        == notes[3]
+        == [
+            "guidance_1: no plan (two in a row could not be loaded, the driver is too old); 'semla engine build' "
+            "tries again"
+        ]
+    )
+    assert cache.find(key) is None
+    toolkit = FakeToolkit(components)
+    assert provision(components, toolkit, cache) == {"guidance_1": "built"}
+    engine = make_engine(world, toolkit, cache, components=components)
+    engine.warm_up()
+    assert engine.serving == ("guidance_1",)
+
+
+def test_an_engine_that_builds_nothing_serves_what_the_cache_has(world, cache) -> None:
+    components = [world.component("guidance_1"), world.component(DECODER)]
+    toolkit = FakeToolkit(world.components)
+    provision(components, toolkit, cache)
+    toolkit.refused = {DECODER: RuntimeError("CUDA error: out of memory")}
+    engine = make_engine(world, toolkit, cache, components=[*components, world.component("guidance_2")], builds=False)
+    engine.warm_up()
+    assert engine.serving == ("guidance_1",)
+    assert not engine.is_building
+    assert engine.notes == [
+        "decoder: its plan cannot be loaded (CUDA error: out of memory)",
+        "guidance_2: no plan (it has not been built); 'semla engine build' tries again",
+    ]
+    assert len(toolkit.builder.requests) == 2
 
 
 def test_a_build_that_fails_leaves_torch_with_the_reason_and_the_others_served(world, cache) -> None:
