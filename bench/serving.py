@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from bench.random_world import Size, random_image, random_parts
 from bench.timing import time_runs
 from semla_ros.config import InferenceConfig
 from semla_ros.pipeline import PerceptionPipeline
+from semla_ros.process_memory import peak_resident_bytes
 from semla_ros.resources import share_folder
 from semla_ros.results import Frame
 from semla_ros.retrieval import Retriever
@@ -41,8 +41,7 @@ def serve(size: Size, adapters: int, memory: str = "double", device: str = "cpu"
         turns = iter(np.concatenate([queries, queries]))
         retrieval = time_runs(lambda: retriever.retrieve(next(turns)), RETRIEVALS, warm_up=10)
         resident = psutil.Process().memory_info().rss
-        # The kernel's own high-water mark, in KiB on Linux: loading and fusing may need more than serving does.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_resident_bytes()  # loading and fusing may need more than serving does
         adapted = pipeline.status().adapted_weights_bytes
         pipeline.close()
     return {

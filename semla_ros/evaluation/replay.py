@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -39,6 +38,7 @@ from semla_ros.evaluation.replay_variants import (
 )
 from semla_ros.evaluation.rosbag_reader import BagReader
 from semla_ros.label_colours import palette_of
+from semla_ros.process_memory import peak_resident_bytes
 
 SUMMARY, TRACE, REPORT, MASKS, VIDEO, WORKLIST = (
     "summary.json", "trace.jsonl", "report.html", "masks", "replay.mp4", "worklist.json",
@@ -212,7 +212,7 @@ class Replay:
             "read_decode_s": round(source.busy_s, 3),
             "read_decode_share": round(source.busy_s / wall_s, 4),
             "waited_for_frames_s": round(source.waited_s, 3),
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "peak_memory_mb": round(peak_resident_bytes() / 2**20, 1),
         }
 
     def _write(self, summary: Mapping[str, Any], state: _State) -> None:
