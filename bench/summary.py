@@ -32,6 +32,7 @@ class Goal:
 
 GOALS = (
     Goal("fusion.speedup_vs_peft", "peft 'cat' + activate + delete / fusing 5 adapters", 4, True),
+    Goal("fusion.speedup_vs_peft_with_merge", "peft 'cat' + merge + unmerge + delete / fusing them", 4, True),
     Goal("fusion.times_copy", "fusing 5 adapters / copying the weights", 4, False),
     Goal("fusion.largest_relative_error", "fused weights against the float64 sum", 1e-6, False, ""),
     Goal("fusion.endurance.growth_mib", "growth of the process over many fusions", 1.0, False, "MiB"),
