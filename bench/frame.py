@@ -39,12 +39,15 @@ CLASS_COUNTS = (11, 19, 65, 150)
 RESOLUTIONS = ((192, 256), (480, 640), (720, 1280), (1080, 1920))
 
 
-def measure(size: Size, repeats: int = 5, peer_repeats: int | None = None) -> dict[str, object]:
+def measure(
+    size: Size, repeats: int = 5, peer_repeats: int | None = None, *, compiled: bool = False
+) -> dict[str, object]:
     """Time frames; returns figures under the keys of summary.json's `frame`.
 
     The published loop runs the published sliding windows at B and L size; at the small sizes, whose image is one view,
     both run the whole image. Both run with one thread and with one for each core, and the comparison counts where the
     published loop is fastest. Ours embeds as it does once `semla engine build` has run, the published loop in torch.
+    `compiled` adds a row for `compile: true`, whose warm-up takes minutes on a CPU.
     """
     mode: InferenceMode = "sliding" if size in ("b", "l") else "whole"
     inference = InferenceConfig(inference="sliding" if mode == "sliding" else "whole", device="cpu")
@@ -98,7 +101,9 @@ def measure(size: Size, repeats: int = 5, peer_repeats: int | None = None) -> di
         with served(choose_threads(inference.threads)) as running_encoder:
             running = _running_pipeline(pipeline, image, repeats)
         with torch_threads(int(best)):
-            rows = _other_ways(parts.model, pipeline.text_features, image, repeats, is_sliding=mode == "sliding")
+            rows = _other_ways(
+                parts.model, pipeline.text_features, image, repeats, is_sliding=mode == "sliding", compiled=compiled
+            )
             growth = _growth_with_classes(parts.model, repeats)
             resolutions = _growth_with_resolution(parts.model, pipeline.text_features, repeats)
         pipeline.close()
@@ -169,10 +174,14 @@ def _predict_maps(mode: InferenceMode) -> Callable[[CatSeg, np.ndarray, Tensor],
     return predict
 
 
-def _other_ways(model: CatSeg, text: Tensor, image: np.ndarray, repeats: int, *, is_sliding: bool) -> dict[str, Timing]:
+def _other_ways(
+    model: CatSeg, text: Tensor, image: np.ndarray, repeats: int, *, is_sliding: bool, compiled: bool
+) -> dict[str, Timing]:
     """The same frame in one view; in lower precision where the masks agree; on a GPU, captured as a graph, if any."""
     rows = {}
     settings = {"whole_image": InferenceConfig(inference="whole", device="cpu")}
+    if compiled:
+        settings["whole_image_compiled"] = InferenceConfig(inference="whole", device="cpu", compile=True)
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         settings["whole_image_bf16"] = InferenceConfig(inference="whole", device="cpu", precision="bf16")
         if is_sliding:
@@ -190,6 +199,8 @@ def _other_ways(model: CatSeg, text: Tensor, image: np.ndarray, repeats: int, *,
             engine.warm_up()
         except SemlaError:
             continue
+        if setting.compile and engine.notes:
+            continue  # eager would be measured again
         if setting.precision != engine.precision:
             # Parity refused it, as it may with random weights, whose classes are near ties: its time is of interest.
             name, engine.precision = f"{name}_refused", setting.precision

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed runs in fusion, frame, engines; default: %(default)s"
     )
+    parser.add_argument("--compiled", action="store_true", help="in frame, also torch.compile; takes minutes more")
     parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
     parser.add_argument("--frames", type=int, default=10000, help="images in soak; default: %(default)s")
     parser.add_argument("--model", default="semla-tiny", help="for node and soak; default: %(default)s")
@@ -109,7 +110,9 @@ def _import_bench() -> None:
 def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callable[[], dict[str, object]]:
     """The measurement of one benchmark at one size, ready to run."""
     measure: Callable[..., dict[str, object]] = importlib.import_module(f"bench.{name}").measure
-    if name in ("fusion", "frame", "engines"):
+    if name == "frame":
+        return lambda: measure(size, repeats=arguments.repeats, compiled=arguments.compiled)
+    if name in ("fusion", "engines"):
         return lambda: measure(size, repeats=arguments.repeats)
     if name in ("stall", "transport"):
         return lambda: measure(size, seconds=arguments.seconds)

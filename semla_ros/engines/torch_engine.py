@@ -1,7 +1,7 @@
 """The engine that always works: PyTorch on a CPU or a CUDA device.
 
-Lower precision serves only after its masks agreed with fp32 on a probe set; where it does not, fp32 goes on and `notes`
-says why.
+Lower precision, and a compiled forward pass, serve only after their masks agreed on a probe set with fp32, or with the
+eager one; where they do not, that goes on and `notes` says why.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import EngineOutput, check_image
 from semla_ros.engines.bf16_encoder import has_bf16
 from semla_ros.engines.cuda_graph import GraphedForward
+from semla_ros.engines.gates import agreement, first_line
 from semla_ros.engines.image_upload import ImageUpload
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.errors import EngineError
@@ -176,7 +177,7 @@ class TorchEngine:
         if not self._is_warm:
             self._is_warm = True
             self._settle_precision()
-            self._settle_compilation(blank)
+            self._settle_compilation()
         for _ in range(2):
             self.segment(blank)
 
@@ -253,23 +254,27 @@ class TorchEngine:
             wanted = _fast_precision(self.device)
         if wanted == "fp32":
             return
-        probe = self._probe_images if self._probe_images is not None else street_scenes(self._model)
+        probe = self._probe_set()
         reference, reference_ms = self._probe(probe)
         self._switch(wanted)
         masks, spent_ms = self._probe(probe)
-        agreement = float(np.mean([np.mean(a == b) for a, b in zip(masks, reference, strict=True)]))
-        if agreement < PARITY_AGREEMENT:
-            self._refuse(
-                f"{wanted} agrees with fp32 on {agreement:.2%} of the probe pixels, below {PARITY_AGREEMENT:.1%}"
-            )
+        share = agreement(masks, reference)
+        if share < PARITY_AGREEMENT:
+            self._refuse(f"{wanted} agrees with fp32 on {share:.2%} of the probe pixels, below {PARITY_AGREEMENT:.1%}")
         elif self._config.precision == "auto" and spent_ms >= reference_ms:
             self._refuse(f"{wanted} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
 
-    def _probe(self, images: Sequence[ImageArray]) -> tuple[list[np.ndarray], float]:
+    def _probe_set(self) -> Sequence[ImageArray]:
+        return self._probe_images if self._probe_images is not None else street_scenes(self._model)
+
+    def _probe(self, images: Sequence[ImageArray]) -> tuple[list[MaskArray], float]:
         """Masks of the probe set, and the shortest forward pass in milliseconds."""
-        masks = [self.segment(image, want_confidence=False).mask for image in images]
+        masks = self._masks(images)
         runs = [self.segment(images[0], want_confidence=False).latency_ms["forward"] for _ in range(_SPEED_RUNS)]
         return masks, min(runs)
+
+    def _masks(self, images: Sequence[ImageArray]) -> list[MaskArray]:
+        return [self.segment(image, want_confidence=False).mask for image in images]
 
     def _switch(self, precision: str) -> None:
         self.precision = precision
@@ -280,18 +285,25 @@ class TorchEngine:
         self.notes.append(f"fp32 serves: {reason}")
         logger.warning("engine torch: %s", self.notes[-1])
 
-    def _settle_compilation(self, blank: ImageArray) -> None:
+    def _settle_compilation(self) -> None:
+        """Compile where asked; eager goes on where that fails or gives other masks."""
         if not self._config.compile:
             return
+        probe = self._probe_set()
+        reference = self._masks(probe)
         self._graph = None
         self._compiled = torch.compile(self._model, dynamic=False)
         try:
-            self.segment(blank, want_confidence=False)
+            share = agreement(self._masks(probe), reference)
         except Exception as error:  # a compiler can fail in any way, and eager always works
-            self._compiled = self._graph = None
-            first = str(error).strip().split("\n")[0]
-            self.notes.append(f"eager serves: torch.compile failed ({first})")
-            logger.warning("engine torch: %s", self.notes[-1])
+            reason = f"torch.compile failed ({first_line(error)})"
+        else:
+            if share >= PARITY_AGREEMENT:
+                return
+            reason = f"compiled, it agrees with eager on {share:.2%} of the probe pixels, below {PARITY_AGREEMENT:.1%}"
+        self._compiled = self._graph = None
+        self.notes.append(f"eager serves: {reason}")
+        logger.warning("engine torch: %s", self.notes[-1])
 
 
 def _answer(maps: Tensor, image: ImageArray, want_confidence: bool) -> tuple[MaskArray, NDArray[np.uint8] | None]:

@@ -1,9 +1,12 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from small_model import small_model
 
+import semla_ros.engines.torch_engine as torch_engine
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.engines.torch_engine import TorchEngine, choose_device
@@ -159,6 +162,48 @@ def test_disagreement_with_full_precision_is_refused_with_the_figure(model, text
     engine.warm_up()
     assert engine.precision == "fp32"
     assert "0.00% of the probe pixels" in engine.notes[0]
+
+
+def compiled_engine(model, text, monkeypatch, compiled) -> TorchEngine:
+    monkeypatch.setattr(torch_engine.torch, "compile", lambda _model, **_options: compiled)
+    engine = TorchEngine(model, InferenceConfig(device="cpu", threads=1, compile=True))
+    engine.set_text(text)
+    engine.warm_up()
+    return engine
+
+
+def test_a_compiled_forward_pass_that_agrees_serves(model, text, monkeypatch) -> None:
+    calls = []
+
+    def compiled(*inputs):
+        calls.append(len(inputs))
+        return model(*inputs)
+
+    engine = compiled_engine(model, text, monkeypatch, compiled)
+    assert engine.notes == []
+    before = len(calls)
+    engine.segment(random_image(32, 64))
+    assert len(calls) == before + 1
+
+
+def test_a_compiled_forward_pass_with_other_masks_is_refused_with_the_figure(model, text, monkeypatch) -> None:
+    engine = compiled_engine(model, text, monkeypatch, lambda *inputs: -model(*inputs))
+    (note,) = engine.notes
+    assert re.match(
+        r"eager serves: compiled, it agrees with eager on \d+\.\d\d% of the probe pixels, below 99\.5%", note
+    )
+    eager = TorchEngine(model, InferenceConfig(device="cpu", threads=1))
+    eager.set_text(text)
+    assert np.array_equal(engine.segment(random_image(32, 64)).mask, eager.segment(random_image(32, 64)).mask)
+
+
+def test_a_compiler_that_fails_leaves_eager_with_its_first_line(model, text, monkeypatch) -> None:
+    def failing(*_inputs):
+        raise RuntimeError("no C++ compiler\nsecond line")
+
+    engine = compiled_engine(model, text, monkeypatch, failing)
+    assert engine.notes == ["eager serves: torch.compile failed (no C++ compiler)"]
+    assert engine.segment(random_image(32, 64)).mask.shape == (32, 64)
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "mps"])
