@@ -21,6 +21,9 @@ class AugmentConfig:
     flip: bool = True  # mirror left-right, half of the time
     min_crop: float = 0.7  # side of the smallest crop relative to the image, 0..1; 1 = no cropping
     brightness: float = 0.1  # gain in 1 - b .. 1 + b
+    colour: float = 0.0  # gain of each channel in 1 - c .. 1 + c
+    contrast: float = 0.0  # gain of the distance from the image's mean in 1 - c .. 1 + c
+    gamma: float = 0.0  # exponent in 2**-g .. 2**g
     crop_size: int = 0  # > 0: square crops of this many source pixels, as the published adapters were trained
 
 
@@ -57,10 +60,22 @@ def draw_batch(
         interpolation = cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_LINEAR
         images[slot] = cv2.resize(image, size[::-1], interpolation=interpolation)
         images[slot] *= rng.uniform(1 - augment.brightness, 1 + augment.brightness)
+        _relight(images[slot], augment, rng)
         masks[slot] = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
     tensor = torch.from_numpy(images.clip(0, 255)).permute(0, 3, 1, 2)
     normalised = (tensor - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     return normalised.contiguous(), torch.from_numpy(masks)
+
+
+def _relight(image: np.ndarray, augment: AugmentConfig, rng: np.random.Generator) -> None:
+    """Change the light of a float32 image, (h, w, 3), in place; draws only what is asked for."""
+    if augment.colour:
+        image *= rng.uniform(1 - augment.colour, 1 + augment.colour, size=3).astype(np.float32)
+    if augment.contrast:
+        mean = image.mean(dtype=np.float64)
+        image[:] = mean + (image - mean) * rng.uniform(1 - augment.contrast, 1 + augment.contrast)
+    if augment.gamma:
+        image[:] = 255 * (image.clip(0, 255) / 255) ** (2 ** rng.uniform(-augment.gamma, augment.gamma))
 
 
 def _augmented(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semla_ros.errors import TrainingError
+from semla_ros.errors import ConfigError, TrainingError
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,15 @@ class LoopConfig:
     weight_decay: float = 0.01  # AdamW
     warmup_steps: int = 50  # linear from `warmup_factor` times the learning rate
     warmup_factor: float = 0.01
+    restart: float = 0.0  # share of the steps after which the schedule starts over, warm-up and all; 0 = never
+    restart_factor: float = 0.5  # learning rate at the top of the second schedule, relative to the first
     gradient_clip: float = 1.0  # L2 norm over all parameters
     bfloat16: bool = True  # autocast to bfloat16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.restart < 1:
+            raise ConfigError(f"'restart' must be a share of the steps in 0 .. 1, got {self.restart}")
 
     def scaled(self, budget: float) -> LoopConfig:
         """The same with `budget` times the steps."""
@@ -38,10 +44,19 @@ class LoopConfig:
 
 
 def schedule_factor(step: int, config: LoopConfig) -> float:
-    """Learning rate factor at `step`: linear warm-up, then a half cosine to zero."""
+    """Learning rate factor at `step`: linear warm-up, then a half cosine to zero; once more after a restart."""
+    second = round(config.restart * config.steps)
+    if not second:
+        return _one_schedule(step, config.steps, config)
+    if step < second:
+        return _one_schedule(step, second, config)
+    return config.restart_factor * _one_schedule(step - second, config.steps - second, config)
+
+
+def _one_schedule(step: int, steps: int, config: LoopConfig) -> float:
     if step < config.warmup_steps:
         return config.warmup_factor + (1 - config.warmup_factor) * step / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 

@@ -1,5 +1,6 @@
 """Folders of images and labels, and what is said when they do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -54,6 +55,30 @@ def test_square_crops_have_the_asked_size(folders: tuple[Path, Path]) -> None:
     source = torch.from_numpy(samples.image(1)).permute(2, 0, 1).float()
     windows = source.unfold(1, 16, 1).unfold(2, 16, 1).permute(1, 2, 0, 3, 4).reshape(-1, 3, 16, 16)
     assert all(bool((windows == image).flatten(1).all(1).any()) for image in images)
+
+
+@pytest.mark.parametrize("change", ["colour", "contrast", "gamma"])
+def test_light_changes_the_image_and_not_the_mask(folders: tuple[Path, Path], change: str) -> None:
+    samples = FolderSamples(*folders, class_count=2)
+    plain = AugmentConfig(min_crop=1.0, brightness=0.0, flip=False)
+    drawn = {}
+    for name, augment in (("plain", plain), ("lit", replace(plain, **{change: 0.3}))):
+        drawn[name] = draw_batch(
+            samples, 1, (24, 32), augment, torch.Generator().manual_seed(5), torch.zeros(3), torch.ones(3), indices=[1]
+        )
+    (before, masks), (after, same) = drawn["plain"], drawn["lit"]
+    assert torch.equal(masks, same)
+    assert after.min() >= 0
+    assert after.max() <= 255
+    assert (after - before).abs().mean() > 1
+    if change == "colour":
+        inside = (after < 255) & (before > 0)
+        gains = [(after[:, c] / before[:, c])[inside[:, c]] for c in range(3)]
+        assert all(gain.std() < 1e-4 and 0.7 <= gain.mean() <= 1.3 for gain in gains)
+        assert len({round(float(gain.mean()), 3) for gain in gains}) == 3
+    else:  # one curve for all pixels, which keeps their order
+        order = before.flatten().argsort(stable=True)
+        assert bool((after.flatten()[order].diff() >= -1e-3).all())
 
 
 def test_a_class_beyond_the_list_is_named(folders: tuple[Path, Path]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from semla_ros.errors import TrainingError
+from semla_ros.errors import ConfigError, TrainingError
 from semla_ros.training.loop import LoopConfig, run_loop, schedule_factor
 
 CONFIG = LoopConfig(steps=60, batch_size=16, learning_rate=0.15, warmup_steps=4, weight_decay=0.0, bfloat16=False)
@@ -81,3 +81,28 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
     assert factors[0] == pytest.approx(CONFIG.warmup_factor)
     assert max(factors) == factors[CONFIG.warmup_steps] == 1.0
     assert factors[-1] == pytest.approx(0.0)
+
+
+def test_a_restarted_schedule_ends_at_zero_twice_and_the_second_is_lower() -> None:
+    config = LoopConfig(steps=100, warmup_steps=5, restart=0.6, restart_factor=0.4)
+    factors = [schedule_factor(step, config) for step in range(config.steps + 1)]
+    assert factors[:60] == [schedule_factor(step, LoopConfig(steps=60, warmup_steps=5)) for step in range(60)]
+    assert factors[59] < 0.01
+    assert max(factors[60:]) == factors[65] == pytest.approx(0.4)
+    assert factors[-1] == pytest.approx(0.0)
+
+
+def test_a_run_that_is_lengthened_by_a_restart_goes_on_from_its_end(tmp_path: Path) -> None:
+    longer = LoopConfig(**{**CONFIG.__dict__, "steps": 100, "restart": 0.6})
+    whole, _ = regression(longer)
+    state = tmp_path / "state.pt"
+    regression(CONFIG, state)
+    continued, losses = regression(longer, state)
+    assert len(losses) == 40
+    assert torch.equal(whole.weight, continued.weight)
+
+
+@pytest.mark.parametrize("restart", [-0.1, 1.0])
+def test_a_restart_outside_the_run_is_refused(restart: float) -> None:
+    with pytest.raises(ConfigError, match=r"'restart' must be a share"):
+        LoopConfig(steps=10, restart=restart)
