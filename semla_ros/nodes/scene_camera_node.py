@@ -35,6 +35,9 @@ from semla_ros.scenes.cities import city_style
 CAMERA_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 # Latched, so that the end is heard by all; deep, so that a monitor reads the segment of every image.
 SEGMENT_QOS = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+# A subscription that is counted here may not have found this publisher yet, nor those behind it each other: what is
+# published before that is lost to them.
+_SETTLE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +228,14 @@ class SceneCameraNode(Node):
         needed = self._config.wait_for_subscribers
         if self._image.get_subscription_count() < needed:
             self.get_logger().info(f"waiting for {needed} subscription(s) to {self._image.topic_name}")
+        counted_s = None
         while not self._is_stopping.is_set():
-            if self._image.get_subscription_count() >= needed and ahead.is_filled:
+            now_s = time.monotonic()
+            if self._image.get_subscription_count() < needed:
+                counted_s = None
+            elif counted_s is None:
+                counted_s = now_s
+            if counted_s is not None and ahead.is_filled and (not needed or now_s - counted_s >= _SETTLE_S):
                 return
             self._is_stopping.wait(0.05)
 
