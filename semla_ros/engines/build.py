@@ -384,7 +384,9 @@ def provision(
     precision: str = "fp16",
     report: Callable[[str, float, str], None] = lambda _name, _share, _phase: None,
 ) -> dict[str, str]:
-    """Build what is missing and serve nothing: done once for a device, so that its nodes start with engines ready.
+    """Build what is missing or cannot be loaded, and serve nothing.
+
+    Done once for a device, so that its nodes start with engines ready.
 
     Args:
         components: What to build plans for.
@@ -398,16 +400,25 @@ def provision(
     """
     outcome = {}
     for component in components:
-        name = component.name
-        if cache.find(plan_key(component, toolkit, precision)) is not None:
+        name, key = component.name, plan_key(component, toolkit, precision)
+        path = cache.find(key)
+        if path is not None and _can_load(toolkit, component, path):
             outcome[name] = "present"
             continue
         try:
             report(name, 0.0, "export")
-            cache.retry(plan_key(component, toolkit, precision))
+            cache.retry(key)
             job = make_job(component, toolkit, cache, precision)
             job.run(toolkit.builder, cache, lambda share, phase, name=name: report(name, share, phase))  # type: ignore[misc]
             outcome[name] = "built"
         except EngineError as error:
             outcome[name] = str(error)
     return outcome
+
+
+def _can_load(toolkit: Toolkit, component: FixedComponent, path: Path) -> bool:
+    try:
+        toolkit.load(path, component.input_names).close()
+    except Exception:  # the runtime has no error family of its own; whatever it was, a new plan is the remedy
+        return False
+    return True

@@ -16,7 +16,7 @@ from semla_ros.results import MaskArray
 
 COSINE = 0.999  # smallest cosine similarity of each probe's output with torch's
 DEVIATION = 0.05  # largest RMS difference from torch, as a share of the standard deviation of torch's output
-AGREEMENT = 0.995  # smallest share of probe pixels whose class must be torch's
+AGREEMENT = 0.995  # smallest share of probe pixels whose class must be that of torch, eager and in fp32
 LARGEST_TIME_RATIO = 0.97  # time / torch's time; a tie within the timer's noise is not worth a second runtime
 _RUNS = 5
 

@@ -21,7 +21,7 @@ from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import EngineOutput, check_image
 from semla_ros.engines.bf16_encoder import has_bf16
 from semla_ros.engines.cuda_graph import GraphedForward
-from semla_ros.engines.gates import agreement, first_line
+from semla_ros.engines.gates import AGREEMENT, agreement, first_line
 from semla_ros.engines.image_upload import ImageUpload
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.errors import EngineError
@@ -33,7 +33,6 @@ from semla_ros.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
-PARITY_AGREEMENT = 0.995  # smallest share of probe pixels whose class must be that of fp32
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SPEED_RUNS = 3
 _GRAPHS_KEPT = 4  # for as many numbers of cameras answered at once
@@ -259,8 +258,8 @@ class TorchEngine:
         self._switch(wanted)
         masks, spent_ms = self._probe(probe)
         share = agreement(masks, reference)
-        if share < PARITY_AGREEMENT:
-            self._refuse(f"{wanted} agrees with fp32 on {share:.2%} of the probe pixels, below {PARITY_AGREEMENT:.1%}")
+        if share < AGREEMENT:
+            self._refuse(f"{wanted} agrees with fp32 on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}")
         elif self._config.precision == "auto" and spent_ms >= reference_ms:
             self._refuse(f"{wanted} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
 
@@ -298,9 +297,9 @@ class TorchEngine:
         except Exception as error:  # a compiler can fail in any way, and eager always works
             reason = f"torch.compile failed ({first_line(error)})"
         else:
-            if share >= PARITY_AGREEMENT:
+            if share >= AGREEMENT:
                 return
-            reason = f"compiled, it agrees with eager on {share:.2%} of the probe pixels, below {PARITY_AGREEMENT:.1%}"
+            reason = f"compiled, it agrees with eager on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}"
         self._compiled = self._graph = None
         self.notes.append(f"eager serves: {reason}")
         logger.warning("engine torch: %s", self.notes[-1])

@@ -109,6 +109,15 @@ def test_a_second_start_finds_its_plans_and_builds_nothing(world, cache) -> None
     assert again.builder.requests == []
 
 
+def test_provisioning_builds_a_plan_anew_that_cannot_be_loaded(world, cache) -> None:
+    provision(world.components, FakeToolkit(world.components), cache)
+    toolkit = FakeToolkit(world.components)
+    toolkit.refused = {DECODER: RuntimeError("made by another driver")}
+    outcome = provision(world.components, toolkit, cache)
+    assert outcome == {**dict.fromkeys(NAMES, "present"), DECODER: "built"}
+    assert len(toolkit.builder.requests) == 1
+
+
 @pytest.mark.parametrize("change", ["version", "device"])
 def test_plans_of_another_version_or_gpu_are_built_anew(world, cache, change: str) -> None:
     provision(world.components, FakeToolkit(world.components), cache)
