@@ -47,7 +47,7 @@ def measure(
     The published loop runs the published sliding windows at B and L size; at the small sizes, whose image is one view,
     both run the whole image. Both run with one thread and with one for each core, and the comparison counts where the
     published loop is fastest. Ours embeds as it does once `semla engine build` has run, the published loop in torch.
-    `compiled` adds a row for `compile: true`, whose warm-up takes minutes on a CPU.
+    `compiled` adds a row for `compile: true`, whose warm-up takes a minute or more on a CPU.
     """
     mode: InferenceMode = "sliding" if size in ("b", "l") else "whole"
     inference = InferenceConfig(inference="sliding" if mode == "sliding" else "whole", device="cpu")
