@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", type=int, default=5, help="timed runs in fusion, frame, engines; default: %(default)s"
     )
-    parser.add_argument("--compiled", action="store_true", help="in frame, also torch.compile, which takes a minute or more")
+    parser.add_argument("--compiled", action="store_true", help="in frame, also torch.compile; a minute or more")
     parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
     parser.add_argument("--frames", type=int, default=10000, help="images in soak; default: %(default)s")
     parser.add_argument("--model", default="semla-tiny", help="for node and soak; default: %(default)s")
