@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 def progress_bar(title: str, total: int) -> Iterator[tuple[Callable[[int], None], Callable[[int, float], None]]]:
     """A bar with time left; yields `advance(count)` and `on_step(step, loss)`.
 
-    In a log file, where no bar can be drawn, a line is printed about every twentieth of the work.
+    In a log file, where no bar can be drawn, a line is printed about every twentieth of the work. Work that ends
+    without an error shows as complete, also where a former run had done it and no step was left.
     """
     columns = (
         TextColumn("{task.description:<28}"),
@@ -38,3 +39,4 @@ def progress_bar(title: str, total: int) -> Iterator[tuple[Callable[[int], None]
                 progress.console.print(f"{title}: step {step + 1}/{total}, loss {average:.3f}")
 
         yield advance, on_step
+        progress.update(task, completed=total)
