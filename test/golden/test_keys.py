@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import read_json
+from reference_set import read_json
 
 from semla_ros.segmentation import checkpoint
 from semla_ros.segmentation.model import CatSeg, CatSegConfig

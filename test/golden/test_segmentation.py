@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import class_rows, image_tensor, largest_error
+from reference_set import class_rows, image_tensor, largest_error
 
 from semla_ros.segmentation.inference import segment_probabilities
 

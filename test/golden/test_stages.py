@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from conftest import Arrays, class_rows, image_tensor, largest_error
+from reference_set import Arrays, class_rows, image_tensor, largest_error
 from torch import Tensor
 
 from semla_ros.segmentation.checkpoint import LoadedModel

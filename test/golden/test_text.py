@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from conftest import class_rows, largest_error
+from reference_set import class_rows, largest_error
 
 from semla_ros.segmentation.text_prompts import Vocabulary, templates
 

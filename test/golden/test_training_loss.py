@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from conftest import class_rows, load_golden_model, read_arrays, read_json
+from reference_set import class_rows, load_golden_model, read_arrays, read_json
 
 from semla_ros.segmentation.inference import normalise, resize
 from semla_ros.torchvision_compat import import_peft

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import class_rows, image_tensor, largest_error, load_golden_model
+from reference_set import class_rows, image_tensor, largest_error, load_golden_model
 
 from semla_ros.segmentation.inference import probability_maps, segment_probabilities
 

@@ -10,9 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # `graph` and `costless_node` are imported by name
 
-from graph import HERE, Graph, PerceptionClient
-
-COSTLESS = str(HERE / "costless_node.py")
+from graph import Graph, PerceptionClient, start_costless
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +31,3 @@ def perception(graph: Graph, request: pytest.FixtureRequest) -> Iterator[Percept
     yield client
     assert process.is_alive, process.output
     assert process.stop() == 0, process.output
-
-
-def start_costless(graph: Graph, namespace: str, **parameters: object):
-    parameters = {"diagnostics.period_s": 0.1, "diagnostics.hardware_id": namespace} | parameters
-    return graph.start(COSTLESS, namespace=namespace, **parameters)

@@ -221,3 +221,9 @@ class PerceptionClient:
         wait_for(lambda: self._image.get_subscription_count() == 1, f"subscription to /{self.namespace}/image")
         self._image.publish(message)
         return message
+
+
+def start_costless(graph: Graph, namespace: str, **parameters: object) -> NodeProcess:
+    """Start the perception node on a model that costs nothing."""
+    parameters = {"diagnostics.period_s": 0.1, "diagnostics.hardware_id": namespace} | parameters
+    return graph.start(str(HERE / "costless_node.py"), namespace=namespace, **parameters)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import start_costless
 from costless_node import HEAVY_MIB
-from graph import LATCHED, RELIABLE, Graph, PerceptionClient, wait_for
+from graph import LATCHED, RELIABLE, Graph, PerceptionClient, start_costless, wait_for
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import start_costless
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from graph import LATCHED, Graph, PerceptionClient, wait_for
+from graph import LATCHED, Graph, PerceptionClient, start_costless, wait_for
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from conftest import start_costless
 from diagnostic_msgs.msg import DiagnosticStatus
-from graph import RELIABLE, Graph, PerceptionClient, wait_for
+from graph import RELIABLE, Graph, PerceptionClient, start_costless, wait_for
 from rclpy.qos import ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
