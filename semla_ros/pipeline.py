@@ -230,7 +230,6 @@ class PerceptionPipeline:
     def apply_mix(self, mix: AdapterMix, reason: str) -> Generation:
         """Fuse a given mix, whatever the scene; the next drift replaces it unless adaptation is frozen."""
         with self._change("mix"):
-            self._scene = None
             return self._renew(reason, mix=mix)
 
     def freeze(self, is_frozen: bool) -> None:
@@ -240,7 +239,6 @@ class PerceptionPipeline:
     def reset_adaptation(self) -> Generation:
         """Return to the base model; adaptation starts over with the next frame unless it is frozen."""
         with self._change("reset"):
-            self._scene = None
             self._drift_gate.reset()
             return self._renew("reset", mix=AdapterMix())
 
@@ -400,22 +398,27 @@ class PerceptionPipeline:
         scene_stamp_ns: int | None = None,
         watch: Stopwatch | None = None,
     ) -> Generation:
-        """Prepare and commit the next generation; what is not given stays as it is in the present one."""
+        """Prepare and commit the next generation; what is not given stays as it is in the present one.
+
+        A mix without a scene was not retrieved for one: the scene in memory and its stamp are forgotten.
+        """
         watch = watch or Stopwatch()
         present = self._generation
+        if scene_stamp_ns is None and (mix is None or scene is not None):
+            scene_stamp_ns = present.scene_stamp_ns
         generation = Generation(
             number=present.number + 1,
             mix=present.mix if mix is None else mix,
             class_names=class_names or present.class_names,
             vocabulary_version=present.vocabulary_version + (class_names is not None),
-            scene_stamp_ns=present.scene_stamp_ns if scene_stamp_ns is None else scene_stamp_ns,
+            scene_stamp_ns=scene_stamp_ns,
             reason=reason,
         )
         with watch.stage("prepare"):
             prepared = self._fuser.prepare(generation.mix)
         with self._swap_gate.swap(), watch.stage("commit"):
             self._put_into_use(prepared, generation)
-        if scene is not None:
+        if mix is not None:
             self._scene = scene
         self._tally.fusions += 1
         self._announce(generation)

@@ -221,6 +221,8 @@ def test_reset_returns_to_the_base_model_with_a_new_number(pipeline: PerceptionP
     assert after.number == 2
     assert after.mix.base_weight == 1.0
     assert after.reason == "reset"
+    assert after.scene_stamp_ns is None
+    assert pipeline.scene_distances() == {}
     assert np.array_equal(pipeline.segment(frame).confidence, base.confidence)  # type: ignore[arg-type]
 
 
@@ -231,11 +233,13 @@ def test_stamps_that_jump_back_start_the_gate_over(pipeline: PerceptionPipeline)
 
 
 def test_new_retrieval_settings_act_on_the_present_scene_at_once(pipeline: PerceptionPipeline) -> None:
-    pipeline.adapt(scene("fog", stamp_s=1))
+    frame = scene("fog", stamp_s=1)
+    pipeline.adapt(frame)
     assert len(pipeline.generation.mix.names) > 1
     after = pipeline.update(retrieval=RetrievalConfig(top_k=1))
     assert after.mix.names == ("fog",)
     assert after.reason == "parameters"
+    assert after.scene_stamp_ns == frame.stamp_ns
 
 
 def test_new_drift_settings_count_from_the_next_frame(pipeline: PerceptionPipeline) -> None:
@@ -245,8 +249,11 @@ def test_new_drift_settings_count_from_the_next_frame(pipeline: PerceptionPipeli
 
 
 def test_a_mix_can_be_applied_by_hand_and_drift_replaces_it(pipeline: PerceptionPipeline) -> None:
-    assert pipeline.apply_mix(single("snow"), "parameters").mix.names == ("snow",)
-    pipeline.adapt(scene("fog", stamp_s=1))
+    pipeline.adapt(scene("night", stamp_s=1))
+    by_hand = pipeline.apply_mix(single("snow"), "parameters")
+    assert by_hand.mix.names == ("snow",)
+    assert by_hand.scene_stamp_ns is None
+    pipeline.adapt(scene("fog", stamp_s=2))
     assert pipeline.generation.mix.names[0] == "fog"
 
 
