@@ -240,6 +240,7 @@ class PerceptionPipeline:
         """Return to the base model; adaptation starts over with the next frame unless it is frozen."""
         with self._change("reset"):
             self._drift_gate.reset()
+            self._tally.drift = None
             return self._renew("reset", mix=AdapterMix())
 
     def reload_library(self) -> Generation:
@@ -368,6 +369,9 @@ class PerceptionPipeline:
                 yield
             except SemlaError as error:
                 self._tally.count_failure(f"{what}: {error}")
+                raise
+            except Exception as error:
+                self._tally.count_failure(f"{what}: {type(error).__name__}: {error}")
                 raise
 
     def _retriever_for(self, library: AdapterLibrary, settings: RetrievalConfig) -> Retriever:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.task import Future
 
+logger = logging.getLogger(__name__)
 Serve = Callable[[Any, Any], Any]
 
 
@@ -29,7 +31,10 @@ class Aside:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="semla-changes")
 
     def serving(self, callback: Serve) -> Callable[[Any, Any], Awaitable[Any]]:
-        """The same callback, run aside."""
+        """The same callback, run aside.
+
+        Should it raise, that is logged, and the response goes out as it is: an executor ends where a callback does.
+        """
 
         async def serve(request: Any, response: Any) -> Any:
             answer: Future = Future()
@@ -37,8 +42,9 @@ class Aside:
             def work() -> None:
                 try:
                     answer.set_result(callback(request, response))
-                except Exception as error:
-                    answer.set_exception(error)
+                except Exception:
+                    logger.exception("unexpected error in a service")
+                    answer.set_result(response)
                 finally:
                     if (executor := self._node.executor) is not None:
                         executor.wake()
@@ -49,8 +55,15 @@ class Aside:
         return serve
 
     def run(self, work: Callable[[], Any]) -> None:
-        """Run something that nobody waits for."""
-        self._pool.submit(work)
+        """Run something that nobody waits for; what it raises is logged."""
+
+        def logged() -> None:
+            try:
+                work()
+            except Exception:
+                logger.exception("unexpected error")
+
+        self._pool.submit(logged)
 
     def in_executor(self, work: Callable[[], Any]) -> None:
         """Let the executor's thread do something, and wait for it.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
-from semla_ros.errors import SemlaError
 from semla_ros.nodes.parameters import Settings, explicit_only
 from semla_ros.results import Frame, Generation, Segmentation
 
 if TYPE_CHECKING:
     from semla_ros.pipeline import PerceptionPipeline
 
+logger = logging.getLogger(__name__)
 Load = Callable[[SemlaConfig], "PerceptionPipeline"]
 SCENE_HANDOVER_NS = 2_000_000_000  # a camera silent for so long no longer speaks for the vehicle's scene
 
@@ -114,7 +115,8 @@ class ModelBank:
         """Change vocabulary, retrieval and drift settings in all pipelines, or in none.
 
         Raises:
-            SemlaError: The change was refused; what was in use before is in use again.
+            Exception: Whatever kept a pipeline from it, a `SemlaError` where the change is to blame; what was in use
+                before is in use again.
         """
         undo: list[Callable[[], object]] = []
         try:
@@ -129,9 +131,12 @@ class ModelBank:
                 if changed.retrieval != present.retrieval:
                     pipeline.update(retrieval=changed.retrieval)
                     undo.append(lambda pipeline=pipeline: pipeline.update(retrieval=present.retrieval))
-        except SemlaError:
+        except Exception:
             for step in reversed(undo):
-                step()
+                try:
+                    step()
+                except Exception:
+                    logger.exception("a change that failed could not be taken back in another camera's model")
             raise
 
     def start(self) -> None:
@@ -163,9 +168,13 @@ class ModelBank:
         self._newest_stamp_ns.pop(camera, None)
         self.of(camera).reset_gate()
 
-    def failure_age_s(self, scope: str) -> float | None:
-        """Time since a new failure of a pipeline was first seen here; None where there was none."""
-        failures = self.pipelines[scope].status().failures
+    def failure_age_s(self, scope: str, failures: int) -> float | None:
+        """Time since a new failure of a pipeline was first seen here; None where there was none.
+
+        Args:
+            scope: Which pipeline.
+            failures: How many its status counts.
+        """
         seen, since_s = self._failures.get(scope, (0, 0.0))
         if failures != seen:
             since_s = time.monotonic()

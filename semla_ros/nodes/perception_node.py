@@ -21,6 +21,7 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.callback_groups import ReentrantCallbackGroup
@@ -156,11 +157,31 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return super().set_parameters_atomically(parameter_list)
 
     def _set_parameters_aside(self) -> None:
-        """Let changes of parameters run aside: new classes take as long as a fusion."""
+        """Let changes of parameters run aside: new classes take as long as a fusion.
+
+        rclpy's own callbacks would end the process at a parameter of no known type.
+        """
+
+        def one_by_one(request: Any, response: Any) -> Any:
+            response.results = [self._set_from_messages([item]) for item in request.parameters]
+            return response
+
+        def at_once(request: Any, response: Any) -> Any:
+            response.result = self._set_from_messages(request.parameters)
+            return response
+
+        callbacks = {SetParameters: one_by_one, SetParametersAtomically: at_once}
         for service in self.services:
-            if service.srv_type in (SetParameters, SetParametersAtomically):
-                service.callback = self._aside.serving(service.callback)
+            if service.srv_type in callbacks:
+                service.callback = self._aside.serving(callbacks[service.srv_type])
                 service.callback_group = ReentrantCallbackGroup()
+
+    def _set_from_messages(self, items: Sequence[ParameterMessage]) -> SetParametersResult:
+        try:
+            return self.set_parameters_atomically([Parameter.from_parameter_msg(item) for item in items])
+        except Exception as error:
+            names = ", ".join(item.name for item in items)
+            return SetParametersResult(successful=False, reason=self._refuse(f"change of {names} refused", error))
 
     def _on_set_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
         """Check the changes together, put them into use, and only then accept them."""
@@ -172,9 +193,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 changed = self._settings.changed(changes)
                 if self._bank is not None:
                     self._bank.apply(self._settings, changed)
-            except SemlaError as error:
-                self._refuse(f"change of {', '.join(changes)} refused: {error}")
-                return SetParametersResult(successful=False, reason=str(error))
+            except Exception as error:
+                reason = self._refuse(f"change of {', '.join(changes)} refused", error)
+                return SetParametersResult(successful=False, reason=reason)
             self._settings = changed
         return SetParametersResult(successful=True)
 
@@ -204,9 +225,19 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _hardware_id(self) -> str:
         return self._settings.node.diagnostics.hardware_id or socket.gethostname()
 
-    def _refuse(self, text: str) -> None:
-        self.get_logger().warning(text)
-        self._refused, self._refused_s = text, time.monotonic()
+    def _refuse(self, what: str, error: Exception) -> str:
+        """Tell on /diagnostics and in the log what was not done, and why; returns the reason."""
+        reason = self._reason(error)
+        self.get_logger().warning(f"{what}: {reason}")
+        self._refused, self._refused_s = f"{what}: {reason}", time.monotonic()
+        return reason
+
+    def _reason(self, error: Exception) -> str:
+        """What an error says; one that nobody expected is named by its type and logged with its traceback."""
+        if isinstance(error, SemlaError):
+            return str(error)
+        self._log_handler.handle(_exception_record(error))
+        return f"{type(error).__name__}: {error}"
 
     # Lifecycle
 
@@ -485,13 +516,10 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             yield
         except ImageError as error:
             reason, text = drops.BROKEN, str(error)
-        except SemlaError as error:
-            reason, text = drops.FAILED, str(error)
         except Exception as error:
             if not self.context.ok():
                 return
-            reason, text = drops.FAILED, f"{type(error).__name__}: {error}"
-            self._log_handler.handle(_exception_record(error))
+            reason, text = drops.FAILED, self._reason(error)
         else:
             return
         for camera in cameras:
@@ -572,10 +600,10 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                     raise ConfigError(f"the node is {self._lifecycle} and holds no model: {what} it first")
                 response.message = work(self._bank)
                 response.success = True
-            except SemlaError as error:
+            except Exception as error:
                 response.success, response.message = False, str(error)
-                if str(error) not in self._library_problem:  # which is told for longer
-                    self._refuse(f"{name} failed: {error}")
+                if not str(error) or str(error) not in self._library_problem:  # which is told for longer
+                    response.message = self._refuse(f"{name} failed", error)
         return response
 
     def _serve_reload(self, request: Any, response: Any) -> Any:
@@ -634,8 +662,13 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return str(self._state_machine.current_state[1])
 
     def _report(self) -> None:
+        try:
+            reports = self._reports()
+        except Exception as error:  # a model that is being released meanwhile; the next report is a second away
+            self.get_logger().warning(f"no diagnostics: {self._reason(error)}", throttle_duration_sec=5.0)
+            return
         self._diagnostics.publish(
-            messages.diagnostic_message(self._reports(), self.get_clock().now().to_msg(), self._hardware_id)
+            messages.diagnostic_message(reports, self.get_clock().now().to_msg(), self._hardware_id)
         )
 
     def _reports(self) -> list[Report]:
@@ -653,10 +686,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 )
         if bank is not None:
             for scope, pipeline in list(bank.pipelines.items()):
-                age_s = bank.failure_age_s(scope)
-                reports.append(
-                    adaptation_report(name, scope, pipeline.status(), failure_age_s=age_s, hold_s=config.hold_s)
-                )
+                status = pipeline.status()
+                age_s = bank.failure_age_s(scope, status.failures)
+                reports.append(adaptation_report(name, scope, status, failure_age_s=age_s, hold_s=config.hold_s))
         return reports
 
     def _node_state(self, bank: ModelBank | None, hold_s: float) -> NodeState:

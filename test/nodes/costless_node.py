@@ -50,6 +50,7 @@ class CostlessPipeline:
         self._lock = threading.Lock()
         self._is_frozen = self._is_running = False
         self._scene: int | None = None
+        self._is_fragile = config.model == "fragile"  # changes end in an error that nobody expected
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -112,6 +113,7 @@ class CostlessPipeline:
         self._is_running = False
 
     def set_classes(self, names: Sequence[str]) -> Generation:
+        self._break_if_fragile()
         if not names or len(set(names)) != len(names):
             raise VocabularyError(f"classes must be different names, at least one, got {list(names)}")
         version = self.generation.vocabulary_version + 1
@@ -124,7 +126,12 @@ class CostlessPipeline:
     def freeze(self, is_frozen: bool) -> None:
         self._is_frozen = is_frozen
 
+    def _break_if_fragile(self) -> None:
+        if self._is_fragile:
+            raise RuntimeError("out of memory")
+
     def reset_adaptation(self) -> Generation:
+        self._break_if_fragile()
         self._scene = None
         return self._renew("reset", mix=AdapterMix(), scene_stamp_ns=None)
 

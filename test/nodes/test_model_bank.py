@@ -18,10 +18,10 @@ SECOND_NS = 1_000_000_000
 
 
 class ListeningPipeline(CostlessPipeline):
-    """Remembers the cameras whose frames it was shown; refuses a class named "refused" where it is told to."""
+    """Remembers the cameras whose frames it was shown; raises what it is told to where its classes are changed."""
 
     made: list[ListeningPipeline]
-    refuses = False
+    error: Exception | None = None
 
     def __init__(self, config: SemlaConfig) -> None:
         super().__init__(config)
@@ -32,8 +32,8 @@ class ListeningPipeline(CostlessPipeline):
         self.shown.append(frame.camera)
 
     def set_classes(self, names):
-        if self.refuses:
-            raise VocabularyError("refused")
+        if self.error is not None:
+            raise self.error
         return super().set_classes(names)
 
 
@@ -111,19 +111,44 @@ def test_with_a_scene_for_each_camera_each_model_sees_its_own(load) -> None:
     assert [pipeline.shown for pipeline in load.made] == [["front"], ["left"]]
 
 
-def test_a_change_that_one_model_refuses_is_taken_back_in_the_others(load) -> None:
+@pytest.mark.parametrize(
+    "error", [VocabularyError("refused"), RuntimeError("out of memory")], ids=["told", "unexpected"]
+)
+def test_a_change_that_one_model_refuses_is_taken_back_in_the_others(load, error: Exception) -> None:
     bank, settings = bank_of(load, ["front", "left"], adaptation_scope="camera")
     front, left = load.made
     before = front.class_names
-    left.refuses = True
-    with pytest.raises(VocabularyError, match="refused"):
+    left.error = error
+    with pytest.raises(type(error), match=str(error)):
         bank.apply(settings, settings.changed({"classes": ["a", "b"], "top_k": 2}))
     assert front.class_names == left.class_names == before
     assert front.retrieval.top_k == left.retrieval.top_k == 3
-    left.refuses = False
+    left.error = None
     bank.apply(settings, settings.changed({"classes": ["a", "b"], "top_k": 2}))
     assert front.class_names == left.class_names == ("a", "b")
     assert front.retrieval.top_k == left.retrieval.top_k == 2
+
+
+def test_the_reason_is_told_also_where_a_change_cannot_be_taken_back(load, caplog: pytest.LogCaptureFixture) -> None:
+    bank, settings = bank_of(load, ["front", "left"], adaptation_scope="camera")
+    front, left = load.made
+    left.error = VocabularyError("refused")
+    front.on_generation.append(lambda generation: setattr(front, "error", RuntimeError("out of memory")))
+    with pytest.raises(VocabularyError, match="refused"):
+        bank.apply(settings, settings.changed({"classes": ["a", "b"]}))
+    assert front.class_names == ("a", "b")
+    assert "could not be taken back" in caplog.text
+
+
+def test_a_failure_ages_from_when_it_was_first_seen(load, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, _ = bank_of(load, [""])
+    now_s = 100.0
+    monkeypatch.setattr("semla_ros.nodes.model_bank.time.monotonic", lambda: now_s)
+    assert bank.failure_age_s("", 0) is None
+    assert bank.failure_age_s("", 2) == 0.0
+    now_s = 103.0
+    assert bank.failure_age_s("", 2) == 3.0
+    assert bank.failure_age_s("", 3) == 0.0
 
 
 def test_what_is_given_in_part_is_completed_by_what_the_library_recommends(load) -> None:

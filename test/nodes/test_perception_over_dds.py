@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from graph import LATCHED, Graph, PerceptionClient, start_costless, wait_for
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
@@ -329,3 +331,34 @@ def test_a_node_that_cannot_load_stays_up_and_says_why(graph: Graph) -> None:
         assert status.level == DiagnosticStatus.ERROR
         assert clients[name].state() == "unconfigured"
     assert [process.stop() for process in processes] == [0, 0, 0]
+
+
+def test_an_error_that_nobody_expected_is_an_answer_and_no_end(graph: Graph) -> None:
+    client = PerceptionClient(graph, "fragile")
+    process = start_costless(graph, "fragile", model="fragile")
+    client.wait_for_state("active")
+    refused = client.set_parameters(classes=["road", "sky"])
+    assert not refused.successful
+    assert "RuntimeError: out of memory" in refused.reason
+    assert client.parameter("classes") == ["road", "sky", "unicorn"]
+    client.wait_for_message("node", "change of classes refused: RuntimeError: out of memory")
+    answer = graph.call(Trigger, f"{client.prefix}/reset_adaptation", Trigger.Request())
+    assert not answer.success
+    assert "RuntimeError: out of memory" in answer.message
+    client.wait_for_message("node", "reset_adaptation failed: RuntimeError: out of memory")
+    assert process.output.count("Traceback") == 2
+    assert client.set_parameters(top_k=2).successful
+    assert process.stop() == 0, process.output
+
+
+def test_parameters_of_no_known_type_are_refused_and_survived(graph: Graph, perception: PerceptionClient) -> None:
+    odd = ParameterMessage(name="top_k", value=ParameterValue(type=99))
+    request = SetParametersAtomically.Request(parameters=[odd])
+    result = graph.call(SetParametersAtomically, f"{perception.prefix}/set_parameters_atomically", request).result
+    assert not result.successful
+    assert "99" in result.reason
+    results = graph.call(
+        SetParameters, f"{perception.prefix}/set_parameters", SetParameters.Request(parameters=[odd])
+    ).results
+    assert [item.successful for item in results] == [False]
+    assert perception.set_parameters(top_k=3).successful
