@@ -43,7 +43,7 @@ class Aside:
                 try:
                     answer.set_result(callback(request, response))
                 except Exception:
-                    logger.exception("unexpected error in a service")
+                    self._log("a service")
                     answer.set_result(response)
                 finally:
                     if (executor := self._node.executor) is not None:
@@ -61,9 +61,13 @@ class Aside:
             try:
                 work()
             except Exception:
-                logger.exception("unexpected error")
+                self._log("work beside the executor")
 
         self._pool.submit(logged)
+
+    def _log(self, where: str) -> None:
+        if self._node.context.ok():  # else the process was told to end meanwhile, and this comes of that
+            logger.exception("unexpected error in %s", where)
 
     def in_executor(self, work: Callable[[], Any]) -> None:
         """Let the executor's thread do something, and wait for it.

@@ -14,7 +14,8 @@ from semla_ros.nodes.aside import Aside
 
 @pytest.fixture
 def aside() -> Iterator[Aside]:
-    aside = Aside(SimpleNamespace(executor=None))
+    context = SimpleNamespace(ok=lambda: True)
+    aside = Aside(SimpleNamespace(executor=None, context=context))
     yield aside
     aside.close()
 
@@ -57,3 +58,10 @@ def test_work_that_nobody_waits_for_is_logged_where_it_fails(aside: Aside, caplo
     aside.run(work)
     aside.close()
     assert "OSError: no space left" in caplog.text
+
+
+def test_what_fails_because_the_process_ends_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    aside = Aside(SimpleNamespace(executor=None, context=SimpleNamespace(ok=lambda: False)))
+    aside.run(lambda: 1 / 0)
+    aside.close()
+    assert not caplog.text
