@@ -38,19 +38,23 @@ _LATCHED = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE, durabili
 
 
 class DemoMonitor(Node):
-    """Subscriptions only; see `Recording` for what becomes of the messages."""
+    """Subscriptions only; see `Recording` for what becomes of the messages.
+
+    The camera starts once it has counted the subscriptions to its images, so this one waits until no mask can be lost:
+    two nodes find each other's topics in the order in which they were made, and labels come after masks on both sides.
+    """
 
     def __init__(self, recording: Recording, context: Context) -> None:
         super().__init__("demo_monitor", context=context, use_global_arguments=False)
         self._recording = recording
+        self._listens_to_images = False
         for message_type, topic, callback, qos in (
             # The executor looks at what has arrived in this order: what explains a message comes before it.
             (String, "segment", self._on_segment, _LATCHED),
             (Image, "ground_truth", self._on_truth, _EVERY_MESSAGE),
-            (Image, "image", self._on_image, _EVERY_MESSAGE),
-            (String, f"{PERCEPTION}/labels", self._on_labels, _LATCHED),
             (DiagnosticArray, f"{PERCEPTION}/adapter_weights", self._on_mix, _LATCHED),
             (Image, f"{PERCEPTION}/mask", self._on_mask, _EVERY_MESSAGE),
+            (String, f"{PERCEPTION}/labels", self._on_labels, _LATCHED),
             (DiagnosticArray, "/diagnostics", self._on_diagnostics, _EVERY_MESSAGE),
         ):
             self.create_subscription(message_type, topic, callback, qos)
@@ -77,6 +81,9 @@ class DemoMonitor(Node):
     def _on_labels(self, message: String) -> None:
         classes = json.loads(message.data)["classes"]
         self._recording.class_names = tuple(item["name"] for item in sorted(classes, key=lambda item: item["id"]))
+        if not self._listens_to_images:
+            self._listens_to_images = True
+            self.create_subscription(Image, "image", self._on_image, _EVERY_MESSAGE)
 
     def _on_mix(self, message: DiagnosticArray) -> None:
         self._recording.add_mix(mix_event(message, time.monotonic()))

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
@@ -23,6 +24,12 @@ def status(name: str, level: bytes, message: str, **values: int) -> DiagnosticSt
     return DiagnosticStatus(name=name, level=level, message=message, values=pairs)
 
 
+def wait_for_subscriptions(*publishers: Publisher) -> None:
+    end = time.monotonic() + 20
+    while min(publisher.get_subscription_count() for publisher in publishers) == 0 and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def main() -> None:
     rclpy.init()
     node = rclpy.create_node("published_drive")
@@ -33,12 +40,11 @@ def main() -> None:
     labels = node.create_publisher(String, "perception/labels", LATCHED)
     weights = node.create_publisher(DiagnosticArray, "perception/adapter_weights", LATCHED)
     diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-    publishers = (image, truth, mask, segment, labels, weights, diagnostics)
-    end = time.monotonic() + 20
-    while min(publisher.get_subscription_count() for publisher in publishers) == 0 and time.monotonic() < end:
-        time.sleep(0.05)
-
+    wait_for_subscriptions(truth, mask, segment, labels, weights, diagnostics)
+    time.sleep(0.5)
+    assert image.get_subscription_count() == 0, "the drive would start before masks can be heard"
     labels.publish(String(data=labels_json(("road", "car"), 0)))
+    wait_for_subscriptions(image)
     mix = AdapterMix(names=("night",), weights=np.array([0.75]), distances=np.array([0.2]), base_weight=0.25)
     generation = Generation(
         number=3, mix=mix, class_names=("road", "car"), vocabulary_version=0, scene_stamp_ns=START_NS, reason="drift"

@@ -44,7 +44,8 @@ def recording(tmp_path_factory):
                 process = subprocess.Popen([sys.executable, str(NODES)], env=environment)
                 complete = wait_for(lambda: len(store.stamps("image", "truth", "mask")) == 4 and heard.drive_ended)
                 monitor.check()
-                process.wait(20)
+                status = process.wait(20)
+            assert status == 0
             assert complete, "not everything that was published arrived"
             yield heard
     finally:
