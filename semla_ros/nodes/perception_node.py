@@ -236,7 +236,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         """What an error says; one that nobody expected is named by its type and logged with its traceback."""
         if isinstance(error, SemlaError):
             return str(error)
-        self._log_handler.handle(_exception_record(error))
+        if self.context.ok():  # else the process was told to end meanwhile, and this comes of that
+            self._log_handler.handle(_exception_record(error))
         return f"{type(error).__name__}: {error}"
 
     # Lifecycle
@@ -665,7 +666,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         try:
             reports = self._reports()
         except Exception as error:  # a model that is being released meanwhile; the next report is a second away
-            self.get_logger().warning(f"no diagnostics: {self._reason(error)}", throttle_duration_sec=5.0)
+            if self.context.ok():
+                self.get_logger().warning(f"no diagnostics: {self._reason(error)}", throttle_duration_sec=5.0)
             return
         self._diagnostics.publish(
             messages.diagnostic_message(reports, self.get_clock().now().to_msg(), self._hardware_id)
