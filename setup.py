@@ -42,7 +42,7 @@ setup(
     entry_points={
         "console_scripts": [
             "perception = semla_ros.nodes.perception_node:main",
-            "scene_camera = semla_ros.nodes.scene_camera_node:main",
+            "scene_camera = semla_ros.lab.demo.scene_camera_node:main",
             "semla = semla_ros.cli:main",
         ],
     },

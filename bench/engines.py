@@ -14,7 +14,8 @@ import torch
 from bench.random_world import Size, random_encoder, random_image
 from bench.threads import torch_threads
 from bench.timing import time_alternating
-from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.adaptation.retrieval import Retriever
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import RetrievalConfig
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.choice import cpu_runtimes
@@ -23,11 +24,10 @@ from semla_ros.engines.components import FixedComponent, fixed_components
 from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.gates import largest_deviation, parity_problem, smallest_cosine
 from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.lab.world import CITIES, Conditions, render
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.resources import find_model, shipped_library
 from semla_ros.results import ImageArray
-from semla_ros.retrieval import Retriever
-from semla_ros.scene_embedding import SceneEncoder
-from semla_ros.scenes import CITIES, Conditions, render
 
 SHIPPED = "semla-tiny"
 WEATHERS = tuple(

@@ -22,17 +22,17 @@ from bench.published_loop import PublishedLoop
 from bench.random_world import ADAPTERS, Size, class_list, random_image, random_parts
 from bench.threads import thread_counts, torch_threads
 from bench.timing import Timing, time_runs
+from semla_ros.adaptation.retrieval import Retriever
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import InferenceConfig, RetrievalConfig
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.torch_engine import TorchEngine, choose_threads
 from semla_ros.errors import SemlaError
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame
-from semla_ros.retrieval import Retriever
-from semla_ros.scene_embedding import SceneEncoder
 from semla_ros.segmentation.inference import InferenceMode, segment_probabilities
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.stopwatch import Stopwatch
+from semla_ros.timing import Stopwatch
 
 CLASSES = 19
 CLASS_COUNTS = (11, 19, 65, 150)

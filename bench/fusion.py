@@ -17,8 +17,8 @@ from bench.published_loop import PublishedLoop
 from bench.random_world import ADAPTERS, Size, random_model, random_tokens, write_random_library
 from bench.threads import thread_counts, torch_threads
 from bench.timing import time_alternating, time_runs
-from semla_ros.adapter_library import AdapterLibrary
-from semla_ros.fusion import Fuser
+from semla_ros.adaptation.fusion import Fuser
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature, lora_targets

@@ -8,9 +8,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from semla_ros.evaluation.miou import confusion_matrix, iou_per_class
-from semla_ros.scenes.classes import CLASS_NAMES
-from semla_ros.scenes.world import SOURCE, split_seed
+from semla_ros.lab.evaluation.miou import confusion_matrix, iou_per_class
+from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.lab.world.domains import SOURCE, split_seed
 
 SCENES = 40
 WIDTH, HEIGHT = 256, 192

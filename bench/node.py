@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.demo.isolation import free_domain, isolated_environment
-from semla_ros.demo.processes import Children
 from semla_ros.errors import SemlaError
+from semla_ros.lab.isolation import free_domain, isolated_environment
+from semla_ros.lab.processes import Children
+from semla_ros.lab.world import demo_drive
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame
-from semla_ros.scenes import demo_drive
 
 IN_FLIGHT = 2  # one in the model, one waiting: the node never runs dry
 TURNS = 4  # of each kind, so that whatever else the machine does meets both alike

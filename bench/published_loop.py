@@ -17,7 +17,7 @@ from torch import Tensor
 
 from semla_ros.results import AdapterMix, FloatArray
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.stopwatch import Stopwatch
+from semla_ros.timing import Stopwatch
 from semla_ros.torchvision_compat import import_peft
 
 FUSED = "fused"

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.config import DriftConfig, InferenceConfig
 from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline_parts import PipelineParts
-from semla_ros.scene_embedding import SceneEncoder
-from semla_ros.scene_image import ScenePreprocessing
 from semla_ros.segmentation.clip import ClipConfig
 from semla_ros.segmentation.cost_aggregation import AggregatorConfig
 from semla_ros.segmentation.model import CatSeg, CatSegConfig

@@ -17,12 +17,12 @@ from torch import nn
 
 from bench.random_world import Size, random_image, random_parts
 from bench.timing import time_runs
+from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.config import InferenceConfig
 from semla_ros.pipeline import PerceptionPipeline
-from semla_ros.process_memory import peak_resident_bytes
 from semla_ros.resources import share_folder
 from semla_ros.results import Frame
-from semla_ros.retrieval import Retriever
+from semla_ros.serving.process_memory import peak_resident_bytes
 
 RETRIEVALS = 200
 

@@ -21,10 +21,10 @@ import psutil
 from bench.soak_client import IN_FLIGHT, SoakClient
 from bench.soak_images import FAULTS, broken, make_pictures
 from bench.soak_library import ChangingLibrary
-from semla_ros.demo.isolation import free_domain, isolated_environment
-from semla_ros.demo.processes import Child, Children
+from semla_ros.lab.isolation import free_domain, isolated_environment
+from semla_ros.lab.processes import Child, Children
+from semla_ros.lab.world import SYNONYMS
 from semla_ros.resources import shipped_library
-from semla_ros.scenes import SYNONYMS
 
 BROKEN_SHARE = 0.1
 CHANGE_EVERY_S = 1.0

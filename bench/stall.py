@@ -12,10 +12,10 @@ import torch
 from bench.random_world import Size, random_parts
 from bench.timing import Timing
 from semla_ros.config import DriftConfig, InferenceConfig, SemlaConfig
+from semla_ros.lab.world import demo_drive
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.pipeline_status import LatencySummary
 from semla_ros.results import Frame, Generation
-from semla_ros.scenes import demo_drive
 
 SHIPPED = "semla-tiny"
 SCENES = 9  # one for each weather of the drive

@@ -13,9 +13,9 @@ from diagnostic_msgs.msg import DiagnosticArray
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-from semla_ros.nodes.malloc_tuning import keep_large_blocks
 from semla_ros.nodes.messages import image_message, to_stamp
 from semla_ros.nodes.outputs import IMAGE_QOS, SENSOR_QOS
+from semla_ros.serving.memory import keep_large_blocks
 
 START_S, QUIET_S = 60.0, 3.0
 WARM_UP = 10  # images before the count

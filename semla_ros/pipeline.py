@@ -17,21 +17,21 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from semla_ros.adapter_library import AdapterLibrary
-from semla_ros.background import NewestWins
+from semla_ros.adaptation.background import NewestWins
+from semla_ros.adaptation.drift_gate import JUMP_BACK_NS, DriftGate
+from semla_ros.adaptation.fusion import Fuser, PreparedModel
+from semla_ros.adaptation.retrieval import Retriever
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.adaptation.swap_gate import SwapGate
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
-from semla_ros.drift_gate import JUMP_BACK_NS, DriftGate
 from semla_ros.engines.base import Engine, EngineOutput
 from semla_ros.errors import AdapterError, SemlaError
-from semla_ros.fusion import Fuser, PreparedModel
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.pipeline_status import PipelineStatus, Tally
 from semla_ros.results import AdaptationStep, AdapterMix, FloatArray, Frame, Generation, Segmentation
-from semla_ros.retrieval import Retriever
-from semla_ros.scene_embedding import SceneEncoder
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.stopwatch import Stopwatch
-from semla_ros.swap_gate import SwapGate
+from semla_ros.timing import Stopwatch
 
 logger = logging.getLogger(__name__)
 

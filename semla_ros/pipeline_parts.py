@@ -9,16 +9,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.choice import choose_engine
 from semla_ros.engines.torch_engine import choose_device
 from semla_ros.errors import LibraryError, VocabularyError
-from semla_ros.library_manifest import LibraryManifest, read_manifest
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.manifest import LibraryManifest, read_manifest
 from semla_ros.resources import find_model, shipped_library
-from semla_ros.scene_embedding import SceneEncoder
-from semla_ros.scene_encoder_files import ENCODER_FILE
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_parts import CLASSES, FakeEncoder, PipelineFactory, write_library, write_model
 
-from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.config import CompatConfig, DriftConfig, InferenceConfig, RetrievalConfig
 from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.pipeline_parts import PipelineParts
 from semla_ros.segmentation.checkpoint import load_model

@@ -13,14 +13,15 @@ ROS_PACKAGES = {
     "launch_ros", "lifecycle_msgs", "message_filters", "rcl_interfaces", "rclpy", "rosbag2_py", "rosgraph_msgs",
     "sensor_msgs", "std_msgs", "std_srvs", "vision_msgs",
 }  # fmt: skip
-# What the replay shares with the node so that both do the same: two modules without ROS, imported at module level.
-SHARED_WITH_THE_NODE = {
-    "evaluation/replay_output.py": {"semla_ros.nodes.diagnostics"},
-    "evaluation/replay_variants.py": {"semla_ros.nodes.model_bank"},
-}
-# Where a command meets ROS on purpose: imported in a function, only when it is asked for.
-MEETS_ROS_LATE = {"commands/replay.py", "commands/status.py", "commands/view.py", "demo/run.py"}
-CORE_MODULES = sorted(path for path in PACKAGE.rglob("*.py") if PACKAGE / "nodes" not in path.parents)
+# Where a command or the lab meets ROS on purpose: imported in a function, only when it is asked for.
+MEETS_ROS_LATE = {"commands/replay.py", "commands/status.py", "commands/view.py", "lab/demo/run.py"}
+# Nodes that stand in the lab; nothing imports them but the commands above, late, and each other.
+NODES_OF_THE_LAB = {"lab/demo/demo_monitor.py", "lab/demo/scene_camera_node.py", "lab/replay/through_node.py"}
+CORE_MODULES = sorted(
+    path
+    for path in PACKAGE.rglob("*.py")
+    if PACKAGE / "nodes" not in path.parents and str(path.relative_to(PACKAGE)) not in NODES_OF_THE_LAB
+)
 
 
 def imported_packages(source: str) -> set[str]:
@@ -51,7 +52,8 @@ def node_modules(source: str, *, at_module_level: bool) -> set[str]:
             pending += node.orelse
             continue
         pending += ast.iter_child_nodes(node)
-    return {name for name in names if f"{name}.".startswith("semla_ros.nodes.")}
+    nodes_of_the_lab = {f"semla_ros.{path[:-3].replace('/', '.')}" for path in NODES_OF_THE_LAB}
+    return {name for name in names if f"{name}.".startswith("semla_ros.nodes.") or name in nodes_of_the_lab}
 
 
 def test_the_check_finds_an_import_of_the_nodes() -> None:
@@ -65,9 +67,8 @@ def test_the_check_finds_an_import_of_the_nodes() -> None:
 @pytest.mark.parametrize("module", CORE_MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_core_module_imports_the_nodes_only_where_it_is_listed(module: Path) -> None:
     name, source = str(module.relative_to(PACKAGE)), module.read_text(encoding="utf-8")
-    assert node_modules(source, at_module_level=True) == SHARED_WITH_THE_NODE.get(name, set())
-    if name not in SHARED_WITH_THE_NODE:
-        assert bool(node_modules(source, at_module_level=False)) == (name in MEETS_ROS_LATE)
+    assert node_modules(source, at_module_level=True) == set()
+    assert bool(node_modules(source, at_module_level=False)) == (name in MEETS_ROS_LATE)
 
 
 def test_the_check_finds_an_import_of_ros() -> None:

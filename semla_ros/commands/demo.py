@@ -21,8 +21,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from semla_ros.demo.run import DemoOutcome, run_demo
-from semla_ros.demo.settings import DemoSettings, parse_size
+from semla_ros.lab.demo.run import DemoOutcome, run_demo
+from semla_ros.lab.demo.settings import DemoSettings, parse_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

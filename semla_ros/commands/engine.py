@@ -32,8 +32,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import InferenceConfig
-from semla_ros.engines.build import provision
 from semla_ros.engines.cache import CacheEntry, EngineCache
 from semla_ros.engines.choice import cpu_runtimes
 from semla_ros.engines.component_engine import ComponentEngine
@@ -43,16 +44,15 @@ from semla_ros.engines.fastest_engine import FastestEngine, Runtime
 from semla_ros.engines.gates import parity_problem
 from semla_ros.engines.onnx_engine import OnnxRuntime, servable
 from semla_ros.engines.openvino_engine import OpenVinoRuntime
-from semla_ros.engines.tensorrt_build import load_tensorrt
-from semla_ros.engines.tensorrt_engine import TensorRtEngine
-from semla_ros.engines.tensorrt_runtime import TensorRtToolkit
+from semla_ros.engines.tensorrt.build import provision
+from semla_ros.engines.tensorrt.builder import load_tensorrt
+from semla_ros.engines.tensorrt.engine import TensorRtEngine
+from semla_ros.engines.tensorrt.runtime import TensorRtToolkit
 from semla_ros.engines.torch_engine import TorchEngine, street_scenes
 from semla_ros.errors import ConfigError, EngineError
 from semla_ros.pipeline_parts import PUBLISHED_ENCODER
 from semla_ros.resources import find_model
 from semla_ros.results import ImageArray
-from semla_ros.scene_embedding import SceneEncoder
-from semla_ros.scene_encoder_files import ENCODER_FILE
 from semla_ros.segmentation.checkpoint import load_model
 
 PROBE_CLASSES = ("road", "building", "sky", "car")  # for models without a class list of their own

@@ -29,11 +29,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
-from semla_ros.evaluation.benchmarks import Benchmark, DiskBenchmark, WorldBenchmark
-from semla_ros.evaluation.datasets import class_names
-from semla_ros.evaluation.protocol import Plan, Subject, SubjectSpec
-from semla_ros.evaluation.protocol import run as run_plan
-from semla_ros.evaluation.variants import VARIANTS, Variant, choose_variants
+from semla_ros.lab.evaluation.datasets import class_names
+from semla_ros.lab.evaluation.protocol import Plan, Subject, SubjectSpec
+from semla_ros.lab.evaluation.protocol import run as run_plan
+from semla_ros.lab.evaluation.sources import Benchmark, DiskBenchmark, WorldBenchmark
+from semla_ros.lab.evaluation.variants import VARIANTS, Variant, choose_variants
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def default_workers(device: str) -> int:
 
 def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
     """The model under test as the options describe it."""
-    from semla_ros.evaluation.subject import PipelineSpec
+    from semla_ros.lab.evaluation.subject import PipelineSpec
 
     view: Any = arguments.inference or ("sliding" if arguments.benchmark == "semla20" else "whole")
     overrides = {
@@ -203,9 +203,9 @@ def make_plan(
 def _run_protocol(
     arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec, subject: Subject, workers: int
 ) -> int:
-    from semla_ros.evaluation.goals import check_goals
-    from semla_ros.evaluation.report import Scenery, markdown_table, terminal_tables, write_html
-    from semla_ros.evaluation.summary import Evaluation, as_json
+    from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
+    from semla_ros.lab.evaluation.goals import check_goals
+    from semla_ros.lab.report.evaluation_page import Scenery, markdown_table, terminal_tables, write_html
 
     images = DEFAULT_IMAGES["evaluate"] if arguments.images is None else arguments.images
     plan = make_plan(
@@ -241,7 +241,7 @@ def _run_protocol(
 
 
 def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    from semla_ros.evaluation.card_figures import write_figures
+    from semla_ros.lab.evaluation.card_figures import write_figures
     from semla_ros.resources import find_model, shipped_library
 
     model = find_model(arguments.model, arguments.model_dir)
@@ -254,9 +254,9 @@ def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> N
 def _run_sweep(
     arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec, subject: Subject, workers: int
 ) -> int:
-    from semla_ros.evaluation.report import write_sweep_html
-    from semla_ros.evaluation.summary import Evaluation
-    from semla_ros.evaluation.sweep import Grid, sweep_json, sweep_table, sweep_variants
+    from semla_ros.lab.evaluation.aggregate import Evaluation
+    from semla_ros.lab.evaluation.sweep import Grid, sweep_json, sweep_table, sweep_variants
+    from semla_ros.lab.report.evaluation_page import write_sweep_html
 
     grid = Grid(
         temperatures=arguments.temperatures,
@@ -287,10 +287,10 @@ def _run_sweep(
 
 
 def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
-    from semla_ros.evaluation.drive_protocol import drive_settings, drive_table, follow_drive, render_drive
-    from semla_ros.evaluation.subject import PipelineSpec
-    from semla_ros.scenes.classes import CLASS_NAMES
-    from semla_ros.scenes.drive import demo_drive
+    from semla_ros.lab.evaluation.drive_protocol import drive_settings, drive_table, follow_drive, render_drive
+    from semla_ros.lab.evaluation.subject import PipelineSpec
+    from semla_ros.lab.world.classes import CLASS_NAMES
+    from semla_ros.lab.world.drive import demo_drive
 
     if not isinstance(spec, PipelineSpec):
         raise ConfigError("'--drive' follows a drive with the whole pipeline; it takes no other subject")

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from semla_ros.errors import ConfigError, SemlaError
-from semla_ros.fetching import PUBLISHED, FetchedFile, PublishedItem, fetch, published_item, unpack_library
-from semla_ros.library_import import import_library
-from semla_ros.library_manifest import ModelReference
+from semla_ros.library.fetching import PUBLISHED, FetchedFile, PublishedItem, fetch, published_item, unpack_library
+from semla_ros.library.importing import import_library
+from semla_ros.library.manifest import ModelReference
 from semla_ros.resources import share_folder
 
 ENCODER_ID = "ViT-L-14/openai"  # made the published centroids

@@ -25,14 +25,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.adapter_files import Signature
-from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import ConfigError, LibraryError
-from semla_ros.library_import import add_adapter, check_library, import_library
-from semla_ros.library_index import index_adapter
-from semla_ros.library_manifest import ModelReference
+from semla_ros.lab.training.library_index import index_adapter
+from semla_ros.library.adapter_files import Signature
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.importing import add_adapter, check_library, import_library
+from semla_ros.library.manifest import ModelReference
 from semla_ros.resources import find_model, shipped_library
-from semla_ros.scene_embedding import SceneEncoder
 
 DEFAULT_MODEL = "semla-tiny"
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from semla_ros.errors import ConfigError
-from semla_ros.evaluation.demo_bag import DemoBagOptions, record_demo_bag
-from semla_ros.scenes.cities import CITIES
+from semla_ros.lab.demo.demo_bag import DemoBagOptions, record_demo_bag
+from semla_ros.lab.world.cities import CITIES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

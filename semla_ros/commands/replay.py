@@ -35,12 +35,12 @@ from rich.table import Table
 
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
-from semla_ros.evaluation.label_map import read_label_map
-from semla_ros.evaluation.replay import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions
-from semla_ros.evaluation.replay_frames import FrameOptions
-from semla_ros.evaluation.replay_many import TaskResult, find_bags, make_tasks, merge, run_tasks
-from semla_ros.evaluation.replay_many_report import write_many_report
-from semla_ros.evaluation.replay_variants import parse_variants
+from semla_ros.lab.bags.frames import FrameOptions
+from semla_ros.lab.bags.label_map import read_label_map
+from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, run_tasks
+from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions
+from semla_ros.lab.replay.runners import parse_variants
+from semla_ros.lab.report.many_page import write_many_report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -190,7 +190,7 @@ def _run_one(arguments: argparse.Namespace, bag: Path, options: ReplayOptions) -
 
 def _node_runner(options: ReplayOptions, out: Path) -> Any:
     try:
-        from semla_ros.nodes.replay_through_node import make_runner
+        from semla_ros.lab.replay.through_node import make_runner
     except ImportError as error:
         raise ConfigError(f"--through-node needs ROS 2 (rclpy): {error}") from None
     return make_runner(options, out)

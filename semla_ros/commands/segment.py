@@ -28,13 +28,13 @@ from rich.table import Table
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import ConfigError, ImageError, SemlaError
-from semla_ros.evaluation.pictures import overlay
-from semla_ros.label_colours import palette_of
+from semla_ros.lab.report.pictures import overlay
+from semla_ros.labels import palette_of
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import AdapterMix, Frame, ImageArray, Segmentation
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary
-from semla_ros.stopwatch import Stopwatch
+from semla_ros.timing import Stopwatch
 
 SIZES = {"catseg-b": CatSegConfig.catseg_b, "catseg-l": CatSegConfig.catseg_l}
 STREET_CLASSES = (  # the vocabulary of the common street data sets

@@ -26,7 +26,7 @@ from rich.text import Text
 from semla_ros.errors import ConfigError
 
 if TYPE_CHECKING:
-    from semla_ros.nodes.diagnostics import Report
+    from semla_ros.serving.health import Report
 
 _COLOURS = {"OK": "green", "WARN": "yellow", "ERROR": "red", "STALE": "magenta"}
 _SPREAD = re.compile(r"(?P<what>.+) (?P<part>p50|p95|max) \((?P<unit>.+)\)")

@@ -17,19 +17,15 @@ from pathlib import Path
 
 import torch
 
-from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.errors import ConfigError
-from semla_ros.evaluation.label_map import read_label_map
-from semla_ros.evaluation.replay_frames import FrameOptions
-from semla_ros.resources import find_model, share_folder
-from semla_ros.scene_embedding import SceneEncoder
-from semla_ros.scene_encoder_files import ENCODER_FILE
-from semla_ros.segmentation.checkpoint import LoadedModel, load_model
-from semla_ros.segmentation.targets import lora_signature
-from semla_ros.training.adapter_training import AdapterTrainingConfig, published_adapter_training, train_adapter
-from semla_ros.training.bag_samples import BagSamples, Stretch, bag_class_names, read_worklist
-from semla_ros.training.progress import progress_bar
-from semla_ros.training.recipe import (
+from semla_ros.lab.bags.frames import FrameOptions
+from semla_ros.lab.bags.label_map import read_label_map
+from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, published_adapter_training, train_adapter
+from semla_ros.lab.training.bag_samples import BagSamples, Stretch, bag_class_names, read_worklist
+from semla_ros.lab.training.progress import progress_bar
+from semla_ros.lab.training.recipe import (
     Recipe,
     TrainingFolders,
     render_training_images,
@@ -37,7 +33,11 @@ from semla_ros.training.recipe import (
     train_clip_stage,
     train_segmenter_stage,
 )
-from semla_ros.training.samples import FolderSamples, SampleSource
+from semla_ros.lab.training.samples import FolderSamples, SampleSource
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.resources import find_model, share_folder
+from semla_ros.segmentation.checkpoint import LoadedModel, load_model
+from semla_ros.segmentation.targets import lora_signature
 
 PUBLISHED_ENCODER = "ViT-L-14/openai"
 

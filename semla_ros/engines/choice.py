@@ -8,21 +8,21 @@ from collections.abc import Callable
 
 import torch
 
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.bf16_encoder import Bf16Runtime, has_bf16
-from semla_ros.engines.build import Toolkit, plan_key
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.components import fixed_components
 from semla_ros.engines.export import export_key
 from semla_ros.engines.fastest_engine import FastestEngine, Runtime
 from semla_ros.engines.onnx_engine import OnnxEngine, OnnxRuntime, servable
 from semla_ros.engines.openvino_engine import OpenVinoRuntime
-from semla_ros.engines.tensorrt_engine import TensorRtEngine
-from semla_ros.engines.tensorrt_runtime import TensorRtToolkit
+from semla_ros.engines.tensorrt.build import Toolkit, plan_key
+from semla_ros.engines.tensorrt.engine import TensorRtEngine
+from semla_ros.engines.tensorrt.runtime import TensorRtToolkit
 from semla_ros.engines.torch_engine import TorchEngine, street_scenes
 from semla_ros.errors import EngineError
-from semla_ros.scene_embedding import SceneEncoder
 from semla_ros.segmentation.model import CatSeg
 
 logger = logging.getLogger(__name__)

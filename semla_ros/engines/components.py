@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from semla_ros.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.segmentation.cost_aggregation import CostAggregator
 from semla_ros.segmentation.model import CatSeg
 

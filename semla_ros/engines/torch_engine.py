@@ -29,7 +29,7 @@ from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
 from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.stopwatch import Stopwatch
+from semla_ros.timing import Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ def _fast_precision(device: torch.device) -> str:
 
 def street_scenes(model: CatSeg) -> list[ImageArray]:
     """Probe images at the model's resolution: day, night, fog and rain."""
-    from semla_ros.scenes import SOURCE_CITIES, Conditions, render
+    from semla_ros.lab.world import SOURCE_CITIES, Conditions, render
 
     height, width = model.config.working_resolution
     weathers = (Conditions(), Conditions(night=0.9), Conditions(fog=0.8), Conditions(rain=0.8))

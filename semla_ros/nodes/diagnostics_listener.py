@@ -10,7 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 
-from semla_ros.nodes.diagnostics import Level, Report
+from semla_ros.serving.health import Level, Report
 
 
 def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, Report]]:

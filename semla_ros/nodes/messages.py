@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from semla_ros.nodes.diagnostics import Report
 from semla_ros.results import Frame, Generation
+from semla_ros.serving.health import Report
 
 _ENCODING_OF = {("uint8", 2): "mono8", ("uint16", 2): "mono16", ("uint8", 3): "rgb8"}
 _PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # id masks shrink well at the fastest setting

@@ -17,7 +17,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
 
-from semla_ros.label_colours import labels_json, overlay, palette_of
+from semla_ros.labels import labels_json, overlay, palette_of
 from semla_ros.nodes import messages
 from semla_ros.results import Frame, Generation, Segmentation
 

@@ -37,21 +37,21 @@ from std_srvs.srv import SetBool, Trigger
 
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import ConfigError, ImageError, SemlaError
-from semla_ros.nodes import camera_statistics as drops
 from semla_ros.nodes import messages
 from semla_ros.nodes.aside import Aside
-from semla_ros.nodes.camera_slots import CameraSlots
-from semla_ros.nodes.camera_statistics import CameraStatistics
 from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use
-from semla_ros.nodes.diagnostics import NodeState, Report, adaptation_report, camera_report, node_report
-from semla_ros.nodes.library_watch import LibraryWatch
-from semla_ros.nodes.malloc_tuning import give_back_free_blocks, keep_large_blocks
-from semla_ros.nodes.model_bank import Load, ModelBank, device_of, load_pipeline
 from semla_ros.nodes.outputs import SENSOR_QOS, CameraOutputs, ModelOutputs, overridable
-from semla_ros.nodes.parameters import QOS_PREFIX, SPECS, Settings, unknown_parameters
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.nodes.silence import why_silent
 from semla_ros.results import Frame, Segmentation
+from semla_ros.serving import camera_statistics as drops
+from semla_ros.serving.camera_slots import CameraSlots
+from semla_ros.serving.camera_statistics import CameraStatistics
+from semla_ros.serving.health import NodeState, Report, adaptation_report, camera_report, node_report
+from semla_ros.serving.library_watch import LibraryWatch
+from semla_ros.serving.memory import give_back_free_blocks, keep_large_blocks
+from semla_ros.serving.model_bank import Load, ModelBank, device_of, load_pipeline
+from semla_ros.serving.parameters import QOS_PREFIX, SPECS, Settings, unknown_parameters
 
 JUMP_BACK_NS = 500_000_000  # cameras may deliver a little out of order; farther back, a recording has started over
 SUCCESS, FAILURE, ERROR = (

@@ -17,8 +17,8 @@ from bench.soak_images import FAULTS, Picture, broken, encode, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ImageError
 from semla_ros.image_codec import ENCODINGS, decode
+from semla_ros.lab.world import demo_drive
 from semla_ros.resources import shipped_library
-from semla_ros.scenes import demo_drive
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,19 +1,16 @@
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "evaluation"))
 from toy_world import ADAPTED, ToyBenchmark, ToySpec
 
 from semla_ros.cli import main
 from semla_ros.commands import evaluate
 from semla_ros.errors import ConfigError, DatasetError
-from semla_ros.evaluation.variants import choose_variants
+from semla_ros.lab.evaluation.variants import choose_variants
 
 
 def parse(*options: str) -> argparse.Namespace:

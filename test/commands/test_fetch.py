@@ -19,12 +19,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from semla_ros import fetching
-from semla_ros.adapter_library import AdapterLibrary
 from semla_ros.cli import main
 from semla_ros.errors import FetchError
-from semla_ros.fetching import PUBLISHED, PublishedItem, fetch, unpack_library
-from semla_ros.library_manifest import file_sha256, read_manifest
+from semla_ros.library import fetching
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.fetching import PUBLISHED, PublishedItem, fetch, unpack_library
+from semla_ros.library.manifest import file_sha256, read_manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE, ADAPTERS = PUBLISHED["catseg-l"], PUBLISHED["semla-adapters"]

@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.adaptation.retrieval import Retriever
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.cli import main
 from semla_ros.errors import DatasetError
-from semla_ros.library_import import add_adapter
-from semla_ros.library_index import index_adapter, order_independent_centroid
-from semla_ros.library_manifest import LibraryManifest, ModelReference, read_manifest, write_manifest
-from semla_ros.retrieval import Retriever
-from semla_ros.scene_embedding import SceneEncoder
-from semla_ros.scene_image import ScenePreprocessing
+from semla_ros.lab.training.library_index import index_adapter, order_independent_centroid
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.importing import add_adapter
+from semla_ros.library.manifest import LibraryManifest, ModelReference, read_manifest, write_manifest
 
 DIM = 6
 NAMES = ("fog", "night", "snow")
@@ -430,7 +430,7 @@ def test_add_leaves_no_trace_where_the_manifest_cannot_be_written(
     write_adapter(target / "rain")
     write_manifest(target, LibraryManifest())
     before = state_of(target)
-    monkeypatch.setattr("semla_ros.library_import.write_manifest", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("semla_ros.library.importing.write_manifest", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         add_adapter(target, library / "fog")
     assert state_of(target) == before

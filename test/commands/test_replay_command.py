@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from semla_ros.cli import main
-from semla_ros.evaluation.demo_bag import DemoBagOptions, record_demo_bag
-from semla_ros.evaluation.rosbag_reader import BagReader
+from semla_ros.lab.bags.reader import BagReader
+from semla_ros.lab.demo.demo_bag import DemoBagOptions, record_demo_bag
 
 
 @pytest.fixture(scope="module")

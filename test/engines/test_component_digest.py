@@ -7,9 +7,10 @@ from fake_tensorrt import FakeToolkit
 from tiny_parts import EMBEDDING_DIM
 from torch import Tensor, nn
 
-from semla_ros.engines import build, export
-from semla_ros.engines.build import plan_key
+from semla_ros.engines import export
 from semla_ros.engines.components import DECODER, FixedComponent, segmenter
+from semla_ros.engines.tensorrt import build
+from semla_ros.engines.tensorrt.build import plan_key
 
 
 class Windows(nn.Module):

@@ -4,12 +4,12 @@ import torch
 from fake_tensorrt import FakeToolkit
 
 from semla_ros.config import InferenceConfig
-from semla_ros.engines.build import provision
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.choice import choose_engine, cpu_runtimes
 from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.onnx_engine import OnnxEngine
-from semla_ros.engines.tensorrt_engine import TensorRtEngine
+from semla_ros.engines.tensorrt.build import provision
+from semla_ros.engines.tensorrt.engine import TensorRtEngine
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import EngineError
 
@@ -81,7 +81,7 @@ def test_tensorrt_that_was_asked_for_and_is_missing_is_an_error(world, tmp_path)
 def test_tensorrt_takes_the_segmenter_too_only_where_that_is_switched_on(world, tmp_path, monkeypatch) -> None:
     toolkit = FakeToolkit(world.components)
     cache = EngineCache(tmp_path)
-    monkeypatch.setattr("semla_ros.engines.build.exported", lambda *_: tmp_path / "graph.onnx")
+    monkeypatch.setattr("semla_ros.engines.tensorrt.build.exported", lambda *_: tmp_path / "graph.onnx")
     (tmp_path / "graph.onnx").write_text("graph")
     provision(world.components, toolkit, cache)
     for switch, wanted in (("0", None), ("1", world.model)):

@@ -1,13 +1,10 @@
 """The whole segmenter as one graph, which a refit engine is built from."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "segmentation"))
 from test_conv_stem import images_and_text as stem_images
 from test_conv_stem import stem_config
 from test_model import images_and_text, seeded_model, tiny_config

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from semla_ros.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semla_ros.adapter_library import AdapterLibrary
+from semla_ros.adaptation.published_retrieval import published_similarities, published_weights
+from semla_ros.adaptation.retrieval import Retriever, uniform_mix
 from semla_ros.config import CompatConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
-from semla_ros.published_retrieval import published_similarities, published_weights
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix
-from semla_ros.retrieval import Retriever, uniform_mix
 
 TOLERANCE = 1e-5  # distances are evaluated in float32
 NEAR_DISTANCE = 1e-3  # added to a centroid for the recorded overflow; its distance is checked against the recorded one

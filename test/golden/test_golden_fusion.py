@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from semla_ros.adapter_library import AdapterLibrary
-from semla_ros.fusion import Fuser
-from semla_ros.late_fusion import late_fused_probabilities
+from semla_ros.adaptation.fusion import Fuser
+from semla_ros.lab.evaluation.late_fusion import late_fused_probabilities
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.checkpoint import LoadedModel
 from semla_ros.segmentation.inference import segment_probabilities

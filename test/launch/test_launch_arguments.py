@@ -33,8 +33,8 @@ def test_perception_has_the_arguments_that_users_expect() -> None:
 
 
 def test_arguments_of_perception_are_parameters_of_the_node() -> None:
-    pytest.importorskip("semla_ros.nodes.parameters")
-    from semla_ros.nodes.parameters import SPECS
+    pytest.importorskip("semla_ros.serving.parameters")
+    from semla_ros.serving.parameters import SPECS
 
     assert set(arguments("perception")) - NOT_PARAMETERS <= set(SPECS)
 

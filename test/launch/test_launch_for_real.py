@@ -17,7 +17,7 @@ pytest.importorskip("launch_ros.actions", reason="launch_ros is not installed")
 from launch.launch_context import LaunchContext
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 
-from semla_ros.demo.isolation import free_domain, isolated_environment
+from semla_ros.lab.isolation import free_domain, isolated_environment
 
 CHECK = Path(__file__).parent / "perception_launch_check.py"
 

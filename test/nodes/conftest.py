@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # `graph` and `costless_node` are imported by name
-
 from graph import Graph, PerceptionClient, start_costless
 
 

@@ -16,14 +16,8 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from semla_ros.image_codec import decode, decode_compressed
-from semla_ros.label_colours import colour_of, labels_json, overlay, palette_of
-from semla_ros.nodes import camera_statistics as drops
+from semla_ros.labels import colour_of, labels_json, overlay, palette_of
 from semla_ros.nodes import perception_node
-from semla_ros.nodes.camera_slots import CameraSlots
-from semla_ros.nodes.camera_statistics import CameraSnapshot, CameraStatistics, Spread
-from semla_ros.nodes.diagnostics import Level, NodeState, camera_report, node_report
-from semla_ros.nodes.library_watch import LibraryWatch
-from semla_ros.nodes.malloc_tuning import keep_large_blocks
 from semla_ros.nodes.messages import (
     compressed_message,
     image_message,
@@ -32,8 +26,14 @@ from semla_ros.nodes.messages import (
     stamp_ns,
     to_stamp,
 )
-from semla_ros.nodes.parameters import DiagnosticsConfig
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
+from semla_ros.serving import camera_statistics as drops
+from semla_ros.serving.camera_slots import CameraSlots
+from semla_ros.serving.camera_statistics import CameraSnapshot, CameraStatistics, Spread
+from semla_ros.serving.health import Level, NodeState, camera_report, node_report
+from semla_ros.serving.library_watch import LibraryWatch
+from semla_ros.serving.memory import keep_large_blocks
+from semla_ros.serving.parameters import DiagnosticsConfig
 
 
 def test_the_newest_image_of_each_camera_is_served_in_turn() -> None:

@@ -19,7 +19,7 @@ from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
 from semla_ros.image_codec import decode_compressed
-from semla_ros.label_colours import colour_of
+from semla_ros.labels import colour_of
 from semla_ros.nodes.messages import stamp_ns, to_stamp
 
 

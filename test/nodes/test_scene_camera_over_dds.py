@@ -12,11 +12,11 @@ from std_msgs.msg import String
 
 from semla_ros.config import from_mapping
 from semla_ros.errors import ConfigError
+from semla_ros.lab.demo.scene_camera_node import SceneCameraConfig
+from semla_ros.lab.world import CLASS_NAMES, demo_drive
 from semla_ros.nodes.messages import stamp_ns
-from semla_ros.nodes.scene_camera_node import SceneCameraConfig
-from semla_ros.scenes import CLASS_NAMES, demo_drive
 
-MODULE = ("-m", "semla_ros.nodes.scene_camera_node")
+MODULE = ("-m", "semla_ros.lab.demo.scene_camera_node")
 
 
 def test_images_and_truth_come_in_pairs_at_the_rate_until_the_told_end(graph: Graph) -> None:

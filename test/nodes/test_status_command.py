@@ -10,7 +10,7 @@ from rich.console import Console
 
 from semla_ros.cli import main
 from semla_ros.commands.status import as_table, folded
-from semla_ros.nodes.diagnostics import Level, Report
+from semla_ros.serving.health import Level, Report
 
 
 def test_a_running_node_is_shown_with_its_level_and_values(

@@ -1,0 +1,1 @@
+"""From the scene to the weights: embedding, drift, retrieval, fusion."""

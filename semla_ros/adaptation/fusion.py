@@ -1,0 +1,240 @@
+"""Fuse a mix of LoRA adapters into the weights of the warm model, in two phases.
+
+*Prepare* writes `W = W0 + sum_i w_i * (alpha_i / r_i) * B_i A_i` into standby memory and encodes the class names with
+the fused text tower; the model in use is not touched. *Commit* puts both into use between two frames. Every fusion
+starts from the base weights, so nothing drifts, and a mix gives the same bits each time it comes back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from semla_ros.adaptation.weight_slabs import LayerStack, Scratch, WeightSlab
+from semla_ros.errors import AdapterError
+from semla_ros.results import AdapterMix
+from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.targets import lora_targets
+
+if TYPE_CHECKING:
+    from semla_ros.library.adapter_library import AdapterLibrary
+
+TEXT_TOWER = "sem_seg_head.predictor.clip_model.transformer."
+CLIP = "sem_seg_head.predictor.clip_model."
+CLIP_QKV = (".attn.q_proj", ".attn.k_proj", ".attn.v_proj")
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A generation that is ready to be put into use.
+
+    Attributes:
+        mix: What it is fused from.
+        text_features: Class embeddings of the fused text tower, shape (T, C), unit norm.
+        ticket: Which `prepare` made it; only the latest one can be committed.
+    """
+
+    mix: AdapterMix
+    text_features: Tensor
+    ticket: int
+
+
+class Fuser:
+    """Owns the adapted weights of a model: base values, the ones in use, and the ones being prepared.
+
+    Making one moves the adapted weights of `model` into slabs; the model stays usable as before. Not thread-safe: one
+    thread prepares, and commits while no forward pass runs.
+
+    Args:
+        model: The model to adapt; it must hold the base weights.
+        library: Where adapters of a mix are found.
+        token_ids: The vocabulary, see `set_tokens`.
+        memory: "double" keeps a standby copy of the adapted weights, so that a commit only swaps pointers; "single"
+            saves that memory and computes the fused weights within the commit.
+        inert_clip_qkv: Leave out the deltas on CLIP attention q/k/v, as the published forward pass does.
+        stale_class_embeddings: Keep the class embeddings of the first mix, as the published loop does.
+
+    Attributes:
+        in_use: What was committed last; None before the first commit, while the weights are the base weights.
+        slabs: The adapted weights, by shape.
+    """
+
+    def __init__(
+        self,
+        model: CatSeg,
+        library: AdapterLibrary,
+        token_ids: Tensor,
+        *,
+        memory: Literal["double", "single"] = "double",
+        inert_clip_qkv: bool = False,
+        stale_class_embeddings: bool = False,
+    ) -> None:
+        self._library = library
+        self._inert_clip_qkv = inert_clip_qkv
+        self._keeps_first_text = stale_class_embeddings
+        self._first_text: Tensor | None = None
+        paths = [path for path in lora_targets(model) if not (inert_clip_qkv and _is_clip_qkv(path))]
+        self._device = next(model.parameters()).device
+        self._shadow = _shadow_model(model, [path for path in paths if path.startswith(TEXT_TOWER)])
+        self.slabs = self._make_slabs(model, paths, is_double=memory == "double")
+        self._scratch = Scratch(self._device)
+        self._resident: dict[str, list[LayerStack | None]] = {}
+        self._stream = _background_stream(self._device)
+        self._ticket = 0
+        self._committed = 0
+        self.in_use: PreparedModel | None = None
+        self.set_tokens(token_ids)
+
+    def set_tokens(self, token_ids: Tensor) -> None:
+        """Change the vocabulary for the next `prepare`.
+
+        Args:
+            token_ids: One prompt per class, shape (T, L), int64; see `CatSeg.encode_text`.
+        """
+        self._token_ids = token_ids.to(self._device)
+        self._first_text = None
+
+    def set_library(self, library: AdapterLibrary) -> None:
+        """Use another library from now on; adapters that it lacks stay usable while the present mix holds them."""
+        self._library = library
+        for name in library.names:
+            self._resident.pop(name, None)
+
+    def prepare(self, mix: AdapterMix) -> PreparedModel:
+        """Compute a mix's weights and class embeddings beside the ones in use.
+
+        Args:
+            mix: Adapter names and weights; `base_weight` needs no arithmetic, it is what the weights lack to 1.
+
+        Returns:
+            What `commit` takes. It is void once `prepare` is called again.
+
+        Raises:
+            AdapterError: An adapter is missing or damaged, does not fit the model, or would make a weight overflow. The
+                model in use is unchanged.
+        """
+        self._ticket += 1
+        with torch.no_grad(), torch.cuda.stream(self._stream):
+            self.fuse_standby(mix)
+            text_features = self._encode_text(mix)
+        if self._stream is not None:
+            self._stream.synchronize()
+        return PreparedModel(mix, text_features, self._ticket)
+
+    def fuse_standby(self, mix: AdapterMix) -> None:
+        """The first half of `prepare`: write the weights of a mix into the slabs that have a standby copy."""
+        self._forget_all_but((*(self.in_use.mix.names if self.in_use else ()), *mix.names))
+        terms = self._terms(mix)
+        for slab, slab_terms in zip(self.slabs, terms, strict=True):
+            slab.check_finite(slab_terms)
+        for slab, slab_terms in zip(self.slabs, terms, strict=True):
+            if slab.standby is not slab.live:
+                slab.fuse(slab_terms, self._scratch)
+
+    def commit(self, prepared: PreparedModel) -> None:
+        """Put a prepared model's weights into use. No forward pass may run meanwhile."""
+        if prepared.ticket != self._ticket or prepared.ticket == self._committed:
+            raise ValueError(f"prepared model {prepared.ticket} is void, the latest is {self._ticket}")
+        with torch.no_grad():
+            self._fuse_in_place(prepared.mix)
+            for slab in self.slabs:
+                slab.swap()
+        if self._stream is not None:
+            torch.cuda.synchronize(self._device)
+        self._committed = prepared.ticket
+        self.in_use = prepared
+        self._forget_all_but(prepared.mix.names)
+
+    def revert(self, earlier: PreparedModel) -> None:
+        """Undo the last commit: fuse an earlier mix again. No forward pass may run meanwhile."""
+        self.commit(self.prepare(earlier.mix))
+        self.in_use = earlier
+
+    @property
+    def resident_adapters(self) -> tuple[str, ...]:
+        """Names of the adapters whose matrices are in memory."""
+        return tuple(self._resident)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all adapted weights: base, in use, standby."""
+        return sum(slab.num_bytes for slab in self.slabs)
+
+    def _make_slabs(self, model: nn.Module, paths: Iterable[str], *, is_double: bool) -> list[WeightSlab]:
+        groups: dict[tuple[object, ...], dict[str, nn.Module]] = defaultdict(dict)
+        for path in paths:
+            module = model.get_submodule(path)
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            groups[path.startswith(TEXT_TOWER), weight.flatten(1).shape, weight.dtype][path] = module
+        slabs = []
+        for (is_text, *_), modules in groups.items():
+            shadows = {path: self._shadow.get_submodule(path) for path in modules} if is_text else {}
+            # Class embeddings are made before the commit, so the text tower has a standby copy even under "single".
+            slabs.append(WeightSlab(modules, shadows, has_standby=is_double or bool(is_text)))
+        return slabs
+
+    def _terms(self, mix: AdapterMix) -> list[list[tuple[LayerStack, float]]]:
+        """For each slab the stacks of the mix with their weights, heaviest adapter first."""
+        pairs = zip(mix.names, mix.weights, strict=True)
+        weighted = [(self._stacks(name), float(weight)) for name, weight in pairs if weight]
+        return [
+            [(stack, weight) for stacks, weight in weighted if (stack := stacks[index]) is not None]
+            for index in range(len(self.slabs))
+        ]
+
+    def _stacks(self, name: str) -> list[LayerStack | None]:
+        if name not in self._resident:
+            adapter = self._library.adapter(name)
+            self._resident[name] = [slab.stack(adapter.layers, adapter.scaling, name) for slab in self.slabs]
+        return self._resident[name]
+
+    def _fuse_in_place(self, mix: AdapterMix) -> None:
+        in_place = [slab.standby is slab.live for slab in self.slabs]
+        if not any(in_place):
+            return
+        for slab, slab_terms, is_in_place in zip(self.slabs, self._terms(mix), in_place, strict=True):
+            if is_in_place:
+                slab.fuse(slab_terms, self._scratch)
+
+    def _encode_text(self, mix: AdapterMix) -> Tensor:
+        if self._first_text is not None:
+            return self._first_text
+        text_features = self._shadow.encode_text(self._token_ids)
+        if not bool(text_features.isfinite().all()):
+            raise AdapterError(f"class embeddings of the mix {mix.as_dict()} are not finite; check these adapters")
+        if self._keeps_first_text and mix.names:
+            self._first_text = text_features
+        return text_features
+
+    def _forget_all_but(self, names: Sequence[str]) -> None:
+        self._resident = {name: stacks for name, stacks in self._resident.items() if name in names}
+
+
+def _background_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """On a GPU, work is prepared beside the frames' stream; 0 is the lowest priority there is."""
+    if device.type != "cuda":
+        return None
+    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=0)  # type: ignore[no-untyped-call]
+    return stream
+
+
+def _is_clip_qkv(path: str) -> bool:
+    return path.startswith(CLIP) and path.endswith(CLIP_QKV)
+
+
+def _shadow_model(model: CatSeg, own_paths: Sequence[str]) -> CatSeg:
+    """A second model that shares every tensor with `model` but the weights of `own_paths`."""
+    own = {id(model.get_submodule(path).weight) for path in own_paths}
+    memo: dict[int, object] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        # A new Parameter on the same memory: its `data` can later point elsewhere without moving the model's own.
+        memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False) if id(parameter) in own else parameter
+    shadow: CatSeg = copy.deepcopy(model, memo)
+    return shadow

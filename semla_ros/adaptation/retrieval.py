@@ -1,0 +1,280 @@
+"""Which adapters a scene gets, and how much of each: a softmax over the inverse distance to their centroids."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.adaptation.nearest import NearestRows
+from semla_ros.adaptation.published_retrieval import published_similarities, published_weights
+from semla_ros.config import CompatConfig, RetrievalConfig
+from semla_ros.errors import AdapterError, ImageError, LibraryError
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.results import AdapterMix, FloatArray
+
+Neighbourhood = Literal["centroid", "spread", "several"]
+
+
+class Retriever:
+    """Chooses the adapters of a mix by the distance of a scene embedding to their centroids.
+
+    Args:
+        library: Where the adapters are; those that turn out to be damaged later are passed over.
+        config: How many, and how sharply the nearest wins.
+        compat: Defects of the published code to reproduce, for comparison.
+        neighbourhood: What a scene is compared with: each domain's "centroid" as published; the centroid, with
+            distances in units of the domain's own "spread" (relative to the library's median one; domains without a
+            known spread count as median); or the nearest of "several" centroids per domain.
+    """
+
+    def __init__(
+        self,
+        library: AdapterLibrary,
+        config: RetrievalConfig | None = None,
+        compat: CompatConfig | None = None,
+        neighbourhood: Neighbourhood = "centroid",
+    ) -> None:
+        self.config = config or library.retrieval or RetrievalConfig()
+        self._library = library
+        self._compat = compat or CompatConfig()
+        self._neighbourhood = neighbourhood
+        points, self._owners = library.centroids, np.arange(len(library.names))
+        if neighbourhood == "several":
+            points, self._owners = library.several_centroids
+        is_cosine = self.config.distance == "cosine"
+        self._rows = NearestRows(_unit(points) if is_cosine else points)
+        self._index = {name: index for index, name in enumerate(library.names)}
+        self._spread = library.spread.astype(np.float64)
+        self._unit_of_distance = _relative_spread(self._spread) if neighbourhood == "spread" else None
+
+    def retrieve(self, embedding: FloatArray, exclude: Collection[str] = ()) -> AdapterMix:
+        """The mix for one scene.
+
+        Args:
+            embedding: Scene embedding, shape (D,).
+            exclude: Adapters to ignore, as if they were not in the library.
+
+        Returns:
+            At most `top_k` adapters, heaviest first. `distances` are in the configured metric. `base_weight` is what
+            fades to the base model out of the library, and its share where the scene is near its own domain.
+
+        Raises:
+            LibraryError: The embedding does not have the centroids' length, or no adapter is left.
+            ImageError: The embedding is not finite, or zero under the cosine distance.
+            AdapterError: The published softmax, where switched on, gives no number for this scene.
+        """
+        embedding = self._checked(embedding)
+        excluded = sorted({self._index[name] for name in (*exclude, *self._library.problems) if name in self._index})
+        available = len(self._library.names) - len(excluded)
+        if available < 1:
+            raise LibraryError(f"adapter library {self._library.folder}: no adapter is left to retrieve")
+        if self._compat.unsafe_softmax or self._compat.cosine_prefers_farthest:
+            chosen, distances, weights = self._as_published(embedding, excluded)
+        else:
+            chosen, distances = self._nearest(embedding, excluded, min(self.config.top_k, available))
+            weights = self._weights(embedding, distances)
+        weights = _drop_small(weights, self.config.min_weight)
+        fade, is_out = self._fade(embedding, chosen)
+        weights = weights * (1.0 - fade)
+        weights, base_share = weights[: len(chosen)], float(weights[len(chosen) :].sum())
+        base_weight = fade + base_share
+        order = np.argsort(-weights, kind="stable")
+        order = order[weights[order] > 0]
+        return AdapterMix(
+            names=tuple(self._library.names[index] for index in chosen[order]),
+            weights=weights[order],
+            distances=distances[order],
+            base_weight=base_weight,
+            is_out_of_library=is_out,
+        )
+
+    def _weights(self, embedding: NDArray[np.float32], distances: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Weights of the nearest adapters and, where it is a candidate, of the base model behind them.
+
+        The base model takes part as if it were an adapter that changes nothing: among the `top_k` nearest or not at
+        all, and then in the place of the farthest.
+        """
+        own = self._base_distance(embedding)
+        if own is None or own >= distances[-1]:
+            return fusion_weights(distances, self.config.temperature)
+        full = len(distances) == self.config.top_k
+        among = fusion_weights(np.append(distances[:-1] if full else distances, own), self.config.temperature)
+        return np.concatenate([among[:-1], [0.0], among[-1:]]) if full else among
+
+    def _base_distance(self, embedding: NDArray[np.float32]) -> float | None:
+        """Distance to the centroid of the base model's own domain, in the metric of the adapters' ones."""
+        home = self._library.base_statistics
+        if home is None or not self.config.base_is_candidate:
+            return None
+        if self.config.distance == "cosine":
+            return float(np.linalg.norm(_unit(embedding) - _unit(home.centroid)) ** 2 / 2)
+        distance = float(np.linalg.norm(embedding - home.centroid))
+        if self._unit_of_distance is not None and home.spread_p95:
+            distance *= _median_spread(self._spread) / home.spread_p95
+        return distance
+
+    def distances(self, embedding: FloatArray) -> NDArray[np.float64]:
+        """Distance of a scene to each adapter in the configured metric, shape (N,), in library order."""
+        return self._adapter_distances(self._checked(embedding))
+
+    def _checked(self, embedding: FloatArray) -> NDArray[np.float32]:
+        embedding = np.asarray(embedding, np.float32).reshape(-1)
+        if embedding.size != self._rows.dim:
+            raise LibraryError(
+                f"scene embedding has {embedding.size} values, the centroids of {self._library.folder} have "
+                f"{self._rows.dim}; use the scene encoder that the library was made with"
+            )
+        if not np.isfinite(embedding).all():
+            raise ImageError("scene embedding has values that are not finite; check the image and the scene encoder")
+        if self.config.distance == "cosine" and not embedding.any():
+            raise ImageError("scene embedding is zero, which has no direction; check the image and the scene encoder")
+        return embedding
+
+    def _nearest(
+        self, embedding: NDArray[np.float32], excluded: Sequence[int], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The nearest adapters, nearest first, ties in library order."""
+        if self._neighbourhood == "centroid":
+            query = _unit(embedding) if self.config.distance == "cosine" else embedding
+            chosen, distances = self._rows.nearest(query, count, excluded)
+            return chosen, distances**2 / 2 if self.config.distance == "cosine" else distances
+        distances = self._adapter_distances(embedding)
+        distances[list(excluded)] = np.inf
+        chosen = np.argsort(distances, kind="stable")[:count]
+        return chosen, distances[chosen]
+
+    def _adapter_distances(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
+        is_cosine = self.config.distance == "cosine"
+        distances = self._rows.distances(_unit(embedding) if is_cosine else embedding)
+        if is_cosine:
+            distances = distances**2 / 2  # of unit vectors: 1 - cos
+        if self._neighbourhood == "several":
+            starts = np.searchsorted(self._owners, np.arange(len(self._library.names)))
+            distances = np.minimum.reduceat(distances, starts)
+        if self._unit_of_distance is not None:
+            distances = distances / self._unit_of_distance
+        return distances
+
+    def _as_published(
+        self, embedding: NDArray[np.float32], excluded: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Indices, distances and weights with the published code's defects that are switched on."""
+        kept = np.setdiff1d(np.arange(len(self._library.names)), np.asarray(excluded, np.int64))
+        distances = self._adapter_distances(embedding)[kept]
+        prefers_farthest = self.config.distance == "cosine" and self._compat.cosine_prefers_farthest
+        if not self._compat.unsafe_softmax and not prefers_farthest:
+            chosen, distances = self._nearest(embedding, excluded, min(self.config.top_k, len(kept)))
+            return chosen, distances, fusion_weights(distances, self.config.temperature)
+        try:
+            similarities = published_similarities(distances, is_cosine=prefers_farthest)
+        except ZeroDivisionError:
+            raise AdapterError("the published softmax divides by zero: the scene equals a centroid") from None
+        settings = self.config
+        chosen, weights = published_weights(similarities, temperature=settings.temperature, top_k=settings.top_k)
+        if not self._compat.unsafe_softmax:
+            weights = softmax(similarities[chosen] / settings.temperature)
+        if not np.isfinite(weights).all():
+            raise AdapterError("the published softmax overflows for this scene: its weights are not numbers")
+        return kept[chosen], distances[chosen], weights
+
+    def _fade(self, embedding: NDArray[np.float32], chosen: NDArray[np.int64]) -> tuple[float, bool]:
+        """Weight of the base model, and whether the scene lies outside the library.
+
+        A domain's spread is a Euclidean length, so this is measured with Euclidean distances in either metric.
+        """
+        spread = self._spread[chosen]
+        known = chosen[np.isfinite(spread) & (spread > 0)]
+        if len(known) < len(chosen) or not len(chosen):
+            return 0.0, False  # a scene may lie within a domain of unknown spread
+        distances = np.linalg.norm(self._library.centroids[known] - embedding, axis=1).astype(np.float64)
+        ratio = float((distances / self._spread[known]).min())
+        home, settings = self._library.base_statistics, self.config
+        if home is not None and home.spread_p95 and settings.base_is_candidate:
+            ratio = min(ratio, float(np.linalg.norm(home.centroid - embedding)) / home.spread_p95)
+        is_out = ratio > settings.fade_start
+        if not settings.fade_out_of_library:
+            return 0.0, is_out
+        fade = (ratio - settings.fade_start) / (settings.fade_end - settings.fade_start)
+        return float(np.clip(fade, 0.0, 1.0)), is_out
+
+
+def fusion_weights(distances: FloatArray, temperature: float) -> NDArray[np.float64]:
+    """Weigh adapters so that the nearest centroid counts most.
+
+    Args:
+        distances: Scene embedding to each centroid, shape (K,), >= 0.
+        temperature: Softmax temperature over inverse distance, > 0; lower favours the nearest adapter.
+
+    Returns:
+        Weights, shape (K,), non-negative, summing to 1. Adapters at distance zero share all of it.
+
+    Source: softmax over inverse distance, SemLA (Qorbani et al., CVPR 2025).
+    """
+    distances = np.asarray(distances, np.float64)
+    is_zero = distances <= 0
+    if is_zero.any():
+        return _shared(is_zero)
+    with np.errstate(over="ignore"):
+        scores = 1.0 / distances / temperature
+    if not np.isfinite(scores).all():  # distances and temperatures near the smallest number there is
+        return _shared(distances == distances.min())
+    return softmax(scores)
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Softmax of finite scores, shape (K,); never overflows."""
+    exponentials = np.exp(scores - scores.max())
+    weights: NDArray[np.float64] = exponentials / exponentials.sum()
+    return weights
+
+
+def _shared(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = chosen.astype(np.float64) / chosen.sum()
+    return weights
+
+
+def uniform_mix(library: AdapterLibrary, exclude: Collection[str] = ()) -> AdapterMix:
+    """Every adapter of a library with equal weight; a baseline of the paper.
+
+    Raises:
+        LibraryError: No adapter is left.
+    """
+    names = tuple(name for name in library.names if name not in exclude and name not in library.problems)
+    if not names:
+        raise LibraryError(f"adapter library {library.folder}: no adapter is left for a uniform mix")
+    count = len(names)
+    return AdapterMix(
+        names=names, weights=np.full(count, 1.0 / count), distances=np.full(count, np.nan), base_weight=0.0
+    )
+
+
+def single_mix(name: str) -> AdapterMix:
+    """One adapter alone, as the oracle baseline uses the target domain's own."""
+    return AdapterMix(names=(name,), weights=np.ones(1), distances=np.full(1, np.nan), base_weight=0.0)
+
+
+def _drop_small(weights: NDArray[np.float64], min_weight: float) -> NDArray[np.float64]:
+    """Set weights below a minimum to zero and share theirs among the others; the heaviest always stays."""
+    kept = np.where(weights >= min(min_weight, weights.max()), weights, 0.0)
+    result: NDArray[np.float64] = kept / kept.sum()
+    return result
+
+
+def _relative_spread(spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    median = _median_spread(spread)
+    return np.where(np.isfinite(spread) & (spread > 0), spread, median) / median
+
+
+def _median_spread(spread: NDArray[np.float64]) -> float:
+    """Median of the known ones; 1 where none is."""
+    known = spread[np.isfinite(spread) & (spread > 0)]
+    return float(np.median(known)) if len(known) else 1.0
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale to length 1 along the last axis; zero vectors stay zero."""
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return (vectors / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Fixed components as TensorRT engines."""

@@ -1,0 +1,1 @@
+"""Recordings: read, write, salvage, frames."""

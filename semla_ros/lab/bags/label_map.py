@@ -1,0 +1,112 @@
+"""Ground truth of any numbering, brought to the classes of the model by name."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from semla_ros.errors import ConfigError
+from semla_ros.labels import unlabelled_of
+from semla_ros.results import MaskArray
+
+logger = logging.getLogger(__name__)
+
+
+class LabelMap:
+    """Pixel values of a truth mask -> class indices of the vocabulary.
+
+    Args:
+        names: Pixel value -> class name.
+        class_names: The vocabulary; index = class.
+
+    Attributes:
+        ignored: Names that are not in the vocabulary; their pixels count as unlabelled.
+
+    Raises:
+        ConfigError: Not one name is in the vocabulary.
+    """
+
+    def __init__(self, names: Mapping[int, str], class_names: Sequence[str]) -> None:
+        indices = {name.strip().lower(): index for index, name in enumerate(class_names)}
+        self._unlabelled = unlabelled = unlabelled_of(class_names)
+        is_wide = max([*names, len(class_names)], default=0) > 255
+        size, dtype = 65536 if is_wide else 256, np.uint16 if len(class_names) > 254 else np.uint8
+        self._table: MaskArray = np.full(size, unlabelled, dtype)  # type: ignore[assignment]
+        for value, name in names.items():
+            self._table[value] = indices.get(name.strip().lower(), unlabelled)
+        self.ignored = tuple(sorted({name for name in names.values() if name.strip().lower() not in indices}))
+        if names and len(self.ignored) == len(set(names.values())):
+            raise ConfigError(
+                f"label map: none of its names ({', '.join(sorted(set(names.values()))[:8])}) is a class of the model "
+                f"({', '.join(class_names[:8])}, ...); name the classes as the vocabulary does"
+            )
+
+    @classmethod
+    def same_numbering(cls, class_names: Sequence[str]) -> LabelMap:
+        """For truth that already uses the vocabulary's indices."""
+        return cls(dict(enumerate(class_names)), class_names)
+
+    def __call__(self, mask: MaskArray) -> MaskArray:
+        """Class index per pixel, shape of `mask`; values that the map does not know are unlabelled."""
+        if int(mask.max(initial=0)) < len(self._table):
+            return self._table[mask]
+        is_known = mask < len(self._table)
+        mapped = self._table[np.where(is_known, mask, 0)]
+        mapped[~is_known] = self._unlabelled
+        return mapped
+
+
+def read_label_map(path: Path) -> dict[int, str]:
+    """Read pixel value -> class name from YAML or JSON.
+
+    Accepts a list of names, a mapping `7: road`, or the node's label message.
+
+    Raises:
+        ConfigError: The file is not readable or none of these.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"label map {path}: not readable ({error})".replace("\n", " ")) from None
+    return parse_label_map(content, str(path))
+
+
+def parse_label_message(text: str) -> dict[int, str] | None:
+    """Pixel value -> class name from a label topic's JSON; None where it holds no labels."""
+    try:
+        return parse_label_map(json.loads(text), "label message")
+    except (json.JSONDecodeError, ConfigError):
+        return None
+
+
+def parse_label_map(content: Any, where: str) -> dict[int, str]:
+    """Bring any of the accepted forms to pixel value -> class name; see `read_label_map`."""
+    if isinstance(content, dict):
+        for key in ("classes", "labels", "names"):
+            if isinstance(content.get(key), (list, dict)):
+                content = content[key]
+                break
+    if isinstance(content, list):
+        content = {
+            (item.get("id", index) if isinstance(item, dict) else index): (
+                item.get("name") if isinstance(item, dict) else item
+            )
+            for index, item in enumerate(content)
+        }
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"label map {where}: expected pixel values with class names, as in '7: road'")
+    names: dict[int, str] = {}
+    for key, value in content.items():
+        name = value.get("name") if isinstance(value, dict) else value
+        if not str(key).isdigit() or not isinstance(name, str) or int(key) > 65535:
+            raise ConfigError(
+                f"label map {where}: expected a pixel value 0..65535 with a class name, got {key}: {value}"
+            )
+        names[int(key)] = name
+    return names

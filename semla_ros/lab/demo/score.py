@@ -1,0 +1,285 @@
+"""How good the masks of a drive were, with and without adaptation, and whether the right adapter led."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.lab.demo.recording import FrameRecord, Recording
+from semla_ros.lab.evaluation.miou import Counts, MiouMeter, confusion_matrix, mean_iou
+from semla_ros.lab.report.pictures import BASE_MODEL
+from semla_ros.lab.world.drive import SEGMENT_FAMILIES
+from semla_ros.results import ImageArray, MaskArray
+
+UNSHIFTED_SEGMENT = "clear"  # what the base model was trained on; named "clear" in the drive
+
+
+def as_truth_classes(mask: MaskArray, mask_names: Sequence[str], truth_names: Sequence[str]) -> ImageArray:
+    """Renumber a mask into the classes of the truth, by name.
+
+    Args:
+        mask: Class index per pixel, shape (H, W).
+        mask_names: Name of each index of the mask.
+        truth_names: Name of each class of the truth.
+
+    Returns:
+        Index into `truth_names` per pixel, shape (H, W), uint8; 255 where the truth has no class of that name.
+    """
+    table = np.full(len(mask_names) + 1, 255, np.uint8)  # the last entry takes what is beyond the names: unlabelled
+    for index, name in enumerate(mask_names):
+        if name in truth_names:
+            table[index] = truth_names.index(name)
+    renumbered: ImageArray = table[np.minimum(mask.astype(np.intp), len(mask_names))]
+    return renumbered
+
+
+@dataclass(frozen=True)
+class LiveFigures:
+    """mIoU over the frames sampled so far; NaN before the first."""
+
+    base: float = float("nan")
+    adapted: float = float("nan")
+    frames: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameScore:
+    """One answered frame against its truth.
+
+    Attributes:
+        record: The frame.
+        adapted: Confusion of the node's mask, shape (K, K + 1).
+        base: Confusion of the base model's mask.
+    """
+
+    record: FrameRecord
+    adapted: Counts
+    base: Counts
+
+    @property
+    def gain(self) -> float:
+        """Difference in mIoU of this frame with adaptation minus without."""
+        return mean_iou(self.adapted) - mean_iou(self.base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentScore:
+    """One segment of the drive.
+
+    Attributes:
+        name: Domain, or "a to b" for a transition.
+        is_pure: The conditions stand still; False for a transition.
+        is_shifted: Pure, and other than what the base model was trained on.
+        frames: Number of answered frames.
+        base: mIoU without adaptation, 0..1.
+        adapted: mIoU with adaptation.
+        heaviest_adapter_right_fraction: Share of the frames whose mask was made with an adapter of the segment's name
+            or weather family as the heaviest; None for a transition, and where the library has no such adapter (unless
+            it is the segment that the base model was trained on: there the base model is right).
+    """
+
+    name: str
+    is_pure: bool
+    is_shifted: bool
+    frames: int
+    base: float
+    adapted: float
+    heaviest_adapter_right_fraction: float | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DriveScore:
+    """The whole drive.
+
+    Attributes:
+        frames: Answered frames in order of time.
+        segments: In order of first appearance.
+        base: mIoU without adaptation: mean over the shifted segments.
+        adapted: ... with adaptation.
+        base_all: mIoU without adaptation over all frames counted together, transitions and clear ones too.
+        adapted_all: ... with adaptation.
+    """
+
+    frames: tuple[FrameScore, ...]
+    segments: tuple[SegmentScore, ...]
+    base: float
+    adapted: float
+    base_all: float
+    adapted_all: float
+
+    @property
+    def gain(self) -> float:
+        """What adaptation brought over the shifted segments."""
+        return self.adapted - self.base
+
+
+def compare_masks(
+    recording: Recording,
+    base_mask: Callable[[ImageArray, int], MaskArray],
+    base_names: Sequence[str],
+    truth_names: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
+) -> list[FrameScore]:
+    """Compare every answered frame with its truth, and with what the base model makes of the same image.
+
+    Both are kept in the recording's store in the classes of the truth, as "adapted" and "base"; base masks that are
+    there already are not made again.
+
+    Args:
+        recording: What the monitor collected.
+        base_mask: Segments an RGB image (H, W, 3) with a stamp by the base model.
+        base_names: Class names of the base model's masks.
+        truth_names: Class names of the truth.
+        progress: Told how many frames of how many are done.
+
+    Returns:
+        One score per answered frame that has a truth, in order of time.
+    """
+    store, class_count = recording.store, len(truth_names)
+    mask_names = recording.class_names or tuple(truth_names)
+    stamps = set(store.stamps("image", "truth", "mask"))
+    records = [record for record in recording.frames() if record.is_answered and record.stamp_ns in stamps]
+    scores = []
+    for index, record in enumerate(records):
+        truth = store.get("truth", record.stamp_ns)
+        adapted = as_truth_classes(store.get("mask", record.stamp_ns), mask_names, truth_names)
+        store.add("adapted", record.stamp_ns, adapted)
+        if ("base", record.stamp_ns) not in store:
+            mask = base_mask(store.get("image", record.stamp_ns), record.stamp_ns)
+            store.add("base", record.stamp_ns, as_truth_classes(mask, base_names, truth_names))
+        scores.append(
+            FrameScore(
+                record=record,
+                adapted=confusion_matrix(truth, adapted, class_count),
+                base=confusion_matrix(truth, store.get("base", record.stamp_ns), class_count),
+            )
+        )
+        if progress is not None:
+            progress(index + 1, len(records))
+    return scores
+
+
+def is_transition(segment: str) -> bool:
+    """Whether a segment name stands for a change between two conditions."""
+    return not segment or " to " in segment or segment == "transition"
+
+
+def leads_rightly(record: FrameRecord, adapters: Mapping[str, str]) -> bool | None:
+    """Whether a right adapter was the heaviest of the mix that made a frame's mask.
+
+    Args:
+        record: An answered frame.
+        adapters: The library's adapters -> their families. Those named like the segment are right, and those of the
+            family of its weather.
+
+    Returns:
+        None where there is no right one: in transitions, and where the library has no adapter for the segment. In the
+        segment of the base model's own training the base model is right too.
+    """
+    if is_transition(record.segment):
+        return None
+    wanted = SEGMENT_FAMILIES.get(record.segment, record.segment)
+    right = {name for name, family in adapters.items() if name == record.segment or family == wanted}
+    if record.segment == UNSHIFTED_SEGMENT:
+        right = right | {BASE_MODEL}
+    return record.mix.heaviest in right if right else None
+
+
+def score_drive(frames: Iterable[FrameScore], adapters: Mapping[str, str]) -> DriveScore:
+    """Add frames up into segments and the drive.
+
+    Args:
+        frames: Scored frames in order of time.
+        adapters: The library's adapters -> their families.
+    """
+    frames = tuple(frames)
+    by_segment: dict[str, list[FrameScore]] = {}
+    for frame in frames:
+        by_segment.setdefault(frame.record.segment or "transition", []).append(frame)
+    segments = tuple(_score_segment(name, members, adapters) for name, members in by_segment.items())
+    shifted = [segment for segment in segments if segment.is_shifted]
+    base_all, adapted_all = _pooled(frames)
+    return DriveScore(
+        frames=frames,
+        segments=segments,
+        base=float(np.mean([segment.base for segment in shifted])) if shifted else float("nan"),
+        adapted=float(np.mean([segment.adapted for segment in shifted])) if shifted else float("nan"),
+        base_all=base_all,
+        adapted_all=adapted_all,
+    )
+
+
+def _score_segment(name: str, members: Sequence[FrameScore], adapters: Mapping[str, str]) -> SegmentScore:
+    base, adapted = _pooled(members)
+    verdicts = [verdict for frame in members if (verdict := leads_rightly(frame.record, adapters)) is not None]
+    return SegmentScore(
+        name=name,
+        is_pure=not is_transition(name),
+        is_shifted=not is_transition(name) and name != UNSHIFTED_SEGMENT,
+        frames=len(members),
+        base=base,
+        adapted=adapted,
+        heaviest_adapter_right_fraction=sum(verdicts) / len(verdicts) if verdicts else None,
+    )
+
+
+def _pooled(frames: Sequence[FrameScore]) -> tuple[float, float]:
+    """Common mIoU of several frames: base, adapted."""
+    if not frames:
+        return float("nan"), float("nan")
+    meters = MiouMeter(frames[0].base.shape[0]), MiouMeter(frames[0].base.shape[0])
+    for frame in frames:
+        meters[0].add_counts(frame.base)
+        meters[1].add_counts(frame.adapted)
+    return meters[0].mean, meters[1].mean
+
+
+def rolling_miou(frames: Sequence[FrameScore], window_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Smooth the mIoU of the frames over time, base and adapted.
+
+    Args:
+        frames: Scored frames in order of time.
+        window_s: Width of the window in seconds of image time, centred on the frame; it stops at the ends of a pure
+            segment, so that a jump at a border stays one.
+
+    Returns:
+        Two arrays of shape (len(frames),), 0..1.
+    """
+    stamps = np.array([frame.record.stamp_ns for frame in frames], np.float64) / 1e9
+    result = np.zeros((2, len(frames)))
+    for index, frame in enumerate(frames):
+        is_near = np.abs(stamps - stamps[index]) <= window_s / 2
+        members = [
+            other
+            for other, near in zip(frames, is_near, strict=True)
+            if near and other.record.segment == frame.record.segment
+        ]
+        result[:, index] = _pooled(members)
+    return result[0], result[1]
+
+
+def shares_over_time(frames: Sequence[FrameScore]) -> dict[str, NDArray[np.float64]]:
+    """Share of each adapter in each frame's mix, (len(frames),) per name; most used first, the base model last."""
+    names: dict[str, float] = {}
+    for frame in frames:
+        for name, share in frame.record.mix.shares.items():
+            names[name] = names.get(name, 0.0) + share
+    ordered = sorted(names, key=lambda name: (name == BASE_MODEL, -names[name]))
+    return {
+        name: np.array([frame.record.mix.shares.get(name, 0.0) for frame in frames], np.float64) for name in ordered
+    }
+
+
+def class_table(frames: Sequence[FrameScore], truth_names: Sequence[str]) -> Mapping[str, tuple[float, float]]:
+    """IoU of each class over all frames, base and adapted; classes that never occur are left out."""
+    if not frames:
+        return {}
+    base, adapted = MiouMeter(len(truth_names)), MiouMeter(len(truth_names))
+    for frame in frames:
+        base.add_counts(frame.base)
+        adapted.add_counts(frame.adapted)
+    pairs = zip(truth_names, base.per_class, adapted.per_class, strict=True)
+    return {name: (float(without), float(with_)) for name, without, with_ in pairs if not np.isnan(without)}

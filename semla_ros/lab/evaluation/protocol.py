@@ -1,0 +1,347 @@
+"""The leave-one-out protocol: which images, through which fused models, counted into which confusion matrix.
+
+An image asks for as many models as there are variants, but most of them coincide: the base model and the uniform mix
+are the same for every image of a domain, and late fusion needs the single adapters that the oracle needs too. A job
+holds some images of one domain and runs each distinct model once over those that need it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.config import RetrievalConfig
+from semla_ros.lab.evaluation.datasets import stretch_to
+from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
+from semla_ros.lab.evaluation.sources import Benchmark, EvaluationImage
+from semla_ros.lab.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
+from semla_ros.lab.report.pictures import BASE_MODEL
+from semla_ros.results import AdapterMix, FloatArray, ImageArray
+
+if TYPE_CHECKING:
+    from semla_ros.adaptation.retrieval import Neighbourhood
+
+MixKey = tuple[tuple[str, float], ...]
+
+
+class Subject(Protocol):
+    """The model under test with its library."""
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Adapters of the library."""
+
+    @property
+    def centroids(self) -> FloatArray:
+        """One per adapter, shape (N, D)."""
+
+    @property
+    def recommended(self) -> RetrievalConfig:
+        """Settings that the library recommends, or the ones asked for."""
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """Model, library and their digests, for reports."""
+
+    def retriever(self, settings: RetrievalConfig, neighbourhood: Neighbourhood) -> RetrieverLike:
+        """A retriever over the library."""
+
+    def embed(self, image: ImageArray) -> FloatArray:
+        """Scene embedding, shape (D,), float32."""
+
+    def set_classes(self, names: Sequence[str]) -> None:
+        """Change the vocabulary, where it differs."""
+
+    def use(self, mix: AdapterMix) -> None:
+        """Fuse a mix into the model."""
+
+    def probabilities(self, image: ImageArray, size: tuple[int, int]) -> NDArray[np.float32]:
+        """Class probabilities of the model in use, shape (K, *size), float32, 0..1."""
+
+
+class SubjectSpec(Protocol):
+    """How a worker process loads its own subject; small and picklable."""
+
+    def load(self, threads: int) -> Subject:
+        """Load it, to run on so many threads (0 = the default)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to evaluate.
+
+    Attributes:
+        benchmark: Where the images come from.
+        variants: The ways of adapting.
+        domains: Domains with leave-one-out.
+        unseen: Domains that nothing was trained on; variants that need an own adapter are left out there.
+        sources: Domains that the base model was trained on; likewise.
+        seeds: Evaluation seeds.
+        images: Images per domain and seed; 0 = all that there are.
+    """
+
+    benchmark: Benchmark
+    variants: tuple[Variant, ...]
+    domains: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    images: int = 100
+
+    @property
+    def all_domains(self) -> tuple[str, ...]:
+        """Domains with leave-one-out, then unseen ones, then sources."""
+        return (*self.domains, *self.unseen, *self.sources)
+
+    def variants_for(self, domain: str) -> tuple[Variant, ...]:
+        """Variants that make sense for a domain."""
+        if domain in self.domains:
+            return self.variants
+        return tuple(variant for variant in self.variants if not variant.without_own and variant.kind != "oracle")
+
+    def jobs(self) -> Iterator[Job]:
+        """All jobs, interleaved over the domains so that a progress bar tells the truth early."""
+        size = self.benchmark.chunk_size
+        blocks: list[list[Job]] = []
+        for name in self.all_domains:
+            source = self.benchmark.open(name)
+            jobs = []
+            for seed in self.seeds:
+                indices = source.indices(seed, self.images)
+                starts = range(0, len(indices), size)
+                jobs += [Job(domain=name, seed=seed, indices=tuple(indices[at : at + size])) for at in starts]
+            blocks.append(jobs)
+        for turn in range(max(map(len, blocks), default=0)):
+            yield from (jobs[turn] for jobs in blocks if turn < len(jobs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Some images of one domain and seed."""
+
+    domain: str
+    seed: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageTrace:
+    """What was fused for one image.
+
+    Attributes:
+        image: Name of the image.
+        seed: Evaluation seed.
+        weights: Variant -> adapter -> weight, heaviest first, then what is left to the base model under its own name;
+            only weights above 0, and only for variants that retrieve.
+        nearest: Variant -> distance to the nearest centroid; NaN where not known.
+    """
+
+    image: str
+    seed: int
+    weights: Mapping[str, Mapping[str, float]]
+    nearest: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JobResult:
+    """Counts and traces of one job.
+
+    Attributes:
+        job: What was done.
+        class_names: Vocabulary of the domain.
+        counts: Variant -> confusion matrix, shape (K, K + 1).
+        traces: One per image.
+        embeddings: Scene embeddings, shape (N, D), float32.
+        forward_passes: Number of images that went through a model.
+        fusions: Number of times that a model was fused.
+    """
+
+    job: Job
+    class_names: tuple[str, ...]
+    counts: Mapping[str, Counts]
+    traces: Sequence[ImageTrace]
+    embeddings: NDArray[np.float32]
+    forward_passes: int
+    fusions: int
+
+
+@dataclass(eq=False)
+class _Need:
+    """A model that some images ask for, and for whom."""
+
+    mix: AdapterMix
+    images: dict[int, list[tuple[str, float]]] = field(default_factory=lambda: defaultdict(list))
+
+
+def mix_key(mix: AdapterMix) -> MixKey:
+    """Equal for mixes that give the same model within rounding."""
+    return tuple(sorted((name, round(weight, 6)) for name, weight in mix.as_dict().items() if weight > 1e-6))
+
+
+def run_job(subject: Subject, benchmark: Benchmark, job: Job, variants: Sequence[Variant]) -> JobResult:
+    """Evaluate the images of one job with every variant."""
+    source = benchmark.open(job.domain)
+    subject.set_classes(source.class_names)
+    images = [source.read(job.seed, index) for index in job.indices]
+    embeddings = np.stack([np.asarray(subject.embed(image.scene), np.float32) for image in images])
+    own = job.domain if job.domain in subject.adapter_names else None
+    wanted = _wanted_shares(subject, variants, own, embeddings)
+    counts = {variant.name: _no_counts(len(source.class_names)) for variant in variants}
+    forward_passes, fusions = _answer(subject, images, wanted, counts)
+    return JobResult(
+        job=job,
+        class_names=source.class_names,
+        counts=counts,
+        traces=[_trace(image, job.seed, position, wanted, variants) for position, image in enumerate(images)],
+        embeddings=embeddings,
+        forward_passes=forward_passes,
+        fusions=fusions,
+    )
+
+
+def _wanted_shares(
+    subject: Subject, variants: Sequence[Variant], own: str | None, embeddings: NDArray[np.float32]
+) -> dict[tuple[str, int], tuple[Share, ...]]:
+    """(variant, image) -> models that it asks for."""
+    wanted = {}
+    for variant in variants:
+        retriever = None
+        if variant.kind in ("retrieved", "late_fusion"):
+            settings = retrieval_settings(variant, subject.recommended)
+            retriever = subject.retriever(settings, variant.neighbourhood)
+        for position, embedding in enumerate(embeddings):
+            wanted[variant.name, position] = shares(
+                variant, own=own, adapter_names=subject.adapter_names, retriever=retriever, embedding=embedding
+            )
+    return wanted
+
+
+def _answer(
+    subject: Subject,
+    images: Sequence[EvaluationImage],
+    wanted: Mapping[tuple[str, int], Sequence[Share]],
+    counts: Mapping[str, Counts],
+) -> tuple[int, int]:
+    """Run each distinct model once over the images that need it and add up; returns forward passes and fusions."""
+    needs: dict[MixKey, _Need] = {}
+    open_shares: Counter[tuple[str, int]] = Counter()
+    for (variant, position), parts in wanted.items():
+        open_shares[variant, position] = len(parts)
+        for part in parts:
+            need = needs.setdefault(mix_key(part.mix), _Need(part.mix))
+            need.images[position].append((variant, part.weight))
+    sums: dict[tuple[str, int], NDArray[np.float32]] = {}
+    forward_passes = 0
+    for need in needs.values():
+        subject.use(need.mix)
+        for position, askers in need.images.items():
+            image = images[position]
+            probabilities = subject.probabilities(image.image, image.answer_size)
+            forward_passes += 1
+            alone: Counts | None = None
+            for variant, weight in askers:
+                key = (variant, position)
+                if open_shares[key] == 1 and key not in sums:
+                    if alone is None:
+                        alone = _score(probabilities, image, len(counts[variant]))
+                    counts[variant][:] += alone
+                    continue
+                sums[key] = sums[key] + weight * probabilities if key in sums else weight * probabilities
+                open_shares[key] -= 1
+                if open_shares[key] == 0:
+                    counts[variant][:] += _score(sums.pop(key), image, len(counts[variant]))
+    return forward_passes, len(needs)
+
+
+def _score(probabilities: NDArray[np.float32], image: EvaluationImage, class_count: int) -> Counts:
+    mask = stretch_to(probabilities.argmax(axis=0).astype(np.uint8), *image.labels.shape)
+    return confusion_matrix(image.labels, mask, class_count)
+
+
+def _no_counts(class_count: int) -> Counts:
+    return np.zeros((class_count, class_count + 1), np.int64)
+
+
+def _trace(
+    image: EvaluationImage,
+    seed: int,
+    position: int,
+    wanted: Mapping[tuple[str, int], Sequence[Share]],
+    variants: Sequence[Variant],
+) -> ImageTrace:
+    weights, nearest = {}, {}
+    for variant in variants:
+        if variant.kind != "retrieved":
+            continue
+        mix = wanted[variant.name, position][0].mix
+        parts = {**mix.as_dict(), BASE_MODEL: mix.base_weight}
+        weights[variant.name] = {name: weight for name, weight in parts.items() if weight > 0}
+        nearest[variant.name] = float(np.min(mix.distances)) if mix.distances.size else float("nan")
+    return ImageTrace(image=image.name, seed=seed, weights=weights, nearest=nearest)
+
+
+_worker: tuple[Subject, Plan] | None = None  # one per worker process, loaded once
+
+
+def _start_worker(spec: SubjectSpec, plan: Plan, threads: int) -> None:
+    global _worker
+    _worker = (spec.load(threads), plan)
+
+
+def _work(job: Job) -> JobResult:
+    assert _worker is not None
+    subject, plan = _worker
+    return run_job(subject, plan.benchmark, job, plan.variants_for(job.domain))
+
+
+def run(
+    plan: Plan,
+    spec: SubjectSpec,
+    *,
+    workers: int = 1,
+    subject: Subject | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[JobResult]:
+    """Run a plan.
+
+    Args:
+        plan: What to evaluate.
+        spec: How to load the model under test.
+        workers: Processes; each loads the model and takes an equal share of the cores.
+        subject: Already loaded, for one worker.
+        on_progress: Called with the number of images just finished.
+
+    Returns:
+        One result per job, in the order of the plan whatever the number of workers.
+    """
+    report = on_progress or (lambda _: None)
+    jobs = list(plan.jobs())
+    results: dict[Job, JobResult] = {}
+    if workers <= 1:
+        subject = subject or spec.load(0)
+        for job in jobs:
+            results[job] = run_job(subject, plan.benchmark, job, plan.variants_for(job.domain))
+            report(len(job.indices))
+        return [results[job] for job in jobs]
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # "spawn": a fork of a process whose torch threads have started can hang.
+    with ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(spec, plan, threads)
+    ) as pool:
+        futures = {pool.submit(_work, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                report(len(futures[future].indices))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [results[job] for job in jobs]

@@ -1,0 +1,129 @@
+"""The real model under test: the pipeline's own parts, driven one mix at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from semla_ros.adaptation.fusion import Fuser, PreparedModel
+from semla_ros.adaptation.retrieval import Neighbourhood, Retriever
+from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.pipeline import PerceptionPipeline
+from semla_ros.pipeline_parts import PipelineParts, load_parts
+from semla_ros.results import AdapterMix, FloatArray, ImageArray
+from semla_ros.segmentation.inference import segment_probabilities
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSpec:
+    """How to load the model under test.
+
+    Attributes:
+        config: Model, library and inference.
+        retrieval: Fields of `RetrievalConfig` that replace what the library recommends.
+    """
+
+    config: SemlaConfig
+    retrieval: Mapping[str, Any] = field(default_factory=dict)
+
+    def load(self, threads: int) -> PipelineSubject:
+        """Load it in this process, to run on so many threads (0 = torch's default).
+
+        Raises:
+            SemlaError: A file is missing, damaged or does not fit the others.
+        """
+        config = self.config
+        if threads:
+            config = replace(config, inference=replace(config.inference, threads=threads))
+            torch.set_num_threads(threads)
+        parts = load_parts(config, None)
+        return PipelineSubject(parts, self._settings(parts), config)
+
+    def load_pipeline(self, class_names: tuple[str, ...] = ()) -> tuple[PerceptionPipeline, DriftConfig]:
+        """The whole pipeline, with a vocabulary (empty = the model's own), and its drift settings; for drives."""
+        parts = load_parts(replace(self.config, classes=class_names or self.config.classes), None)
+        parts = replace(parts, retrieval=self._settings(parts))
+        return PerceptionPipeline(parts), parts.drift
+
+    def _settings(self, parts: PipelineParts) -> RetrievalConfig:
+        return replace(parts.retrieval, **self.retrieval)
+
+
+class PipelineSubject:
+    """A pipeline's model, fuser, encoder and library, without its gates: each image gets exactly the mix asked for."""
+
+    def __init__(self, parts: PipelineParts, recommended: RetrievalConfig, config: SemlaConfig) -> None:
+        self._parts = parts
+        self._config = config
+        self._class_names = parts.class_names
+        self._fuser = Fuser(
+            parts.model,
+            parts.library,
+            parts.tokens_of(parts.class_names),
+            memory="single",  # nothing is served meanwhile, so nothing needs a standby copy
+            inert_clip_qkv=parts.compat.inert_clip_qkv,
+            stale_class_embeddings=parts.compat.stale_class_embeddings,
+        )
+        self._in_use: PreparedModel | None = None
+        self._retrievers: dict[tuple[RetrievalConfig, Neighbourhood], Retriever] = {}
+        self._device = next(parts.model.parameters()).device
+        self.recommended = recommended
+
+    @property
+    def adapter_names(self) -> tuple[str, ...]:
+        """Adapters of the library."""
+        return self._parts.library.names
+
+    @property
+    def centroids(self) -> FloatArray:
+        """One per adapter, shape (N, D)."""
+        return self._parts.library.centroids
+
+    @property
+    def description(self) -> Mapping[str, str]:
+        """What was measured."""
+        settings, inference = self.recommended, self._config.inference
+        manifest = self._parts.library.manifest
+        fade = f", fade {settings.fade_start:g} to {settings.fade_end:g}" if settings.fade_out_of_library else ""
+        return {
+            "model": self._config.model + (f" ({manifest.base.sha256[:12]})" if manifest.base.sha256 else ""),
+            "library": f"{self._parts.library.folder.name}, {len(self.adapter_names)} adapters",
+            "retrieval": f"{settings.distance}, temperature {settings.temperature:g}, top_k {settings.top_k}{fade}",
+            "inference": f"{inference.inference} view on {self._device.type}",
+        }
+
+    def retriever(self, settings: RetrievalConfig, neighbourhood: Neighbourhood) -> Retriever:
+        """A retriever over the library; made once per setting."""
+        key = (settings, neighbourhood)
+        if key not in self._retrievers:
+            self._retrievers[key] = Retriever(self._parts.library, settings, self._parts.compat, neighbourhood)
+        return self._retrievers[key]
+
+    def embed(self, image: ImageArray) -> FloatArray:
+        """Scene embedding, shape (D,), float32."""
+        return self._parts.encoder.embed(image)
+
+    def set_classes(self, names: Sequence[str]) -> None:
+        """Change the vocabulary, where it differs; it counts from the next `use`."""
+        if tuple(names) != self._class_names:
+            self._fuser.set_tokens(self._parts.tokens_of(names))
+            self._class_names = tuple(names)
+
+    def use(self, mix: AdapterMix) -> None:
+        """Fuse a mix into the model."""
+        self._in_use = self._fuser.prepare(mix)
+        self._fuser.commit(self._in_use)
+
+    def probabilities(self, image: ImageArray, size: tuple[int, int]) -> NDArray[np.float32]:
+        """Class probabilities of the model in use, shape (K, *size), float32, 0..1."""
+        assert self._in_use is not None  # `use` comes first
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).to(self._device).permute(2, 0, 1)
+        text_features = self._in_use.text_features
+        maps = segment_probabilities(self._parts.model, tensor, text_features, size, self._config.inference.inference)
+        values: NDArray[np.float32] = maps.float().cpu().numpy()
+        return values

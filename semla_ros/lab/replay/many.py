@@ -1,0 +1,366 @@
+"""Many bags: one task each, over the cores of this machine or a Ray cluster, resumed and merged.
+
+What is merged is read from each bag's own `summary.json`, in the order of the bags, so that the result does not depend
+on where and in which order the tasks ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semla_ros.errors import BagError, ConfigError, SemlaError
+from semla_ros.lab.replay.run import SUMMARY, ReplayOptions, replay_bag
+from semla_ros.lab.replay.scores import is_shifted, overlap_miou
+from semla_ros.lab.replay.stretches import most_to_gain
+
+logger = logging.getLogger(__name__)
+
+_MARKER = ".semla-replay-"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One bag of a batch.
+
+    Attributes:
+        bag: The bag.
+        out: Folder of its results.
+        options: How it is replayed.
+    """
+
+    bag: Path
+    out: Path
+    options: ReplayOptions
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """How a task ended.
+
+    Attributes:
+        bag: The bag.
+        error: Why it failed; empty where it did not.
+        archive: The results as a tar file, where the task could not write them to their place itself.
+    """
+
+    bag: Path
+    error: str = ""
+    archive: bytes = b""
+
+
+Progress = Callable[[int, int, TaskResult | None], None]  # tasks done, tasks in all, the latest
+
+
+def find_bags(paths: Sequence[Path]) -> list[Path]:
+    """The bags themselves, and all bags below folders that are none.
+
+    Raises:
+        BagError: A path does not exist or holds no bag.
+    """
+    bags: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise BagError(f"bag {path}: there is no such file or folder")
+        found = [path] if path.is_file() or _is_bag(path) else sorted(p for p in path.rglob("*") if _is_bag(p))
+        if not found:
+            raise BagError(
+                f"bag {path}: not a rosbag2 recording, and none below it; expected metadata.yaml and .mcap or .db3"
+            )
+        bags |= dict.fromkeys(found)
+    return list(bags)
+
+
+def _is_bag(path: Path) -> bool:
+    if not path.is_dir():
+        return False
+    if (path / "metadata.yaml").is_file():
+        return True
+    return any(
+        file.suffix in (".mcap", ".db3") or file.name.endswith((".mcap.zstd", ".db3.zstd")) for file in path.iterdir()
+    )
+
+
+def make_tasks(bags: Sequence[Path], out: Path, options: ReplayOptions) -> list[Task]:
+    """One task per bag, each with a folder of its own below `out`."""
+    taken: dict[str, int] = {}
+    tasks = []
+    for bag in bags:
+        name = bag.stem if bag.is_file() else bag.name
+        taken[name] = taken.get(name, 0) + 1
+        folder = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        # One thread per task: the cores are busy with other bags, and sums keep their order on every machine.
+        inference = replace(options.config.inference, threads=1)
+        own = replace(options, config=replace(options.config, inference=inference), side_by_side=1)
+        tasks.append(Task(bag, out / folder, replace(own, request=_request_id(bag, own))))
+    return tasks
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    *,
+    jobs: int = 0,
+    ray_address: str = "",
+    resumes: bool = True,
+    progress: Progress | None = None,
+) -> list[TaskResult]:
+    """Run what is not done yet.
+
+    An interrupt ends the tasks in progress, which keep what they have, and is raised again.
+
+    Args:
+        tasks: The tasks.
+        jobs: Processes, or tasks at a time on Ray; 0 = one per core, or what the cluster has.
+        ray_address: Run on this Ray cluster ("auto", "local", or host:port); empty = on this machine without Ray.
+        resumes: Leave out tasks whose results are there and complete, from the same bag and options.
+        progress: Told what is done.
+
+    Returns:
+        A result per task, in their order.
+
+    Raises:
+        ConfigError: Ray is asked for and not installed or not reachable.
+    """
+    results: dict[Path, TaskResult] = {}
+    todo = []
+    for task in tasks:
+        if resumes and is_done(task):
+            results[task.out] = TaskResult(task.bag)
+        else:
+            todo.append(task)
+    if progress is not None:
+        progress(len(results), len(tasks), None)
+    runs = _on_ray(todo, ray_address, jobs) if ray_address else _on_cores(todo, jobs or os.cpu_count() or 1)
+    with contextlib.closing(runs):
+        for task, result in runs:
+            results[task.out] = result
+            if progress is not None:
+                progress(len(results), len(tasks), result)
+    return [results[task.out] for task in tasks]
+
+
+def is_done(task: Task) -> bool:
+    """Whether a task's results are there, complete, and from the same bag and options."""
+    try:
+        summary = json.loads((task.out / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return bool(summary.get("complete")) and summary.get("request") == task.options.request
+
+
+def run_task(task: Task) -> TaskResult:
+    """Replay one bag; errors become part of the result, so that the other bags go on."""
+    try:
+        summary = replay_bag(task.bag, task.out, task.options)
+    except SemlaError as error:
+        return TaskResult(task.bag, str(error))
+    except Exception as error:
+        logger.exception("replay of %s failed unexpectedly", task.bag)
+        return TaskResult(task.bag, f"{type(error).__name__}: {error}")
+    return TaskResult(task.bag, "interrupted" if summary["interrupted"] else "")
+
+
+def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, TaskResult], None, None]:
+    if not tasks:
+        return
+    # spawn: a forked child would inherit the threads' locks of torch and OpenCV.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
+        running: dict[Future[TaskResult], Task] = {pool.submit(run_task, task): task for task in tasks}
+        try:
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    task = running.pop(future)
+                    error = future.exception()
+                    yield (
+                        task,
+                        future.result() if error is None else TaskResult(task.bag, f"its process ended: {error}"),
+                    )
+        finally:
+            for future in running:
+                future.cancel()
+
+
+def _on_ray(tasks: Sequence[Task], address: str, jobs: int) -> Generator[tuple[Task, TaskResult], None, None]:
+    if not tasks:
+        return
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError("--ray needs the package ray: pip install -r requirements-ray.txt") from None
+    was_running = ray.is_initialized()
+    if not was_running:
+        local = {"num_cpus": jobs or os.cpu_count(), "object_store_memory": 256 << 20} if address == "local" else {}
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=1)(_run_on_worker)
+        most = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        waiting = list(tasks)
+        running: dict[Any, tuple[Task, Path]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    task = waiting.pop(0)
+                    task.out.mkdir(parents=True, exist_ok=True)
+                    marker = task.out / f"{_MARKER}{uuid.uuid4().hex}"
+                    marker.touch()
+                    running[remote.remote(task, marker)] = (task, marker)
+                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                task, marker = running.pop(ready)
+                try:
+                    result = ray.get(ready)
+                except ray.exceptions.RayError as error:
+                    result = TaskResult(task.bag, f"its Ray task failed: {str(error).splitlines()[-1]}")
+                marker.unlink(missing_ok=True)
+                if result.archive:
+                    _unpack(result.archive, task.out)
+                yield task, replace(result, archive=b"")
+        finally:
+            for reference, (_, marker) in running.items():
+                ray.cancel(reference)
+                marker.unlink(missing_ok=True)
+    finally:
+        if not was_running:
+            ray.shutdown()
+
+
+def _run_on_worker(task: Task, marker: Path) -> TaskResult:
+    """Run a task on a Ray worker: in place where it shares the file system, else by sending the results back."""
+    if marker.exists():
+        return run_task(task)
+    with tempfile.TemporaryDirectory(prefix="semla-replay-") as folder:
+        out = Path(folder) / "out"
+        result = run_task(replace(task, out=out))
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            if out.is_dir():
+                archive.add(out, ".")
+        return replace(result, archive=buffer.getvalue())
+
+
+def _unpack(archive: bytes, out: Path) -> None:
+    shutil.rmtree(out / "masks", ignore_errors=True)
+    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as results:
+        results.extractall(out, filter="data")
+
+
+def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any]:
+    """Pool the summaries of all bags; the same for the same results, wherever they were made."""
+    bags, summaries = [], []
+    for task, result in zip(tasks, results, strict=True):
+        try:
+            summary = json.loads((task.out / SUMMARY).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            summary = None
+        if summary is not None and summary.get("request") != task.options.request:
+            summary = None  # left by another replay
+        if summary is not None:
+            summaries.append(summary)
+        bags.append(_bag_entry(task, result, summary))
+    names = [variant.name for variant in tasks[0].options.compare] if tasks else []
+    variants = {name: _merge_variant([summary["variants"][name] for summary in summaries]) for name in names}
+    if "base" in variants:
+        for entry in variants.values():
+            for key, gain in (("miou", "gain_over_base"), ("shifted_miou", "shifted_gain_over_base")):
+                a, b = entry[key], variants["base"][key]
+                entry[gain] = None if a is None or b is None else round(a - b, 6)
+    return {
+        "complete": all(entry["complete"] for entry in bags),
+        "bags": bags,
+        "frames": sum(summary["frames"] for summary in summaries),
+        "duration_s": round(sum(summary["duration_s"] for summary in summaries), 3),
+        "variants": variants,
+        "worklist": sorted(
+            (
+                {"bag": str(summary["bag"]), **stretch}
+                for summary in summaries
+                for stretch in summary.get("worklist", [])
+            ),
+            key=most_to_gain,
+        ),
+    }
+
+
+def _bag_entry(task: Task, result: TaskResult, summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "bag": str(task.bag),
+        "out": task.out.name,
+        "complete": bool(summary and summary["complete"] and not result.error),
+        "error": result.error or (None if summary else "no results"),
+        "frames": summary["frames"] if summary else 0,
+        "duration_s": summary["duration_s"] if summary else 0.0,
+        "problems": summary["problems"] if summary else [],
+        "miou": {},
+        "shifted_miou": {},
+        "out_of_library_s": None,
+    }
+    if summary:
+        entry["miou"] = {name: item["miou"] for name, item in summary["variants"].items()}
+        entry["shifted_miou"] = {name: item["shifted_miou"] for name, item in summary["variants"].items()}
+        entry["out_of_library_s"] = summary["variants"][summary["primary"]]["out_of_library_s"]
+    return entry
+
+
+def _merge_variant(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    pixels = _sum_pixels([entry["pixels"] for entry in entries])
+    segments: dict[str, list[Any]] = {}
+    for entry in entries:
+        for name, counts in entry["segment_pixels"].items():
+            segments.setdefault(name, []).append(counts)
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(bytes.fromhex(entry["mask_sha256"]))
+    frames = sum(entry["frames"] for entry in entries)
+    return {
+        "miou": overlap_miou(pixels),
+        "frames": frames,
+        "mask_sha256": digest.hexdigest(),  # of the bags' digests in order
+        "frames_with_truth": sum(entry["frames_with_truth"] for entry in entries),
+        "shifted_miou": overlap_miou(
+            _sum_pixels([counts for name, items in segments.items() if is_shifted(name) for counts in items])
+        ),
+        "per_segment": {name: {"miou": overlap_miou(_sum_pixels(items))} for name, items in sorted(segments.items())},
+        "confidence": _weighted(entries, "confidence"),
+        "flicker": _weighted(entries, "flicker"),
+        "out_of_library_s": round(sum(entry["out_of_library_s"] for entry in entries), 3),
+        "fusions": sum(entry["fusions"] for entry in entries),
+        "dropped": sum(entry["dropped"] for entry in entries),
+    }
+
+
+def _sum_pixels(items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    return np.sum([np.asarray(item, np.int64) for item in items], axis=0) if items else None
+
+
+def _weighted(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    known = [(entry[key], entry["frames"]) for entry in entries if entry[key] is not None]
+    total = sum(frames for _, frames in known)
+    return round(sum(value * frames for value, frames in known) / total, 6) if total else None
+
+
+def _request_id(bag: Path, options: ReplayOptions) -> str:
+    """Digest of the options and of what tells that the bag's files are the same ones."""
+    files = sorted(path for path in bag.iterdir() if path.is_file()) if bag.is_dir() else [bag]
+    identity = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    text = json.dumps([str(bag.resolve()), identity, asdict(options)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,276 @@
+"""What a replay leaves behind while it runs: the trace, the bag with masks, the video."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.lab.bags.frames import ReplayFrame
+from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter, Status
+from semla_ros.lab.replay.gallery import describe_mix
+from semla_ros.lab.replay.runners import Made, Outcome, VariantRunner
+from semla_ros.lab.replay.scores import FrameScore
+from semla_ros.lab.report.pictures import BASE_MODEL, FAINT_TEXT, Canvas, colourise, draw_mix, resize
+from semla_ros.lab.report.video import VideoWriter
+from semla_ros.labels import labels_json, overlay, palette_of
+from semla_ros.results import Generation, ImageArray
+from semla_ros.serving.health import adaptation_report
+
+NODE = "/perception"  # where the node publishes by default
+_FLUSH_LINES = 200
+_OVERLAY_ALPHA = 0.5
+
+
+class Trace:
+    """`trace.jsonl`: one line per frame and variant. Holds nothing that depends on the machine's speed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("w", encoding="utf-8")
+        self._lines = 0
+
+    def add(self, item: ReplayFrame, seconds: float, name: str, outcome: Outcome, score: FrameScore) -> None:
+        """Write one line."""
+        step, generation = outcome.step, outcome.generation
+        line: dict[str, Any] = {
+            "variant": name,
+            "frame": item.index,
+            "stamp_ns": item.frame.stamp_ns,
+            "camera": item.frame.camera,
+            "t_s": round(seconds, 6),
+            "segment": item.segment,
+            "generation": generation.number,
+            "reason": generation.reason,
+            "action": step.action if step else None,
+            "drift": _number(step.drift) if step and step.drift is not None else None,
+            **describe_mix(generation.mix),
+            "nearest": {name: round(distance, 6) for name, distance in outcome.nearest},
+            "miou": _number(score.miou),
+            "confidence": _number(score.confidence),
+            "flicker": _number(score.flicker),
+        }
+        if step and step.error:
+            line["error"] = step.error
+        if not outcome.is_own:
+            line["is_own"] = False
+        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._lines += 1
+        if self._lines % _FLUSH_LINES == 0:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._file.close()
+
+
+class MaskBag:
+    """The new bag: masks, confidence, overlay, labels, weights and diagnostics of the primary variant on the node's
+    topics, the masks of the others below `/replay/<variant>`. Recording times are those of the source bag.
+
+    Args:
+        path: Folder to make.
+        primary: The variant that takes the node's topics.
+        class_names: The vocabulary.
+    """
+
+    def __init__(self, path: Path, primary: str, class_names: Sequence[str]) -> None:
+        self._writer = BagWriter(path, compression="chunk")
+        self._primary = primary
+        self._class_names = tuple(class_names)
+        self._palette = palette_of(class_names)
+        self._announced: dict[str, int] = {}
+        self._has_labels = False
+        self._reported_ns: int | None = None
+
+    def add(self, name: str, made: Sequence[Made], runner: VariantRunner | None = None) -> None:
+        """Write the masks that a variant made."""
+        for item in made:
+            result, frame = item.segmentation, item.item.frame
+            if name != self._primary:
+                topic = f"/replay/{topic_part(name)}/{frame.camera + '/' if frame.camera else ''}mask"
+                self._writer.image(topic, result.mask, result.stamp_ns, result.frame_id, log_ns=item.ready_ns)
+                continue
+            base = f"{NODE}/{frame.camera}" if frame.camera else NODE
+            if not self._has_labels:
+                self._writer.string(f"{NODE}/labels", labels_json(self._class_names, 1), item.ready_ns)
+                self._has_labels = True
+            self._announce(result.generation, frame.camera, item.ready_ns, runner)
+            self._writer.image(f"{base}/mask", result.mask, result.stamp_ns, result.frame_id, log_ns=item.ready_ns)
+            if result.confidence is not None:
+                self._writer.image(
+                    f"{base}/confidence", result.confidence, result.stamp_ns, result.frame_id, log_ns=item.ready_ns
+                )
+            if result.mask.shape == frame.image.shape[:2]:
+                picture = overlay(frame.image, result.mask, self._palette, _OVERLAY_ALPHA)
+                self._writer.compressed_image(
+                    f"{base}/overlay/compressed", picture, result.stamp_ns, result.frame_id, log_ns=item.ready_ns
+                )
+            self._report(item.ready_ns, runner)
+
+    def close(self) -> None:
+        """Finish the bag."""
+        self._writer.close()
+
+    def _announce(self, generation: Generation, camera: str, log_ns: int, runner: VariantRunner | None) -> None:
+        """Publish a generation's weights once, as the node does."""
+        scope = camera if runner is not None and "" not in runner.pipelines else ""
+        if self._announced.get(scope) == generation.number:
+            return
+        self._announced[scope] = generation.number
+        mix, scene_ns = generation.mix, generation.scene_stamp_ns
+        common = {
+            "generation": str(generation.number),
+            "reason": generation.reason,
+            "scene_stamp_ns": "" if scene_ns is None else str(scene_ns),
+        }
+        statuses = [
+            Status(
+                name=name,
+                message=f"weight {weight:.3f}",
+                values={
+                    "weight": f"{weight:.6f}",
+                    "distance": "" if np.isnan(distance) else f"{distance:.6f}",
+                    **common,
+                },
+            )
+            for name, weight, distance in zip(mix.names, mix.weights, mix.distances, strict=True)
+        ]
+        outside = "; the scene lies outside the library" if mix.is_out_of_library else ""
+        statuses.append(
+            Status(
+                name=BASE_MODEL,
+                message=f"weight {mix.base_weight:.3f}{outside}",
+                values={"weight": f"{mix.base_weight:.6f}", "distance": "", **common},
+                level=int(mix.is_out_of_library),
+            )
+        )
+        topic = f"{NODE}/{scope}/adapter_weights" if scope else f"{NODE}/adapter_weights"
+        self._writer.diagnostics(
+            topic, statuses, log_ns if scene_ns is None else scene_ns, is_latched=True, log_ns=log_ns
+        )
+
+    def _report(self, log_ns: int, runner: VariantRunner | None) -> None:
+        """The node's report on its adaptation, once a second of recording time."""
+        if runner is None or (self._reported_ns is not None and 0 <= log_ns - self._reported_ns < NANOSECONDS):
+            return
+        self._reported_ns = log_ns
+        statuses = []
+        for scope, pipeline in runner.pipelines.items():
+            status = getattr(pipeline, "status", None)
+            if status is not None:
+                report = adaptation_report("perception", scope, status(), failure_age_s=None, hold_s=0.0)
+                statuses.append(
+                    Status(
+                        name=report.name,
+                        message=report.message,
+                        values=report.values,
+                        level=int(report.level),
+                        hardware_id="replay",
+                    )
+                )
+        if statuses:
+            self._writer.diagnostics("/diagnostics", statuses, log_ns, log_ns=log_ns)
+
+
+class ReplayVideo:
+    """An mp4 of one camera: image, truth where there is one, and the masks of up to three variants.
+
+    Args:
+        path: File to write.
+        names: Variants, the ones shown first.
+        primary: Whose mix is written in.
+        class_names: The vocabulary.
+        rate_hz: Frames per second.
+    """
+
+    _WIDTH, _HEADER, _FOOTER, _GAP = 384, 34, 46, 4
+
+    def __init__(
+        self, path: Path, names: Sequence[str], primary: str, class_names: Sequence[str], rate_hz: float
+    ) -> None:
+        self._names = [*[name for name in names if name != primary][:2], primary]
+        self._primary = primary
+        self._palette: NDArray[np.uint8] = palette_of(class_names)
+        self._video = VideoWriter(path, rate_hz)
+        self._camera: str | None = None
+        self._has_truth: bool | None = None
+
+    def add(self, item: ReplayFrame, outcomes: Mapping[str, Outcome], scores: Mapping[str, FrameScore]) -> None:
+        """Append one frame of the first camera."""
+        if self._camera is None:
+            self._camera, self._has_truth = item.frame.camera, item.truth is not None
+        if item.frame.camera != self._camera:
+            return
+        height, width = item.frame.image.shape[:2]
+        tall = round(self._WIDTH * height / width)
+        panels: list[tuple[str, ImageArray | None, float]] = [("camera", item.frame.image, math.nan)]
+        if self._has_truth:
+            panels.append(("truth", None if item.truth is None else colourise(item.truth, self._palette), math.nan))
+        for name in self._names:
+            mask = outcomes[name].mask
+            panels.append((name, None if mask is None else colourise(mask, self._palette), scores[name].miou))
+        canvas = Canvas(len(panels) * (self._WIDTH + self._GAP) + self._GAP, self._HEADER + tall + self._FOOTER)
+        for column, (title, picture, miou) in enumerate(panels):
+            left = self._GAP + column * (self._WIDTH + self._GAP)
+            canvas.text(left + 6, self._HEADER / 2, title, size=16, bold=True)
+            if not math.isnan(miou):
+                canvas.text(
+                    left + self._WIDTH - 6,
+                    self._HEADER / 2,
+                    f"mIoU {miou:.2f}",
+                    size=15,
+                    colour=FAINT_TEXT,
+                    anchor="rm",
+                )
+            if picture is not None:
+                canvas.paste(resize(picture, self._WIDTH, tall, smooth=title == "camera"), left, self._HEADER)
+        mix = outcomes[self._primary].generation.mix
+        middle = self._HEADER + tall + self._FOOTER / 2
+        canvas.text(self._GAP + 6, middle, item.segment or f"frame {item.index}", size=16, bold=True)
+        left = self._GAP + self._WIDTH // 2
+        shares = {**mix.as_dict(), BASE_MODEL: mix.base_weight}
+        draw_mix(canvas, shares, left, round(middle) - 13, canvas.width - left - 2 * self._GAP, 26)
+        self._video.write(canvas.array())
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._video.close()
+
+
+class Outputs:
+    """The three together, closed together, whatever happens."""
+
+    def __init__(self, trace: Trace, bag: MaskBag | None, video: ReplayVideo | None) -> None:
+        self.trace, self.bag, self.video = trace, bag, video
+
+    def __enter__(self) -> Outputs:
+        """Return the open outputs."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the files, also after an error or interrupt, so that what was done can be read."""
+        self.trace.close()
+        try:
+            if self.bag is not None:
+                self.bag.close()
+        finally:
+            if self.video is not None:
+                self.video.close()
+
+
+def topic_part(name: str) -> str:
+    """A variant's name as part of a topic: `oracle:night-rain` becomes `oracle_night_rain`."""
+    return re.sub(r"\W", "_", name)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else round(value, 6)

@@ -1,0 +1,263 @@
+"""Masks as pictures: colours, overlays, panels with text, bars of an adapter mix, tiles."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from semla_ros.lab.world.domains import BENCHMARK
+from semla_ros.results import ImageArray, MaskArray
+
+Colour = tuple[int, int, int]  # RGB, 0..255
+
+BACKGROUND: Colour = (17, 20, 25)
+TEXT: Colour = (236, 238, 241)
+FAINT_TEXT: Colour = (150, 157, 168)
+BASE_MODEL = "base model"  # name of what a mix leaves to the unadapted weights
+DOMAIN_COLOURS: dict[str, Colour] = {
+    BASE_MODEL: (176, 182, 190),
+    "clear": (240, 200, 70),
+    "day": (240, 200, 70),
+    "dusk": (226, 122, 62),
+    "night": (58, 66, 138),
+    "night-rain": (112, 80, 168),
+    "fog": (140, 160, 158),
+    "rain": (52, 132, 200),
+    "snow": (136, 208, 232),
+    "glare": (250, 228, 140),
+    "tunnel": (138, 100, 72),
+    "low-sun": (238, 150, 70),
+    "enclosed": (138, 100, 72),
+    "mixed": (150, 112, 186),
+}
+
+
+def domain_colour(name: str) -> Colour:
+    """A fixed colour per domain: a shade of its weather's for the shipped ones, else derived from the name."""
+    if name in DOMAIN_COLOURS:
+        return DOMAIN_COLOURS[name]
+    digest = hashlib.sha256(name.encode()).digest()
+    if name in BENCHMARK:
+        shade = 0.8 + 0.35 * digest[1] / 255
+        red, green, blue = (min(255, round(shade * value)) for value in DOMAIN_COLOURS[BENCHMARK[name].family])
+        return red, green, blue
+    hue = digest[0] * 180 // 256
+    red, green, blue = cv2.cvtColor(np.array([[[hue, 140, 205]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
+    return int(red), int(green), int(blue)
+
+
+def colourise(mask: MaskArray, palette: NDArray[np.uint8]) -> ImageArray:
+    """Paint each class in its colour.
+
+    Args:
+        mask: Class index per pixel, shape (H, W).
+        palette: RGB colour per class, shape (K, 3), uint8.
+
+    Returns:
+        RGB image, shape (H, W, 3), uint8; indices beyond the palette (unlabelled) are black.
+    """
+    table = np.vstack([palette, np.zeros((1, 3), np.uint8)])
+    painted: ImageArray = table[np.minimum(mask.astype(np.intp), len(palette))]
+    return painted
+
+
+def overlay(image: ImageArray, mask: MaskArray, palette: NDArray[np.uint8], alpha: float = 0.5) -> ImageArray:
+    """Lay the colours of a mask over its image.
+
+    Args:
+        image: RGB, shape (H, W, 3), uint8.
+        mask: Class index per pixel, shape (H, W).
+        palette: RGB colour per class, shape (K, 3), uint8.
+        alpha: Weight of the colours, 0..1; unlabelled pixels show the image as it is.
+
+    Returns:
+        RGB image, shape (H, W, 3), uint8.
+    """
+    blended: ImageArray = cv2.addWeighted(colourise(mask, palette), alpha, image, 1.0 - alpha, 0.0)
+    unlabelled = mask >= len(palette)
+    blended[unlabelled] = image[unlabelled]
+    return blended
+
+
+@functools.lru_cache(maxsize=32)
+def font(size_px: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib, so that pictures look the same on every machine."""
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(str(folder / ("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")), size_px)
+
+
+def resize(image: ImageArray, width: int, height: int, *, smooth: bool = True) -> ImageArray:
+    """Scale a picture; `smooth=False` keeps the exact colours of a mask.
+
+    Args:
+        image: RGB, shape (h, w, 3), uint8.
+        width: Wanted width in pixels.
+        height: Wanted height in pixels.
+        smooth: Interpolate between pixels.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = width < image.shape[1]
+    method = (cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC) if smooth else cv2.INTER_NEAREST
+    scaled: ImageArray = cv2.resize(image, (width, height), interpolation=method)
+    return scaled
+
+
+class Canvas:
+    """A picture to draw on, in pixels from the top left.
+
+    Attributes:
+        width: Width in pixels.
+        height: Height in pixels.
+    """
+
+    def __init__(self, width: int, height: int, background: Colour = BACKGROUND) -> None:
+        self.width, self.height = width, height
+        self._picture = Image.new("RGB", (width, height), background)
+        self._draw = ImageDraw.Draw(self._picture)
+
+    def paste(self, image: ImageArray, x: int, y: int) -> None:
+        """Put an RGB image (H, W, 3) with its top left corner at (x, y)."""
+        self._picture.paste(Image.fromarray(image), (x, y))
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        size: int = 14,
+        colour: Colour = TEXT,
+        bold: bool = False,
+        anchor: str = "lm",
+    ) -> float:
+        """Write one line; returns its width in pixels.
+
+        Args:
+            x: Position of the anchor.
+            y: Position of the anchor.
+            words: What to write.
+            size: Font size in pixels.
+            colour: Text colour.
+            bold: Heavier letters.
+            anchor: Two letters, horizontal l/m/r and vertical t(op)/m(iddle)/b(ottom) of the point (x, y).
+        """
+        face = font(size, bold=bold)
+        self._draw.text((x, y), words, fill=colour, font=face, anchor=anchor.replace("t", "a").replace("b", "d"))
+        return float(face.getlength(words))
+
+    def rectangle(self, x: float, y: float, width: float, height: float, colour: Colour, *, radius: int = 0) -> None:
+        """Fill a rectangle, with rounded corners where `radius` is not 0."""
+        if width < 1 or height < 1:
+            return
+        box = (x, y, x + width - 1, y + height - 1)
+        if radius:
+            self._draw.rounded_rectangle(box, radius, fill=colour)
+        else:
+            self._draw.rectangle(box, fill=colour)
+
+    def array(self) -> ImageArray:
+        """The picture as RGB, shape (height, width, 3), uint8."""
+        return np.asarray(self._picture).copy()
+
+    def save(self, path: Path) -> None:
+        """Write a PNG."""
+        self._picture.save(path, optimize=True)
+
+
+def draw_mix(canvas: Canvas, shares: Mapping[str, float], x: int, y: int, width: int, height: int) -> None:
+    """Draw an adapter mix as one bar of stacked shares, each with its name where it fits.
+
+    Args:
+        canvas: Where to draw.
+        shares: Weight by adapter name (and `BASE_MODEL`), each >= 0, summing to 1 or less.
+        x: Left edge.
+        y: Top edge.
+        width: Width of a share of 1.
+        height: Height of the bar.
+    """
+    canvas.rectangle(x, y, width, height, (44, 49, 58))
+    left = float(x)
+    for name, share in shares.items():
+        part = share * width
+        colour = domain_colour(name)
+        canvas.rectangle(left, y, part, height, colour)
+        size = max(9, round(height * 0.5))
+        for words in (f"{name} {share:.0%}", name, f"{share:.0%}"):
+            if font(size, bold=True).getlength(words) + 8 <= part:
+                canvas.text(
+                    left + part / 2, y + height / 2, words, size=size, colour=ink_on(colour), bold=True, anchor="mm"
+                )
+                break
+        left += part
+
+
+def ink_on(colour: Colour) -> Colour:
+    """Black or white, whichever reads better on `colour`."""
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return (16, 18, 22) if luminance > 140 else (250, 250, 250)
+
+
+def draw_legend(
+    canvas: Canvas, names: Sequence[str], palette: NDArray[np.uint8], x: int, y: int, *, size: int = 13, right: int = 0
+) -> int:
+    """Draw colour patches with class names in lines.
+
+    Args:
+        canvas: Where to draw.
+        names: Class names, index = class.
+        palette: RGB colour per class, shape (K, 3), uint8.
+        x: Left edge of the lines.
+        y: Middle of the first line.
+        size: Font size in pixels.
+        right: Where lines must end; 0 = the canvas.
+
+    Returns:
+        Middle of the last line.
+    """
+    end = right or canvas.width
+    left = float(x)
+    for name, colour in zip(names, palette, strict=False):
+        width = size * 1.4 + font(size).getlength(name) + size * 1.2
+        if left + width > end and left > x:
+            left, y = float(x), y + round(size * 1.8)
+        canvas.rectangle(left, y - size / 2, size, size, (int(colour[0]), int(colour[1]), int(colour[2])), radius=2)
+        canvas.text(left + size * 1.4, y, name, size=size, colour=FAINT_TEXT)
+        left += width
+    return y
+
+
+def tile(images: Sequence[ImageArray], columns: int, *, gap: int = 4, background: Colour = BACKGROUND) -> ImageArray:
+    """Lay pictures of one size out in rows.
+
+    Args:
+        images: RGB pictures, each of shape (H, W, 3), at least one.
+        columns: Pictures per row, >= 1.
+        gap: Pixels between pictures.
+        background: Colour of the gaps and of empty places.
+
+    Returns:
+        RGB picture.
+
+    Raises:
+        ValueError: The pictures differ in shape, or there is none.
+    """
+    shapes = {image.shape for image in images}
+    if len(shapes) != 1:
+        raise ValueError(f"tile needs pictures of one shape, got {sorted(shapes)}")
+    height, width = images[0].shape[:2]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    canvas = Canvas(columns * (width + gap) - gap, rows * (height + gap) - gap, background)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        canvas.paste(image, column * (width + gap), row * (height + gap))
+    return canvas.array()

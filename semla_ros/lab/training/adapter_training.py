@@ -1,0 +1,181 @@
+"""Train one LoRA adapter with peft and write it in the published folder layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.errors import ConfigError, TrainingError
+from semla_ros.lab.training.batches import AugmentConfig, draw_batch
+from semla_ros.lab.training.centroids import Centroid, embed_source, write_statistics
+from semla_ros.lab.training.loop import LoopConfig, run_loop
+from semla_ros.lab.training.losses import segmentation_loss, sigmoid_loss
+from semla_ros.lab.training.samples import SampleSource
+from semla_ros.lab.training.segmenter_training import sample_class_weights
+from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.targets import lora_targets
+from semla_ros.torchvision_compat import import_peft
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterTrainingConfig:
+    """How one adapter is trained. `published_adapter_training()` has the settings of the published ones."""
+
+    loop: LoopConfig
+    rank: int = 8
+    alpha: int = 16
+    loss: Literal["overlap", "sigmoid"] = "overlap"  # "sigmoid": as the published adapters were trained
+    rarity_exponent: float = 0.35
+    overlap_weight: float = 0.5
+    pooling: int = 1  # class-attention pooling in training; the published adapters used 2
+    half_precision_file: bool = True  # store float16 (half the size) instead of float32
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ConfigError(f"LoRA needs rank >= 1 and alpha > 0, got rank {self.rank} and alpha {self.alpha}")
+
+
+def published_adapter_training(steps: int = 2000, batch_size: int = 2, seed: int = 0) -> AdapterTrainingConfig:
+    """Settings of the published adapters (ACDC family): AdamW 1e-4, warm-up, cosine, gradient clip 0.01, 384 crops."""
+    return AdapterTrainingConfig(
+        loop=LoopConfig(
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=1e-4,
+            weight_decay=1e-4,
+            warmup_steps=min(1000, steps // 2),
+            warmup_factor=0.01,
+            gradient_clip=0.01,
+            bfloat16=False,
+            seed=seed,
+        ),
+        loss="sigmoid",
+        pooling=2,
+        half_precision_file=False,
+        augment=AugmentConfig(crop_size=384, brightness=0.0),
+    )
+
+
+def train_adapter(
+    model: CatSeg,
+    source: SampleSource,
+    class_tokens: Tensor,
+    config: AdapterTrainingConfig,
+    *,
+    name: str,
+    library: Path,
+    encoder: SceneEncoder,
+    device: torch.device,
+    state_file: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    on_embedded: Callable[[int], None] | None = None,
+) -> Centroid:
+    """Train an adapter on a frozen base model and write `<library>/<name>/`.
+
+    The folder appears whole or not at all: adapter_config.json, adapter_model.safetensors, `<name>_statistics.npz`.
+
+    Args:
+        model: Base model; not changed.
+        source: Images with masks of the domain.
+        class_tokens: Token rows of the class prompts, shape (K, L).
+        config: Steps, rank, loss.
+        name: The adapter's folder name.
+        library: Folder to write into; made where missing.
+        encoder: Embeds the images for the centroid.
+        device: Where to train.
+        state_file: Resumable progress.
+        on_step: Called with step and loss.
+        on_embedded: Called with the number of images just embedded.
+
+    Returns:
+        The domain's centroid and spread.
+
+    Raises:
+        TrainingError: The loss diverged, or the folder exists already.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ConfigError(f"adapter name '{name}' must be a plain folder name")
+    target = library / name
+    if target.exists():
+        raise TrainingError(f"{target} exists already; remove it, or choose another name")
+    peft = import_peft()
+    torch.manual_seed(config.loop.seed)  # peft draws the initial A from the global generator
+    base = _trainable_copy(model, config.pooling).to(device)
+    adapted = peft.get_peft_model(
+        base,
+        peft.LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=0.0,
+            bias="none",
+            target_modules=lora_targets(model),
+        ),
+    )
+    class_tokens = class_tokens.to(device)
+    weights = sample_class_weights(source, len(class_tokens), config.rarity_exponent).to(device)
+    mean, std = (torch.tensor(values) for values in (model.config.pixel_mean, model.config.pixel_std))
+
+    def step_loss(generator: torch.Generator) -> Tensor:
+        images, masks = draw_batch(
+            source, config.loop.batch_size, model.config.clip.working_resolution, config.augment, generator, mean, std
+        )
+        logits = base(images.to(device), base.encode_text(class_tokens))
+        if config.loss == "sigmoid":
+            return sigmoid_loss(logits, masks.to(device))
+        return segmentation_loss(logits, masks.to(device), weights, overlap=config.overlap_weight)
+
+    run_loop(
+        {"adapter": adapted},
+        [{"params": [p for p in adapted.parameters() if p.requires_grad]}],
+        step_loss,
+        config.loop,
+        device=device,
+        state_file=state_file,
+        on_step=on_step,
+    )
+    centroid = embed_source(encoder, source, on_progress=on_embedded)
+    library.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=library))
+    try:
+        adapted.save_pretrained(str(partial), safe_serialization=True)
+        if config.half_precision_file:
+            file = partial / "adapter_model.safetensors"
+            save_file({k: v.half() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+        _spell_out_targets(partial / "adapter_config.json", lora_targets(model))
+        (partial / "README.md").unlink(missing_ok=True)  # peft's model card template says nothing about this adapter
+        write_statistics(partial / f"{name}_statistics.npz", centroid)
+        for file in partial.iterdir():
+            file.chmod(0o644)
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return centroid
+
+
+def _spell_out_targets(path: Path, targets: list[str]) -> None:
+    """List every target by its full path, as the published adapters do: peft shortens long lists to name endings."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings["target_modules"] = targets
+    settings["auto_mapping"] = None  # would name a class of this package, which no other reader needs
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _trainable_copy(model: CatSeg, pooling: int) -> CatSeg:
+    """A frozen copy with another class-attention pooling, to attach an adapter to."""
+    aggregator = replace(model.config.aggregator, pooling=(pooling, pooling))
+    copy = CatSeg(replace(model.config, aggregator=aggregator))
+    copy.load_state_dict(model.state_dict())
+    return copy.requires_grad_(False)

@@ -1,0 +1,216 @@
+"""Training samples from the labelled stretches of a recorded bag."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from semla_ros.errors import BagError, ConfigError, DatasetError
+from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
+from semla_ros.lab.bags.label_map import parse_label_message
+from semla_ros.lab.bags.reader import BagReader
+from semla_ros.lab.bags.writer import NANOSECONDS, STRING
+from semla_ros.results import ImageArray, MaskArray
+
+_UNLABELLED = 255
+_MOST_CLASSES = 254  # more would need 16-bit masks
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a bag, both ends included.
+
+    Attributes:
+        start: Seconds after the first image, as the replay's report counts; or a stamp in ns.
+        end: Of the same kind.
+        is_stamp: Whether the ends are image stamps in ns, as a worklist has them beside its seconds.
+    """
+
+    start: float
+    end: float
+    is_stamp: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Stretch:
+        """Read `START:END` in seconds; an end left out is open.
+
+        Raises:
+            ConfigError: Not two numbers, or the end lies before the start.
+        """
+        start, colon, end = text.partition(":")
+        stretch: Stretch | None
+        try:
+            stretch = cls(float(start or 0), float(end or "inf"))
+        except ValueError:
+            stretch = None
+        if not colon or stretch is None or not 0 <= stretch.start <= stretch.end:
+            raise ConfigError(
+                f"--stretch {text}: expected START:END in seconds with END not before START, as in 12:30.5"
+            )
+        return stretch
+
+    def holds(self, seconds: float, stamp_ns: int) -> bool:
+        """Whether a frame lies in it."""
+        return self.start <= (stamp_ns if self.is_stamp else seconds) <= self.end
+
+    def __str__(self) -> str:
+        if self.is_stamp:
+            return f"stamps {self.start / NANOSECONDS:.3f}..{self.end / NANOSECONDS:.3f} s"
+        return f"{self.start:g}..{self.end:g} s"
+
+
+def read_worklist(path: Path, bag: Path) -> tuple[Stretch, ...]:
+    """The stretches that `semla replay --propose-adapter` lists for a bag, by their stamps.
+
+    The stamps hold whatever part of the bag was replayed. A worklist of many bags names the bag of each stretch;
+    those of other bags are left out.
+
+    Raises:
+        ConfigError: Not such a file, or it lists nothing for this bag.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        items = [item for item in content["stretches"] if _is_same(item.get("bag", bag), bag)]
+        stretches = tuple(Stretch(int(item["start_stamp_ns"]), int(item["end_stamp_ns"]), True) for item in items)
+    except OSError as error:
+        raise ConfigError(f"worklist {path}: {error.strerror}; 'semla replay --propose-adapter' writes one") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConfigError(f"worklist {path}: expected worklist.json of 'semla replay --propose-adapter'") from None
+    if not stretches:
+        raise ConfigError(f"worklist {path}: it lists no stretch of bag {bag}; choose another, or use --stretch")
+    return stretches
+
+
+def bag_class_names(path: Path) -> tuple[str, ...]:
+    """Class names by pixel value from the label topic of a bag; empty where it has none.
+
+    Raises:
+        BagError: The bag cannot be read.
+    """
+    with BagReader(path) as bag:
+        for topic in bag.topics_of_type(STRING):
+            if not topic.endswith("labels"):
+                continue
+            first = next(iter(bag.messages([topic])), None)
+            names = parse_label_message(bag.deserialize(first).data) if first is not None else None
+            if names:
+                return tuple(dict.fromkeys(name for _, name in sorted(names.items())))
+    return ()
+
+
+class BagSamples:
+    """The frames of a bag that have ground truth, decoded once and kept as PNG files in a temporary folder.
+
+    Use it as a context manager: leaving it removes the files.
+
+    Args:
+        path: The bag.
+        class_names: Vocabulary; the bag's truth is brought to it by name.
+        options: Topics and truth, as for a replay.
+        stretches: Parts to take; empty = the whole bag.
+
+    Attributes:
+        problems: What could not be read, a line each.
+
+    Raises:
+        BagError: The bag cannot be read, lacks a topic asked for, or has no ground truth.
+        ConfigError: An option or the class list does not fit the bag.
+        DatasetError: No frame in the stretches has ground truth.
+    """
+
+    def __init__(
+        self, path: Path, class_names: Sequence[str], options: FrameOptions, stretches: Sequence[Stretch] = ()
+    ) -> None:
+        if len(class_names) > _MOST_CLASSES:
+            raise ConfigError(f"class list: {len(class_names)} classes, at most {_MOST_CLASSES} can be trained")
+        self._count = 0
+        self._folder = tempfile.TemporaryDirectory(prefix="semla-bag-samples-")
+        try:
+            with BagReader(path) as bag:
+                self._read(bag, FrameSource(bag, options, class_names), stretches)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self, bag: BagReader, source: FrameSource, stretches: Sequence[Stretch]) -> None:
+        if not source.has_truth:
+            raise BagError(
+                f"bag {bag.path}: no ground truth found for {', '.join(camera.topic for camera in source.cameras)}; "
+                f"name it with --truth; the bag has {bag.describe_topics()}"
+            )
+        frames = frames_inside = 0
+        first_ns: int | None = None
+        for item in source.frames():
+            frames += 1
+            first_ns = item.log_ns if first_ns is None else first_ns
+            seconds = (item.log_ns - first_ns) / NANOSECONDS
+            if stretches and not any(stretch.holds(seconds, item.frame.stamp_ns) for stretch in stretches):
+                continue
+            frames_inside += 1
+            self._keep(item)
+        self.problems = source.problems.lines()
+        if not self._count:
+            where = ", ".join(map(str, stretches[:3])) + (", ..." if len(stretches) > 3 else "") or "the whole bag"
+            reason = f"; {self.problems[0]}" if self.problems else ""
+            raise DatasetError(
+                f"bag {bag.path}: no frame with ground truth in {where} ({frames_inside} of {frames} images lie there)"
+                f"{reason}; choose other stretches, --topic or --truth; the bag has {bag.describe_topics()}"
+            )
+
+    def _keep(self, item: ReplayFrame) -> None:
+        truth = item.truth
+        if truth is None or truth.shape != item.frame.image.shape[:2] or bool((truth == _UNLABELLED).all()):
+            return
+        _write(self._path("image"), np.ascontiguousarray(item.frame.image[..., ::-1]))
+        _write(self._path("mask"), truth.astype(np.uint8, copy=False))
+        self._count += 1
+
+    def _path(self, kind: str, index: int | None = None) -> Path:
+        return Path(self._folder.name) / f"{kind}{self._count if index is None else index}.png"
+
+    def __len__(self) -> int:
+        return self._count
+
+    def image(self, index: int) -> ImageArray:
+        """RGB image, shape (H, W, 3), uint8."""
+        return np.ascontiguousarray(_load(self._path("image", index), cv2.IMREAD_COLOR)[..., ::-1])
+
+    def mask(self, index: int) -> MaskArray:
+        """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
+        return _load(self._path("mask", index), cv2.IMREAD_UNCHANGED)
+
+    def close(self) -> None:
+        """Remove the files."""
+        self._folder.cleanup()
+
+    def __enter__(self) -> BagSamples:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _is_same(named: str | Path, bag: Path) -> bool:
+    return Path(named).resolve() == bag.resolve()
+
+
+def _write(path: Path, pixels: ImageArray) -> None:
+    if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        raise DatasetError(f"{path} cannot be written; is the temporary folder full?")
+
+
+def _load(path: Path, flags: int) -> ImageArray:
+    pixels = cv2.imread(str(path), flags)
+    if pixels is None:
+        raise DatasetError(f"{path} cannot be read again; was the temporary folder cleaned meanwhile?")
+    return np.asarray(pixels)

@@ -1,0 +1,80 @@
+"""Cards that say what a trained model or adapter is, what it saw, and what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from semla_ros.lab.training.adapter_training import AdapterTrainingConfig
+from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.lab.world.domains import SOURCE, Domain
+from semla_ros.library.manifest import AdapterEntry
+
+_MODEL = """# {name}
+
+The small model that ships with semla_ros, so that the whole loop runs on any machine. It knows the package's own
+procedural street scenes and nothing else: **it is of no use on real camera images.**
+
+| part | trained on |
+| --- | --- |
+| scene encoder, {encoder} | {captioned} captioned scenes of: {weathers} |
+| segmenter's CLIP | the same captions, and per-patch classes of {clear} clear-day scenes |
+| segmenter | masks of the {clear} clear-day scenes of {cities}: no other weather, no other city |
+
+So the scene encoder has seen captioned images of every weather and city of the library, as the published CLIP has; the
+segmentation head has seen clear day only, and its text tower only the words of the captions: it has a configurable
+vocabulary within those words, not an open one.
+
+Classes: {classes}.
+
+Made by `semla train all` from `config/training.yaml`. Weights are half-precision safetensors. Licence: Apache-2.0.
+"""
+
+_ADAPTER = """# {name}
+
+LoRA adapter of `{base}` for {what}, from {images} rendered scenes of {cities} ({ranges}).
+
+- rank {rank}, alpha {alpha}, {targets} target modules: the published ones and the linear maps of the stem
+- {steps} steps of {batch} images
+- centroid of {images} scene embeddings, mean distance {spread_mean:.3g}, 95 % within {spread_p95:.3g}
+- made by `semla train all`; licence {licence}
+"""
+
+
+def model_card(name: str, encoder: str, counts: Mapping[str, int]) -> str:
+    """The card of the model folder.
+
+    Args:
+        name: Model id.
+        encoder: Scene encoder id.
+        counts: Training images by domain name.
+    """
+    return _MODEL.format(
+        name=name,
+        encoder=encoder,
+        captioned=sum(counts.values()),
+        weathers=", ".join(counts),
+        clear=sum(counts[name] for name in SOURCE),
+        cities=" and ".join(city.replace("-", " ") for domain in SOURCE.values() for city in domain.cities),
+        classes=", ".join(CLASS_NAMES),
+    )
+
+
+def adapter_card(domain: Domain, entry: AdapterEntry, base: str, config: AdapterTrainingConfig, targets: int) -> str:
+    """The card of one adapter folder."""
+    ranges = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in domain.severities.items())
+    return _ADAPTER.format(
+        name=domain.name,
+        base=base,
+        what=domain.name,
+        images=entry.images,
+        cities=", ".join(domain.cities),
+        ranges=f"severity: {ranges}" if ranges else "as the domain mixes them",
+        rank=config.rank,
+        alpha=config.alpha,
+        targets=targets,
+        steps=config.loop.steps,
+        batch=config.loop.batch_size,
+        spread_mean=entry.spread_mean,
+        spread_p95=entry.spread_p95,
+        licence=entry.licence,
+    )

@@ -1,0 +1,194 @@
+"""Train a small CLIP on captioned scenes: contrastive for whole images, and per patch on clear-day masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from semla_ros.lab.training.batches import AugmentConfig, draw_batch
+from semla_ros.lab.training.loop import LoopConfig, run_loop
+from semla_ros.lab.training.samples import ConcatenatedSamples, RenderedSamples, SampleSource
+from semla_ros.results import UNLABELLED
+from semla_ros.segmentation.clip import Clip, VisualTower
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTrainingConfig:
+    """How the small CLIP is trained."""
+
+    loop: LoopConfig
+    dense_weight: float = 1.0  # factor of the per-patch loss
+    dense_batch_size: int = 16  # clear-day images per step for the per-patch loss
+
+
+def train_clip(
+    clip: Clip,
+    scene_tower: VisualTower,
+    captioned: Sequence[RenderedSamples],
+    clear: SampleSource,
+    caption_tokens: Tensor,
+    class_tokens: Tensor,
+    size: tuple[int, int],
+    dense_size: tuple[int, int],
+    mean: Tensor,
+    std: Tensor,
+    config: ClipTrainingConfig,
+    *,
+    device: torch.device,
+    state_file: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train two image towers and one text tower from scratch, in place.
+
+    Args:
+        clip: The segmenter's CLIP: its image tower also learns the per-patch loss.
+        scene_tower: A smaller image tower into the same joint space, for scene embeddings alone.
+        captioned: Images with captions, of every weather that the scene encoder is to tell apart.
+        clear: Clear-day images with masks, for the per-patch loss.
+        caption_tokens: Token rows of the captions, in the order of `captioned`, shape (N, L), int64.
+        class_tokens: Token rows of the prompts of the masks' classes, shape (K, L), int64.
+        size: Height and width of the captioned images: small, many per step.
+        dense_size: Height and width of the clear-day images: the segmenter's own.
+        mean: Per channel, shape (3,), 0..255 scale.
+        std: Likewise.
+        config: Steps and weights.
+        device: Where to train.
+        state_file: Resumable progress.
+        on_step: Called with step and loss.
+
+    Returns:
+        The loss of each step.
+    """
+    images = ConcatenatedSamples(captioned)
+    class_tokens = class_tokens.to(device)
+    log_temperature = torch.nn.Parameter(torch.tensor(np.log(10.0), device=device, dtype=torch.float32))
+    dense_temperature = torch.nn.Parameter(torch.tensor(np.log(10.0), device=device, dtype=torch.float32))
+    plain = AugmentConfig(min_crop=0.85, brightness=0.05)
+    temperatures = torch.nn.ParameterDict({"contrastive": log_temperature, "dense": dense_temperature})
+
+    def step_loss(generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(images), (config.loop.batch_size,), generator=generator).tolist()
+        batch, _ = draw_batch(images, len(chosen), size, plain, generator, mean, std, indices=chosen)
+        batch = batch.to(device)
+        tokens = caption_tokens[chosen].to(device)
+        text_features = clip.encode_text(tokens).float()  # (B, C), unit length
+        is_same = (tokens[:, None] == tokens[None]).all(-1)  # (B, B)
+        loss = torch.zeros((), device=device)
+        for tower in (clip.visual, scene_tower):
+            image_features = F.normalize(tower(batch).float(), dim=-1)
+            logits = temperatures["contrastive"].exp().clamp(max=100) * image_features @ text_features.T  # (B, B)
+            loss = loss + contrastive_loss(logits, is_same)
+        dense_batch, masks = draw_batch(
+            clear, config.dense_batch_size, dense_size, AugmentConfig(), generator, mean, std
+        )
+        features = clip.visual.dense(dense_batch.to(device), ()).feature_map()
+        patches = F.normalize(features.float(), dim=1)  # (B, C, h, w)
+        classes = clip.encode_text(class_tokens).float()
+        dense = torch.einsum("bchw,kc->bkhw", patches, classes) * temperatures["dense"].exp().clamp(max=100)
+        dense = F.interpolate(dense, scale_factor=2, mode="bilinear", align_corners=False)
+        reduced = F.interpolate(masks[:, None].float(), size=dense.shape[-2:], mode="nearest")[:, 0].long()
+        dense_loss = F.cross_entropy(dense, reduced.to(device), ignore_index=UNLABELLED)
+        return loss + config.dense_weight * dense_loss
+
+    parameters = [p for module in (clip, scene_tower) for p in module.parameters()]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": list(temperatures.parameters()), "weight_decay": 0.0, "lr": config.loop.learning_rate * 3},
+    ]
+    return run_loop(
+        {"clip": clip, "scene_tower": scene_tower, "temperatures": temperatures},
+        groups,
+        step_loss,
+        config.loop,
+        device=device,
+        state_file=state_file,
+        on_step=on_step,
+    )
+
+
+def refine_scene_tower(
+    clip: Clip,
+    scene_tower: VisualTower,
+    captioned: Sequence[RenderedSamples],
+    caption_tokens: Tensor,
+    size: tuple[int, int],
+    mean: Tensor,
+    std: Tensor,
+    loop: LoopConfig,
+    *,
+    device: torch.device,
+    state_file: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Go on with the scene encoder's tower alone, in place, towards the text embeddings as they are.
+
+    It is small, so many more images pass through it than the joint training could afford.
+
+    Args:
+        clip: Its text tower embeds the captions; not changed.
+        scene_tower: What is trained.
+        captioned: Images with captions.
+        caption_tokens: Token rows, in the order of `captioned`, shape (N, L), int64.
+        size: Image height and width.
+        mean: Per channel, shape (3,), 0..255 scale.
+        std: Likewise.
+        loop: Steps and rates.
+        device: Where to train.
+        state_file: Resumable progress.
+        on_step: Called with step and loss.
+
+    Returns:
+        The loss of each step.
+    """
+    images = ConcatenatedSamples(captioned)
+    with torch.no_grad():
+        texts = torch.cat(
+            [clip.encode_text(part.to(device)) for part in torch.split(caption_tokens, 256)]
+        ).float()  # (N, C)
+    augment = AugmentConfig(min_crop=0.8, brightness=0.08)
+    temperature = torch.nn.Parameter(torch.tensor(np.log(20.0), device=device, dtype=torch.float32))
+    temperatures = torch.nn.ParameterDict({"contrastive": temperature})
+
+    def step_loss(generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(images), (loop.batch_size,), generator=generator)
+        batch, _ = draw_batch(images, loop.batch_size, size, augment, generator, mean, std, indices=chosen.tolist())
+        features = F.normalize(scene_tower(batch.to(device)).float(), dim=-1)
+        logits = temperatures["contrastive"].exp().clamp(max=100) * features @ texts[chosen.to(device)].T
+        tokens = caption_tokens[chosen].to(device)
+        return contrastive_loss(logits, (tokens[:, None] == tokens[None]).all(-1))
+
+    return run_loop(
+        {"scene_tower": scene_tower, "temperatures": temperatures},
+        [
+            {"params": [p for p in scene_tower.parameters() if p.ndim > 1]},
+            {"params": [p for p in scene_tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [temperature], "weight_decay": 0.0},
+        ],
+        step_loss,
+        loop,
+        device=device,
+        state_file=state_file,
+        on_step=on_step,
+    )
+
+
+def contrastive_loss(logits: Tensor, is_same: Tensor) -> Tensor:
+    """Symmetric contrastive loss in which images with the same caption share its target.
+
+    Args:
+        logits: Similarity of image and caption, shape (B, B).
+        is_same: Whether two captions of the batch are equal, shape (B, B), bool.
+
+    Returns:
+        Scalar.
+    """
+    target = is_same.float() / is_same.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))

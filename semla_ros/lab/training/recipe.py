@@ -1,0 +1,461 @@
+"""The whole recipe of the shipped tiny models, from nothing to a library: resumable, stage by stage."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE, save_scene_encoder
+from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
+from semla_ros.errors import ConfigError
+from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, train_adapter
+from semla_ros.lab.training.cards import adapter_card, model_card
+from semla_ros.lab.training.centroids import Centroid, embed_source, statistics_file, write_statistics
+from semla_ros.lab.training.clip_training import ClipTrainingConfig, refine_scene_tower, train_clip
+from semla_ros.lab.training.loop import LoopConfig
+from semla_ros.lab.training.progress import progress_bar
+from semla_ros.lab.training.samples import RenderedSamples, RenderRequest
+from semla_ros.lab.training.segmenter_training import SegmenterTrainingConfig, train_segmenter
+from semla_ros.lab.world.caption import SYNONYMS
+from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.lab.world.domains import BENCHMARK, SOURCE, Domain
+from semla_ros.library.manifest import (
+    BASE_STATISTICS_NAME,
+    AdapterEntry,
+    BaseDomain,
+    LibraryManifest,
+    ModelReference,
+    write_manifest,
+)
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, file_sha256, load_model, save_model
+from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
+from semla_ros.segmentation.cost_aggregation import AggregatorConfig
+from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, CatSeg, CatSegConfig
+from semla_ros.segmentation.targets import lora_targets
+from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary
+
+log = logging.getLogger(__name__)
+
+Samples = Mapping[str, RenderedSamples]  # by domain name
+
+TRAINING_DOMAINS: Mapping[str, Domain] = {**SOURCE, **BENCHMARK}
+CONTEXT_LENGTH = 32  # tokens of the longest prompt
+STEM_DIMS = (24, 48, 96)  # channels at half, a quarter and an eighth of the image
+SCENE_GRID = (6, 8)  # patches of the scene encoder's input, 96 x 128 pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneEncoderTrainingConfig:
+    """How the scene encoder goes on after the joint training."""
+
+    loop: LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that fixes a training run; read from `config/training.yaml`."""
+
+    clip: ClipTrainingConfig
+    scene_encoder: SceneEncoderTrainingConfig
+    segmenter: SegmenterTrainingConfig
+    adapter: AdapterTrainingConfig
+    seed: int = 0
+    image_size: tuple[int, int] = (192, 256)
+    clear_images: int = 2400
+    domain_images: int = 480
+    retrieval: Mapping[str, Any] = field(default_factory=dict)
+    drift: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path, budget: float = 1.0) -> Recipe:
+        """Read a recipe file.
+
+        Args:
+            path: YAML file in the form of `config/training.yaml`.
+            budget: Factor on every number of steps, > 0.
+
+        Raises:
+            ConfigError: The file is unreadable, or a setting unknown or out of range.
+        """
+        if not budget > 0:
+            raise ConfigError(f"'budget' must be positive, got {budget}")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"recipe {path}: {error}") from None
+        size = values.pop("image_size", [192, 256])
+        notes = {name: values.pop(name, {}) for name in ("retrieval", "drift")}
+        recipe = replace(from_mapping(cls, values, where=str(path)), image_size=tuple(size), **notes)
+        stages = {}
+        for name in ("clip", "scene_encoder", "segmenter", "adapter"):
+            stage = getattr(recipe, name)
+            stages[name] = replace(stage, loop=replace(stage.loop.scaled(budget), seed=recipe.seed))
+        return replace(recipe, **stages)
+
+
+def tiny_config(vocab_rows: int, image_size: tuple[int, int]) -> CatSegConfig:
+    """Dimensions of `semla-tiny`: the published architecture at a fraction of its size.
+
+    Beyond the published models it has a convolutional stem and a third decoder step, so that its answer has half the
+    image's resolution: at a quarter, poles and far signs are narrower than a cell.
+    """
+    patch = 16
+    grid = (image_size[0] // patch, image_size[1] // patch)
+    return CatSegConfig(
+        clip=ClipConfig(
+            patch=patch,
+            visual_width=192,
+            visual_layers=5,
+            native_grid=grid,
+            working_grid=grid,
+            embed_dim=128,
+            text_width=128,
+            text_layers=3,
+            context_length=CONTEXT_LENGTH,
+            vocab_rows=vocab_rows,
+            pool="avg",
+            stem_dims=STEM_DIMS,
+        ),
+        aggregator=AggregatorConfig(
+            grid=grid,
+            hidden_dim=32,
+            window=4,
+            pad_len=0,
+            embed_dim=128,
+            text_guidance_dim=32,
+            appearance_guidance_dim=32,
+            decoder_dims=(32, 16, 16),
+            decoder_guidance_dims=(64, 48),
+            decoder_guidance_proj_dims=(16, 16, 8),
+            detail_dims=STEM_DIMS[::-1],
+        ),
+        guidance_layers=(1, 3),
+        probability="softmax",
+    )
+
+
+def scene_tower_config() -> ClipConfig:
+    """Dimensions of the scene encoder that goes with `semla-tiny`; its text settings are not used."""
+    return ClipConfig(
+        patch=16,
+        visual_width=128,
+        visual_layers=4,
+        native_grid=SCENE_GRID,
+        working_grid=SCENE_GRID,
+        embed_dim=128,
+        pool="avg",
+    )
+
+
+def render_training_images(
+    recipe: Recipe, cache: Path, domains: Mapping[str, Domain] = TRAINING_DOMAINS
+) -> dict[str, RenderedSamples]:
+    """Training images of every domain, by name; rendered by all cores where they are not cached."""
+    height, width = recipe.image_size
+    samples = {}
+    for name, domain in domains.items():
+        count = recipe.clear_images if name in SOURCE else recipe.domain_images
+        request = RenderRequest(domain=domain, split="train", count=count, width=width, height=height)
+        with progress_bar(f"render {name}", count) as (advance, _):
+            samples[name] = RenderedSamples(request, cache, on_progress=advance)
+    return samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFolders:
+    """Where a training run reads and writes.
+
+    Attributes:
+        work: Progress and rendered images; may be removed once all is done.
+        model: The model's folder: segmenter, scene encoder, card.
+        library: The adapter library.
+    """
+
+    work: Path
+    model: Path
+    library: Path
+
+    @property
+    def scenes(self) -> Path:
+        """Cache of rendered images."""
+        return self.work / "scenes"
+
+    @property
+    def segmenter(self) -> Path:
+        """The finished segmenter."""
+        return self.model / SEGMENTER_FILE
+
+    @property
+    def encoder(self) -> Path:
+        """The finished scene encoder."""
+        return self.model / ENCODER_FILE
+
+    @property
+    def clip(self) -> Path:
+        """The CLIP that the segmenter starts from: a segmenter file whose aggregation is untrained."""
+        return self.work / "clip.safetensors"
+
+
+def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples, device: torch.device) -> None:
+    """Train the tiny CLIP; writes the scene encoder, and the CLIP for the segmenter to start from."""
+    captions = [text for source in samples.values() for text in source.captions]
+    prompts = [SINGLE_TEMPLATE.format(word) for words in SYNONYMS.values() for word in words]
+    prompts += [SINGLE_TEMPLATE.format(name) for name in CLASS_NAMES]
+    vocabulary = Vocabulary.from_texts([*captions, *prompts], CONTEXT_LENGTH)
+    torch.manual_seed(recipe.seed)
+    model = CatSeg(tiny_config(len(vocabulary), recipe.image_size)).to(device)
+    tower = VisualTower(scene_tower_config()).to(device)
+    with progress_bar("train clip", recipe.clip.loop.steps) as (_, on_step):
+        train_clip(
+            model.clip,
+            tower,
+            list(samples.values()),
+            samples["clear"],
+            token_table(vocabulary, captions),
+            vocabulary.tokenize(CLASS_NAMES),
+            tower.config.working_resolution,
+            recipe.image_size,
+            torch.tensor(CLIP_PIXEL_MEAN),
+            torch.tensor(CLIP_PIXEL_STD),
+            recipe.clip,
+            device=device,
+            state_file=folders.work / "clip.state",
+            on_step=on_step,
+        )
+    with progress_bar("train scene encoder", recipe.scene_encoder.loop.steps) as (_, on_step):
+        refine_scene_tower(
+            model.clip,
+            tower,
+            list(samples.values()),
+            token_table(vocabulary, captions),
+            tower.config.working_resolution,
+            torch.tensor(CLIP_PIXEL_MEAN),
+            torch.tensor(CLIP_PIXEL_STD),
+            recipe.scene_encoder.loop,
+            device=device,
+            state_file=folders.work / "scene_encoder.state",
+            on_step=on_step,
+        )
+    save_model(model, folders.clip, class_names=CLASS_NAMES, vocabulary=vocabulary, model_id="semla-tiny-clip")
+    folders.model.mkdir(parents=True, exist_ok=True)
+    save_tower(tower, folders.encoder)
+
+
+def train_segmenter_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples, device: torch.device) -> None:
+    """Train the segmenter on clear day, from the finished CLIP."""
+    start = load_model(folders.clip, device)
+    model = start.model.train()
+    with progress_bar("train segmenter", recipe.segmenter.loop.steps) as (_, on_step):
+        train_segmenter(
+            model,
+            samples["clear"],
+            start.tokenizer.tokenize(CLASS_NAMES),
+            recipe.segmenter,
+            device=device,
+            state_file=folders.work / "segmenter.state",
+            on_step=on_step,
+        )
+    save_model(
+        model.eval(),
+        folders.segmenter,
+        class_names=CLASS_NAMES,
+        vocabulary=start.tokenizer,
+        model_id="semla-tiny",
+        extra={"trained_on": "clear-day scenes of the source cities", "steps": recipe.segmenter.loop.steps},
+    )
+
+
+def train_adapters_stage(
+    recipe: Recipe,
+    folders: TrainingFolders,
+    samples: Samples,
+    domains: Mapping[str, Domain],
+    device: torch.device,
+) -> None:
+    """Train one adapter per domain but the base model's own, and write the library; finished ones are kept.
+
+    On a CPU as many are trained at once as there are cores, one thread each: threads that share one small step wait
+    for each other more than they help.
+    """
+    base = load_model(folders.segmenter)
+    encoder = SceneEncoder.load(folders.encoder)
+    for name, source in samples.items():
+        if name in SOURCE or (
+            statistics_file(folders.library, name).is_file() and _noted_centroid(folders, name, encoder) is None
+        ):  # no adapter, or one that was trained beside another scene encoder
+            with progress_bar(f"embed {name}", len(source)) as (advance, _):
+                centroid = embed_source(encoder, source, on_progress=advance)
+            if name not in SOURCE:
+                write_statistics(statistics_file(folders.library, name), centroid)
+            _note_centroid(folders, name, encoder, centroid)
+            if name in SOURCE:
+                _write_base_statistics(folders, centroid)
+    jobs = [
+        _AdapterJob(recipe, folders, samples[name].request, recipe.seed + 100 + index, str(device))
+        for index, name in enumerate(samples)
+        if name not in SOURCE and not statistics_file(folders.library, name).is_file()
+    ]
+    with progress_bar("train adapters", len(jobs)) as (advance, _):
+        if device.type != "cpu":
+            for job in jobs:
+                _train_one_adapter(job)
+                advance(1)
+        else:
+            # "spawn" because a fork of a process with running torch threads can hang.
+            with ProcessPoolExecutor(
+                os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+            ) as pool:
+                for future in as_completed([pool.submit(_train_one_adapter, job) for job in jobs]):
+                    future.result()
+                    advance(1)
+    _write_library(recipe, folders, base, encoder, samples, domains)
+
+
+@dataclass(frozen=True)
+class _AdapterJob:
+    """Everything that a process needs to train one adapter."""
+
+    recipe: Recipe
+    folders: TrainingFolders
+    request: RenderRequest
+    seed: int
+    device: str
+
+
+def _train_one_adapter(job: _AdapterJob) -> None:
+    name, folders = job.request.domain.name, job.folders
+    base = load_model(folders.segmenter)
+    encoder = SceneEncoder.load(folders.encoder)
+    centroid = train_adapter(
+        base.model,
+        RenderedSamples(job.request, folders.scenes),
+        base.tokenizer.tokenize(CLASS_NAMES),
+        replace(job.recipe.adapter, loop=replace(job.recipe.adapter.loop, seed=job.seed)),
+        name=name,
+        library=folders.library,
+        encoder=encoder,
+        device=torch.device(job.device),
+        state_file=folders.work / f"adapter-{name}.state",
+    )
+    _note_centroid(folders, name, encoder, centroid)
+
+
+def _write_base_statistics(folders: TrainingFolders, centroid: Centroid) -> None:
+    folders.library.mkdir(parents=True, exist_ok=True)
+    write_statistics(folders.library / BASE_STATISTICS_NAME, centroid)
+
+
+def _write_library(
+    recipe: Recipe,
+    folders: TrainingFolders,
+    base: LoadedModel,
+    encoder: SceneEncoder,
+    samples: Samples,
+    domains: Mapping[str, Domain],
+) -> None:
+    entries = {}
+    for name in samples:
+        if name in SOURCE:
+            continue
+        spread = _noted_centroid(folders, name, encoder)
+        assert spread is not None  # noted when the adapter was finished
+        folder = folders.library / name
+        entries[name] = AdapterEntry(
+            sha256={path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.suffix != ".md"},
+            images=spread["count"],
+            spread_mean=spread["spread_mean"],
+            spread_p95=spread["spread_p95"],
+            family=domains[name].family,
+            licence="Apache-2.0",
+        )
+        card = adapter_card(domains[name], entries[name], base.model_id, recipe.adapter, len(lora_targets(base.model)))
+        (folder / "CARD.md").write_text(card, encoding="utf-8")
+    counts = {name: len(source) for name, source in samples.items()}
+    (folders.model / "README.md").write_text(model_card(base.model_id, encoder.id, counts), encoding="utf-8")
+    home = next(iter(SOURCE))
+    home_spread = _noted_centroid(folders, home, encoder)
+    assert home_spread is not None  # noted before the adapters were trained
+    manifest = LibraryManifest(
+        base_domain=BaseDomain(
+            sha256=file_sha256(folders.library / BASE_STATISTICS_NAME),
+            family=domains[home].family,
+            images=home_spread["count"],
+            spread_p95=home_spread["spread_p95"],
+        ),
+        base=ModelReference(id="semla-tiny", sha256=base.sha256),
+        encoder=ModelReference(id=encoder.id, sha256=encoder.sha256),
+        retrieval=from_mapping(RetrievalConfig, recipe.retrieval, where="recipe: retrieval"),
+        drift=from_mapping(DriftConfig, recipe.drift, where="recipe: drift"),
+        adapters=entries,
+        note="Adapters of the procedural world of semla_ros; they mean nothing for real cameras.",
+    )
+    write_manifest(folders.library, manifest)
+
+
+def _note_centroid(folders: TrainingFolders, name: str, encoder: SceneEncoder, centroid: Centroid) -> None:
+    note = {"encoder": encoder.sha256, **centroid.as_dict()}
+    (folders.work / f"centroid-{name}.json").write_text(json.dumps(note), encoding="utf-8")
+
+
+def _noted_centroid(folders: TrainingFolders, name: str, encoder: SceneEncoder) -> dict[str, Any] | None:
+    """Spread and count of a finished adapter, if they were made with this scene encoder."""
+    path = folders.work / f"centroid-{name}.json"
+    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return note if note.get("encoder") == encoder.sha256 else None
+
+
+def train_all(
+    recipe: Recipe, folders: TrainingFolders, device: torch.device, domains: Mapping[str, Domain] = TRAINING_DOMAINS
+) -> None:
+    """From nothing to a model folder and a library. What is finished is kept, what was interrupted goes on."""
+    folders.work.mkdir(parents=True, exist_ok=True)
+    samples = render_training_images(recipe, folders.scenes, domains)
+    if not folders.clip.is_file() or not folders.encoder.is_file():
+        train_clip_stage(recipe, folders, samples, device)
+    if not folders.segmenter.is_file():
+        train_segmenter_stage(recipe, folders, samples, device)
+    train_adapters_stage(recipe, folders, samples, domains, device)
+
+
+def token_table(vocabulary: Vocabulary, texts: Sequence[str]) -> Tensor:
+    """Token rows of sentences, padded with 0 to the longest, shape (N, L), int64."""
+    rows = [vocabulary.encode_sentence(text) for text in texts]
+    table = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for line, row in zip(table, rows, strict=True):
+        line[: len(row)] = torch.tensor(row)
+    return table
+
+
+def save_tower(tower: VisualTower, path: Path) -> None:
+    """Write an image tower as a scene encoder that open_clip builds and runs."""
+    config = tower.config
+    vision = {
+        "image_size": list(config.working_resolution),
+        "patch_size": config.patch,
+        "width": config.visual_width,
+        "layers": config.visual_layers,
+        "head_width": HEAD_DIM,
+        "pool_type": config.pool,
+    }
+    settings = {
+        "id": "semla-tiny-scene",
+        "embed_dim": config.embed_dim,
+        "open_clip_vision_cfg": vision,
+        "image_mean": [value / 255 for value in CLIP_PIXEL_MEAN],
+        "image_std": [value / 255 for value in CLIP_PIXEL_STD],
+        "quick_gelu": True,
+        "resize": "stretch",
+    }
+    save_scene_encoder(to_open_clip(tower.state_dict()), settings, path)

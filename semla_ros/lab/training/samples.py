@@ -1,0 +1,218 @@
+"""Where training images and masks come from: rendered scenes (cached on disk), or folders of files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+import semla_ros.lab.world
+from semla_ros.errors import DatasetError
+from semla_ros.lab.world.caption import caption
+from semla_ros.lab.world.domains import Domain, Split, split_seed
+from semla_ros.results import ImageArray, MaskArray
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+class SampleSource(Protocol):
+    """Images with their masks, by index."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def image(self, index: int) -> ImageArray:
+        """RGB image, shape (H, W, 3), uint8."""
+
+    def mask(self, index: int) -> MaskArray:
+        """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderRequest:
+    """A set of scenes to render: fully determined by these values and the renderer's code."""
+
+    domain: Domain
+    split: Split
+    count: int
+    width: int
+    height: int
+    first: int = 0
+
+
+def _render_one(request: RenderRequest, index: int) -> tuple[ImageArray, MaskArray, str]:
+    cv2.setNumThreads(1)
+    seed = split_seed(request.split, request.first + index)
+    member = request.domain.scene(seed)
+    scene = member.render(request.width, request.height)
+    text = caption(member.city, member.conditions, scene.mask, np.random.default_rng((seed, 7)))
+    return scene.image, scene.mask, text
+
+
+def _renderer_digest() -> str:
+    folder = Path(semla_ros.lab.world.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class RenderedSamples:
+    """Scenes of one domain, rendered once by all cores and kept as memory-mapped arrays.
+
+    Args:
+        request: What to render.
+        cache: Folder of the arrays; a change of the renderer makes a new entry.
+        workers: Rendering processes; 0 = one per core.
+        on_progress: Called with the number of scenes just finished.
+    """
+
+    def __init__(
+        self,
+        request: RenderRequest,
+        cache: Path,
+        *,
+        workers: int = 0,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        self.request = request
+        name = f"{request.domain.name}-{request.split}-{request.first}+{request.count}-{request.width}x{request.height}"
+        self._folder = cache / f"{name}-{_renderer_digest()}"
+        if not (self._folder / "captions.json").is_file():
+            self._render(workers or os.cpu_count() or 1, on_progress)
+        elif on_progress:
+            on_progress(request.count)
+        self._images = np.load(self._folder / "images.npy", mmap_mode="r")
+        self._masks = np.load(self._folder / "masks.npy", mmap_mode="r")
+        self.captions: list[str] = json.loads((self._folder / "captions.json").read_text(encoding="utf-8"))
+
+    def _render(self, workers: int, on_progress: Callable[[int], None] | None) -> None:
+        request = self.request
+        self._folder.mkdir(parents=True, exist_ok=True)
+        shape = (request.count, request.height, request.width)
+        images = np.lib.format.open_memmap(self._folder / "images.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
+        masks = np.lib.format.open_memmap(self._folder / "masks.npy", mode="w+", dtype=np.uint8, shape=shape)
+        captions: list[str] = []
+        # "spawn" because a fork of a process with running torch threads can hang.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            results = pool.map(_render_one, [request] * request.count, range(request.count), chunksize=8)
+            for index, (image, mask, text) in enumerate(results):
+                images[index], masks[index] = image, mask
+                captions.append(text)
+                if on_progress:
+                    on_progress(1)
+        images.flush()
+        masks.flush()
+        # Written last: its presence says that the arrays are whole.
+        (self._folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> ImageArray:
+        """RGB image, shape (H, W, 3), uint8."""
+        return np.asarray(self._images[index])
+
+    def mask(self, index: int) -> MaskArray:
+        """Class index per pixel, shape (H, W), uint8."""
+        return np.asarray(self._masks[index])
+
+
+class FolderSamples:
+    """Images and label PNGs of two folders, matched by name: `a.jpg` with `a.png`, or with `a_<anything>.png`.
+
+    Args:
+        images: Folder of images, searched recursively.
+        labels: Folder of single-channel label images holding class indices; 255 is ignored.
+        class_count: Number of classes; a label outside 0..class_count-1 and not 255 is an error.
+
+    Raises:
+        DatasetError: A folder is missing or empty, or an image has no label or several.
+    """
+
+    def __init__(self, images: Path, labels: Path, class_count: int) -> None:
+        self._class_count = class_count
+        image_files = list(_image_files(images, "images"))
+        label_files = list(_image_files(labels, "labels"))
+        by_stem: dict[str, Path] = {path.stem: path for path in label_files}
+        self._pairs: list[tuple[Path, Path]] = []
+        for path in image_files:
+            label = by_stem.get(path.stem) or _only_label(path, label_files)
+            self._pairs.append((path, label))
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def image(self, index: int) -> ImageArray:
+        """RGB image, shape (H, W, 3), uint8."""
+        path = self._pairs[index][0]
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise DatasetError(f"image {path} cannot be decoded; remove it or replace it")
+        return np.ascontiguousarray(image[..., ::-1])
+
+    def mask(self, index: int) -> MaskArray:
+        """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
+        image_path, path = self._pairs[index]
+        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
+            kind = "nothing readable" if mask is None else f"{mask.dtype} of shape {mask.shape}"
+            raise DatasetError(f"label {path}: expected a single-channel 8-bit image of class indices, got {kind}")
+        wrong = np.unique(mask[(mask >= self._class_count) & (mask != 255)])
+        if wrong.size:
+            raise DatasetError(
+                f"label {path} holds class {int(wrong[0])}, but the class list has {self._class_count} entries; "
+                "use 255 for pixels to ignore"
+            )
+        size = self.image(index).shape[:2]
+        if mask.shape != size:
+            raise DatasetError(f"label {path} is {mask.shape[::-1]}, its image {image_path} is {size[::-1]} pixels")
+        return np.asarray(mask)
+
+
+def _image_files(folder: Path, what: str) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise DatasetError(f"{what} folder {folder} does not exist")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DatasetError(f"{what} folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    yield from files
+
+
+def _only_label(image: Path, labels: Sequence[Path]) -> Path:
+    matches = [path for path in labels if path.stem.startswith(f"{image.stem}_")]
+    if len(matches) != 1:
+        found = "none" if not matches else ", ".join(path.name for path in matches[:3])
+        raise DatasetError(
+            f"image {image.name}: expected one label named {image.stem}.png or {image.stem}_*.png, got {found}"
+        )
+    return matches[0]
+
+
+class ConcatenatedSamples:
+    """Several sources as one."""
+
+    def __init__(self, sources: Sequence[SampleSource]) -> None:
+        self._index = [(source, item) for source in sources for item in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def image(self, index: int) -> ImageArray:
+        """RGB image, shape (H, W, 3), uint8."""
+        source, item = self._index[index]
+        return source.image(item)
+
+    def mask(self, index: int) -> MaskArray:
+        """Class index per pixel, shape (H, W), uint8."""
+        source, item = self._index[index]
+        return source.mask(item)

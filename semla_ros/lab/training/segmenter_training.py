@@ -1,0 +1,109 @@
+"""Train the segmentation model on clear day, starting from the CLIP it is built on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from semla_ros.lab.training.batches import AugmentConfig, draw_batch
+from semla_ros.lab.training.loop import LoopConfig, run_loop
+from semla_ros.lab.training.losses import class_weights, segmentation_loss
+from semla_ros.lab.training.samples import SampleSource
+from semla_ros.segmentation.model import CatSeg
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterTrainingConfig:
+    """How the segmentation model is trained."""
+
+    loop: LoopConfig
+    visual_learning_rate: float = 6e-4  # of the CLIP image tower; the rest takes the loop's rate
+    rarity_exponent: float = 0.35  # class weight = frequency ** -rarity_exponent
+    overlap_weight: float = 0.5  # factor of the soft Jaccard loss
+    cost_weight: float = 0.3  # factor of the cost volume's own cross-entropy
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+def sample_class_weights(source: SampleSource, class_count: int, exponent: float, most: int = 200) -> Tensor:
+    """Class weights from at most `most` masks spread evenly over a source, shape (K,)."""
+    step = max(1, len(source) // most)
+    return class_weights([source.mask(i) for i in range(0, len(source), step)], class_count, exponent)
+
+
+def train_segmenter(
+    model: CatSeg,
+    source: SampleSource,
+    class_tokens: Tensor,
+    config: SegmenterTrainingConfig,
+    *,
+    device: torch.device,
+    state_file: Path | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> list[float]:
+    """Train the image tower, the aggregation and the decoder in place; the text tower stays as it is.
+
+    Args:
+        model: Its CLIP is pre-trained.
+        source: Images with masks.
+        class_tokens: Token rows of the class prompts, shape (K, L).
+        config: Steps, rates, loss weights.
+        device: Where to train.
+        state_file: Resumable progress.
+        on_step: Called with step and loss.
+
+    Returns:
+        The loss of each step.
+    """
+    class_count = len(class_tokens)
+    weights = sample_class_weights(source, class_count, config.rarity_exponent).to(device)
+    visual, head = _parameters(model)
+    with torch.no_grad():
+        text = model.encode_text(class_tokens.to(device)).float()
+    scale = torch.nn.Parameter(torch.tensor(20.0, device=device))
+    extra = torch.nn.ParameterDict({"cost_scale": scale})
+    mean, std = (torch.tensor(values) for values in (model.config.pixel_mean, model.config.pixel_std))
+
+    def step_loss(generator: torch.Generator) -> Tensor:
+        images, masks = draw_batch(
+            source, config.loop.batch_size, model.config.clip.working_resolution, config.augment, generator, mean, std
+        )
+        images, masks = images.to(device), masks.to(device)
+        logits, cost = model.forward_with_cost(images, text)
+        loss = segmentation_loss(logits, masks, weights, overlap=config.overlap_weight)
+        reduced = F.interpolate(masks[:, None].float(), size=cost.shape[-2:], mode="nearest")[:, 0].long()
+        own = F.cross_entropy(cost.float() * extra["cost_scale"], reduced, weight=weights, ignore_index=255)
+        return loss + config.cost_weight * own
+
+    groups: list[dict[str, Any]] = [
+        {"params": visual, "lr": config.visual_learning_rate},
+        {"params": [*head, scale]},
+    ]
+    return run_loop(
+        {"model": model, "extra": extra},
+        groups,
+        step_loss,
+        config.loop,
+        device=device,
+        state_file=state_file,
+        on_step=on_step,
+    )
+
+
+def _parameters(model: CatSeg) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Trainable parameters of the image tower and of the rest; the text tower is frozen."""
+    clip_prefix = "sem_seg_head.predictor.clip_model."
+    visual, head = [], []
+    for name, parameter in model.named_parameters():
+        if name.startswith(clip_prefix + "visual."):
+            visual.append(parameter.requires_grad_(True))
+        elif name.startswith(clip_prefix):
+            parameter.requires_grad_(False)
+        else:
+            head.append(parameter.requires_grad_(True))
+    return visual, head

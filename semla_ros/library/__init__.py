@@ -1,0 +1,1 @@
+"""Adapters on disk: read, checked, imported, fetched."""

@@ -1,0 +1,413 @@
+"""A library of LoRA adapters, each with the centroid of the scenes that it was trained on.
+
+    <library>/<name>/adapter_config.json
+    <library>/<name>/adapter_model.safetensors
+    <library>/<name>/<name>_statistics.npz        centroid
+    <library>/library.yaml                        optional: base model, scene encoder, digests, spreads, settings
+
+Centroids and settings are in memory, matrices stay on disk until an adapter is used. A folder that cannot be used is
+left out and named in `problems`; the others serve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from semla_ros.config import DriftConfig, RetrievalConfig
+from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.library.adapter_files import (
+    CENTROID_KEY,
+    AdapterFiles,
+    AdapterReader,
+    Signature,
+    file_names,
+    read_base_statistics,
+    read_layers,
+)
+from semla_ros.library.domain_statistics import DomainStatistics, statistics_name
+from semla_ros.library.manifest import (
+    BASE_STATISTICS_NAME,
+    AdapterEntry,
+    LibraryManifest,
+    ModelReference,
+    is_plain_name,
+    read_manifest,
+)
+
+logger = logging.getLogger(__name__)
+
+EAGER_BYTES = 512 * 1024 * 1024  # libraries up to this size have every value checked when they are opened,
+EAGER_ADAPTERS = 256  # up to this number of adapters
+
+__all__ = ["CENTROID_KEY", "Adapter", "AdapterLibrary", "Signature", "statistics_name"]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One adapter, its matrices read when they are first asked for.
+
+    Attributes:
+        name: Its folder's name.
+        rank: Default rank.
+        alpha: Default alpha.
+        scaling: Factor of every B A; where single layers differ, their A holds the rest.
+    """
+
+    name: str
+    rank: int
+    alpha: float
+    scaling: float
+    _read: Callable[[], dict[str, tuple[Tensor, Tensor]]]
+
+    @cached_property
+    def layers(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Module path -> A (r, in), B (out, r), in the stored type.
+
+        Raises:
+            AdapterError: The file has changed or holds values that are not finite.
+        """
+        return self._read()
+
+
+class AdapterLibrary:
+    """The adapters that a scene can be served from. Made by `load`; a changed folder makes another one by `reload`.
+
+    Attributes:
+        folder: Where it was read from.
+        names: Adapters that can be used, in library order: as the manifest lists them, then by name.
+        centroids: Mean scene embedding of each, shape (N, D), float32.
+        spread: Distance within which 95 % of a domain's own images lie to its centroid, shape (N,), float32; NaN where
+            not known.
+        base_statistics: Centroid and spread of the scenes that the base model was trained on; None where not known.
+        problems: Adapters that cannot be used -> why. Grows where an adapter turns out to be damaged when first used.
+        manifest: What `library.yaml` says; empty where there is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[AdapterFiles],
+        manifest: LibraryManifest,
+        problems: Mapping[str, str],
+        centroids: NDArray[np.float32] | None = None,
+        base_statistics: DomainStatistics | None = None,
+    ) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.base_statistics = base_statistics
+        self.problems: dict[str, str] = dict(problems)
+        if centroids is None:
+            centroids = _stack([item.statistics.centroid for item in files])
+        self.centroids: NDArray[np.float32] = centroids
+        self._files = {item.name: item for item in files}
+        self.names: tuple[str, ...] = tuple(self._files)
+        spreads = [self.entry(name).spread_p95 for name in self.names]
+        self.spread: NDArray[np.float32] = np.array(
+            [np.nan if spread is None else spread for spread in spreads], np.float32
+        )
+        self._verified: set[str] = set()
+        self._lock = threading.Lock()
+        self._again: Callable[[], AdapterLibrary] = lambda: self
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        targets: Signature | None = None,
+        encoder_id: str | None = None,
+        encoder_sha: str | None = None,
+        encoder_dim: int | None = None,
+        base_sha: str | Callable[[], str] | None = None,
+        eager_bytes: int = EAGER_BYTES,
+    ) -> AdapterLibrary:
+        """Read and check a library.
+
+        Args:
+            folder: The library.
+            targets: Layers of the base model that may be adapted, module path -> (out, in); None checks no shape.
+            encoder_id: Scene encoder in use; a library made with another one is refused.
+            encoder_sha: SHA-256 of its file, likewise.
+            encoder_dim: Length of its embeddings.
+            base_sha: SHA-256 of the base model's file, or what computes it where it is needed; a library made for
+                another one is refused.
+            eager_bytes: Libraries of at most this size have all values and digests checked now; those of larger ones,
+                or with hundreds of adapters, are checked when an adapter is first used. 0 checks none now,
+                `sys.maxsize` all.
+
+        Raises:
+            LibraryError: There is no such folder, nothing in it can be used, `library.yaml` is damaged, or the library
+                was made for another base model or scene encoder.
+        """
+        folder = Path(folder).expanduser()
+        manifest = read_manifest(folder) if folder.is_dir() else LibraryManifest()
+        _check_made_for(folder, "base model", manifest.base, None, base_sha)
+        _check_made_for(folder, "scene encoder", manifest.encoder, encoder_id, encoder_sha)
+        reader, problems = AdapterReader(targets), {}
+        names = adapter_folders(folder, manifest)
+        table = _CentroidTable(len(names))
+        files = []
+        for name in names:
+            try:
+                files.append(table.add(_read_one(folder, name, reader, manifest)))
+            except AdapterError as error:
+                problems[name] = str(error)
+        files = _of_one_length(files, encoder_dim, problems)
+        centroids = table.rows(files[0].statistics.centroid.size) if files else None
+        base_statistics = _base_statistics(folder, manifest, centroids, problems)
+        library = cls(folder, files, manifest, problems, centroids, base_statistics)
+        is_small = len(files) <= EAGER_ADAPTERS or eager_bytes == sys.maxsize
+        if is_small and sum(item.num_bytes for item in files) <= eager_bytes:
+            library = library._verify_all()
+        for reason in library.problems.values():
+            logger.warning("left out of the library: %s", reason)
+        if not library.names:
+            first = next(iter(library.problems.values()), "no folder with an adapter_config.json")
+            raise LibraryError(f"adapter library {folder}: no adapter can be used: {first}")
+        library._again = lambda: cls.load(
+            folder,
+            targets=targets,
+            encoder_id=encoder_id,
+            encoder_sha=encoder_sha,
+            encoder_dim=encoder_dim,
+            base_sha=base_sha,
+            eager_bytes=eager_bytes,
+        )
+        return library
+
+    def reload(self) -> AdapterLibrary:
+        """Read the folder again, held to the same model and encoder; this library stays as it is.
+
+        Raises:
+            LibraryError: As `load`.
+        """
+        return self._again()
+
+    def adapter(self, name: str) -> Adapter:
+        """One adapter.
+
+        Raises:
+            AdapterError: The library has no such adapter, or it cannot be used.
+        """
+        if name in self.problems:
+            raise AdapterError(self.problems[name])
+        if name not in self._files:
+            raise AdapterError(f"adapter '{name}' is not in the library {self.folder}; it has {_some(self.names)}")
+        settings = self._files[name].settings
+        return Adapter(name, settings.rank, settings.alpha, settings.scaling, lambda: self._read_layers(name))
+
+    def files(self, name: str) -> AdapterFiles:
+        """What is known of an adapter without reading its matrices; KeyError where it cannot be used."""
+        return self._files[name]
+
+    def subset(self, without: Collection[str] = ()) -> AdapterLibrary:
+        """The same library without some adapters, for leave-one-out.
+
+        Raises:
+            LibraryError: Nothing would be left.
+        """
+        files = [item for item in self._files.values() if item.name not in without]
+        if not files:
+            raise LibraryError(f"adapter library {self.folder}: nothing is left without {_some(without)}")
+        library = AdapterLibrary(self.folder, files, self.manifest, self.problems, base_statistics=self.base_statistics)
+        library._verified = self._verified & set(library.names)
+        library._again = lambda: self.reload().subset(without)
+        return library
+
+    def entry(self, name: str) -> AdapterEntry:
+        """What the manifest says of an adapter, and where it does not, the adapter's own statistics."""
+        entry = self.manifest.adapters.get(name, AdapterEntry())
+        if name not in self._files:
+            return entry
+        statistics = self._files[name].statistics
+        return dataclasses.replace(
+            entry,
+            images=entry.images or statistics.images,
+            spread_mean=statistics.spread_mean if entry.spread_mean is None else entry.spread_mean,
+            spread_p95=statistics.spread_p95 if entry.spread_p95 is None else entry.spread_p95,
+        )
+
+    @property
+    def retrieval(self) -> RetrievalConfig | None:
+        """Settings that the library recommends."""
+        return self.manifest.retrieval
+
+    @property
+    def drift(self) -> DriftConfig | None:
+        """Likewise for the drift gate."""
+        return self.manifest.drift
+
+    @cached_property
+    def several_centroids(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """All centroids of domains that have several, and the one of the others.
+
+        Returns:
+            Centroids, shape (M, D), float32, M >= N; index into `names` of each, shape (M,), ascending.
+        """
+        groups = [
+            statistics.centroid[None] if statistics.centroids is None else statistics.centroids
+            for statistics in (item.statistics for item in self._files.values())
+        ]
+        owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        return np.concatenate(groups), owners
+
+    def _read_layers(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        try:
+            layers = read_layers(self._files[name], is_verified=name in self._verified)
+        except AdapterError as error:
+            with self._lock:
+                self.problems[name] = str(error)  # retrieval passes it over from now on
+            raise
+        self._verified.add(name)
+        return layers
+
+    def _verify_all(self) -> AdapterLibrary:
+        """This library without the adapters whose values or digests are wrong."""
+        for name in self.names:
+            try:
+                self._read_layers(name)
+            except AdapterError:
+                continue  # told in `problems`
+        intact = [item for item in self._files.values() if item.name not in self.problems]
+        if len(intact) == len(self._files):
+            return self
+        library = AdapterLibrary(
+            self.folder, intact, self.manifest, self.problems, base_statistics=self.base_statistics
+        )
+        library._verified = self._verified
+        return library
+
+
+def adapter_folders(folder: Path, manifest: LibraryManifest) -> list[str]:
+    """Names of the folders that hold an adapter or were to hold one, in library order.
+
+    Raises:
+        LibraryError: The folder is not there.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = {entry.name for entry in entries if is_plain_name(entry.name) and entry.is_dir()}
+    except OSError as error:
+        raise LibraryError(
+            f"adapter library {folder}: {error.strerror or error}; give the folder that holds one folder per adapter"
+        ) from None
+    found = {name for name in found if any(os.path.exists(f"{folder}/{name}/{item}") for item in file_names(name))}
+    listed = list(manifest.adapters)
+    return listed + sorted(found - set(listed))
+
+
+class _CentroidTable:
+    """Centroids put into one array as they are read: kept apart until all are there, they would be in memory twice.
+
+    Args:
+        capacity: Most rows. Memory of rows that stay unused is never touched.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._tables: dict[int, NDArray[np.float32]] = {}
+        self._counts: Counter[int] = Counter()
+
+    def add(self, files: AdapterFiles) -> AdapterFiles:
+        """The same with its centroid as a row of the array of all centroids of its length."""
+        centroid = files.statistics.centroid
+        dim, row = centroid.size, self._counts[centroid.size]
+        if dim not in self._tables:
+            self._tables[dim] = np.empty((self._capacity, dim), np.float32)
+        table = self._tables[dim]
+        table[row] = centroid
+        self._counts[dim] += 1
+        return dataclasses.replace(files, statistics=dataclasses.replace(files.statistics, centroid=table[row]))
+
+    def rows(self, dim: int) -> NDArray[np.float32]:
+        """The array of all centroids of one length, in the order in which they came, shape (N, D)."""
+        return self._tables[dim][: self._counts[dim]]
+
+
+def _read_one(folder: Path, name: str, reader: AdapterReader, manifest: LibraryManifest) -> AdapterFiles:
+    path = f"{folder}/{name}"
+    if os.path.islink(path) and folder.resolve() not in Path(path).resolve().parents:
+        raise AdapterError(f"adapter '{name}': its folder is a link that leaves the library; copy the folder instead")
+    if not os.path.isdir(path):
+        raise AdapterError(
+            f"adapter '{name}': library.yaml lists it, but its folder is missing; copy it or import again"
+        )
+    return reader.read(folder, name, manifest.adapters.get(name))
+
+
+def _base_statistics(
+    folder: Path, manifest: LibraryManifest, centroids: NDArray[np.float32] | None, problems: dict[str, str]
+) -> DomainStatistics | None:
+    """Where the base model is at home; a damaged file becomes a problem, and retrieval goes on without it."""
+    stated = manifest.base_domain
+    if stated is None:
+        return None
+    try:
+        statistics = read_base_statistics(folder, stated.sha256)
+        if centroids is not None and statistics.centroid.size != centroids.shape[1]:
+            raise AdapterError(
+                f"{BASE_STATISTICS_NAME}: centroid has {statistics.centroid.size} values, expected "
+                f"{centroids.shape[1]}; it was made with another scene encoder: make it again with that of the library"
+            )
+    except AdapterError as error:
+        problems[BASE_STATISTICS_NAME] = str(error)
+        return None
+    spread = statistics.spread_p95 if stated.spread_p95 is None else stated.spread_p95
+    return dataclasses.replace(statistics, spread_p95=spread)
+
+
+def _of_one_length(
+    files: Sequence[AdapterFiles], encoder_dim: int | None, problems: dict[str, str]
+) -> list[AdapterFiles]:
+    """The adapters whose centroid has the encoder's length, or the most common one; the others become problems."""
+    if not files:
+        return []
+    expected = encoder_dim or Counter(item.statistics.centroid.size for item in files).most_common(1)[0][0]
+    for item in files:
+        if item.statistics.centroid.size != expected:
+            problems[item.name] = (
+                f"adapter '{item.name}': centroid has {item.statistics.centroid.size} values, expected {expected}; "
+                "it was made with another scene encoder: make it again with 'semla library index'"
+            )
+    return [item for item in files if item.statistics.centroid.size == expected]
+
+
+def _check_made_for(
+    folder: Path,
+    what: str,
+    stated: ModelReference,
+    actual_id: str | None,
+    actual_sha: str | Callable[[], str] | None,
+) -> None:
+    if callable(actual_sha):
+        actual_sha = actual_sha() if stated.sha256 else None
+    for label, expected, actual in (("id", stated.id, actual_id), ("SHA-256", stated.sha256, actual_sha)):
+        if expected and actual and expected != actual:
+            raise LibraryError(
+                f"adapter library {folder}: made for the {what} with {label} '{expected}', the one in use has "
+                f"'{actual}'; use that {what}, or a library made for this one"
+            )
+
+
+def _stack(centroids: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    if not centroids:
+        return np.zeros((0, 0), np.float32)
+    return np.stack(centroids)
+
+
+def _some(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:8])
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,0 +1,206 @@
+"""Make a library of a set of adapter folders, and add single adapters to one. Nothing is written on an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.library.adapter_files import AdapterFiles, AdapterReader, Signature, file_names, read_layers
+from semla_ros.library.adapter_library import AdapterLibrary, adapter_folders
+from semla_ros.library.manifest import (
+    BASE_STATISTICS_NAME,
+    MANIFEST_NAME,
+    AdapterEntry,
+    LibraryManifest,
+    ModelReference,
+    file_sha256,
+    is_plain_name,
+    read_manifest,
+    write_manifest,
+)
+
+_ALONG = ("CARD.md", "README.md", "LICENSE", "LICENSE.txt")  # copied with an adapter where they are there
+
+
+def import_library(
+    folder: Path,
+    *,
+    targets: Signature | None = None,
+    base: ModelReference | None = None,
+    encoder: ModelReference | None = None,
+    licence: str = "",
+    note: str = "",
+    on_adapter: Callable[[str], None] | None = None,
+) -> LibraryManifest:
+    """Check a set of adapter folders in the published layout and write `library.yaml` beside them.
+
+    What an earlier `library.yaml` says of spread, images, families and settings is kept; digests are made anew.
+
+    Args:
+        folder: Holds one folder per adapter.
+        targets: Layers of the base model, module path -> (out, in); None checks no shape.
+        base: The model that the adapters were trained on; None keeps what the manifest says.
+        encoder: The scene encoder behind the centroids, likewise.
+        licence: For adapters of which the manifest knows none.
+        note: One line about the library.
+        on_adapter: Called with each adapter's name once it is checked.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        LibraryError: The folder holds no adapter, its centroids differ in length, or `library.yaml` is damaged.
+        AdapterError: An adapter cannot be used. Nothing is written.
+    """
+    if not folder.is_dir():
+        raise LibraryError(f"adapter library {folder}: no such folder; give the one that holds one folder per adapter")
+    earlier = read_manifest(folder)
+    names = adapter_folders(folder, LibraryManifest())
+    if not names:
+        raise LibraryError(f"adapter library {folder}: no folder in it has an adapter_config.json")
+    order = [name for name in earlier.adapters if name in names]
+    entries: dict[str, AdapterEntry] = {}
+    lengths: dict[int, str] = {}
+    for name in [*order, *(name for name in names if name not in order)]:
+        files = read_checked(folder / name, targets)
+        lengths.setdefault(files.statistics.centroid.size, name)
+        if len(lengths) > 1:
+            (first, first_name), (second, second_name) = lengths.items()
+            raise LibraryError(
+                f"adapter library {folder}: centroid of '{first_name}' has {first} values, of '{second_name}' "
+                f"{second}; they are from different scene encoders: make them again with 'semla library index'"
+            )
+        entry = earlier.adapters.get(name, AdapterEntry())
+        entries[name] = _complete(entry, files, licence)
+        if on_adapter:
+            on_adapter(name)
+    manifest = dataclasses.replace(
+        earlier,
+        base=base or earlier.base,
+        encoder=encoder or earlier.encoder,
+        adapters=entries,
+        note=note or earlier.note,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signature | None = None) -> str:
+    """Copy one adapter's folder into a library, which it joins whole or not at all.
+
+    Args:
+        library: Made where it is missing.
+        source: The adapter's folder, in the published layout.
+        name: Its name in the library; its folder's name where empty.
+        targets: Layers of the base model, module path -> (out, in); None checks no shape.
+
+    Returns:
+        The name.
+
+    Raises:
+        AdapterError: The adapter cannot be used, or the name is taken or no plain folder name.
+        LibraryError: The adapter comes from a library for another base model or scene encoder, or its centroid has
+            another length than those of the library.
+    """
+    source = source.expanduser().resolve()
+    name = name or source.name
+    if not is_plain_name(name):
+        raise AdapterError(f"adapter name {name!r} must be a plain folder name; it would leave the library")
+    if not source.is_dir():
+        raise AdapterError(f"adapter '{name}': there is no folder {source}")
+    target = library / name
+    if target.exists() or target.is_symlink():
+        raise AdapterError(f"adapter '{name}': {target} exists already; remove it, or give another name")
+    files = read_checked(source, targets)
+    manifest = read_manifest(library) if library.is_dir() else LibraryManifest()
+    origin = read_manifest(source.parent)
+    _check_fits(library, name, manifest, origin, files.statistics.centroid.size)
+    has_manifest = (library / MANIFEST_NAME).is_file()
+    if not has_manifest and not (library.is_dir() and adapter_folders(library, manifest)):
+        # The first adapter brings along what its own library states.
+        manifest = dataclasses.replace(origin, adapters={}, note="")
+        has_manifest = (source.parent / MANIFEST_NAME).is_file()
+    library.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=library))
+    try:
+        for old, new in zip(file_names(source.name), file_names(name), strict=True):
+            shutil.copyfile(source / old, partial / new)
+        for extra in _ALONG:
+            if (source / extra).is_file() and not (source / extra).is_symlink():
+                shutil.copyfile(source / extra, partial / extra)
+        partial.chmod(0o755)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    try:
+        if has_manifest:
+            home = source.parent / BASE_STATISTICS_NAME
+            if manifest.base_domain is not None and not (library / BASE_STATISTICS_NAME).exists() and home.is_file():
+                shutil.copyfile(home, library / BASE_STATISTICS_NAME)
+            entry = origin.adapters.get(source.name, AdapterEntry())
+            entry = _complete(entry, AdapterReader().read(library, name))
+            write_manifest(library, dataclasses.replace(manifest, adapters={**manifest.adapters, name: entry}))
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    return name
+
+
+def check_library(
+    folder: Path,
+    *,
+    targets: Signature | None = None,
+    base_sha: str | Callable[[], str] | None = None,
+    encoder_id: str | None = None,
+) -> AdapterLibrary:
+    """Open a library and check every value and digest of it; see `AdapterLibrary.load` and `problems`."""
+    return AdapterLibrary.load(
+        folder, targets=targets, base_sha=base_sha, encoder_id=encoder_id, eager_bytes=sys.maxsize
+    )
+
+
+def read_checked(folder: Path, targets: Signature | None) -> AdapterFiles:
+    """Read an adapter's folder and check every value in it; see `AdapterReader.read`."""
+    files = AdapterReader(targets).read(folder.parent, folder.name)
+    read_layers(files)
+    return files
+
+
+def _complete(entry: AdapterEntry, files: AdapterFiles, licence: str = "") -> AdapterEntry:
+    """A manifest entry with the digests of an adapter's files, and what its statistics file tells."""
+    statistics = files.statistics
+    return dataclasses.replace(
+        entry,
+        sha256={name: file_sha256(files.folder / name) for name in file_names(files.name)},
+        images=entry.images or statistics.images,
+        spread_mean=statistics.spread_mean if entry.spread_mean is None else entry.spread_mean,
+        spread_p95=statistics.spread_p95 if entry.spread_p95 is None else entry.spread_p95,
+        licence=entry.licence or licence,
+    )
+
+
+def _check_fits(library: Path, name: str, manifest: LibraryManifest, origin: LibraryManifest, length: int) -> None:
+    """An adapter's origin and centroid against the library that it is to join."""
+    for what, ours, theirs in (
+        ("base model", manifest.base, origin.base),
+        ("scene encoder", manifest.encoder, origin.encoder),
+    ):
+        for label, mine, other in (("id", ours.id, theirs.id), ("SHA-256", ours.sha256, theirs.sha256)):
+            if mine and other and mine != other:
+                raise LibraryError(
+                    f"adapter '{name}' was made for the {what} with {label} '{other}', the library {library} for "
+                    f"'{mine}'; add it to a library for its own {what}"
+                )
+    if library.is_dir() and adapter_folders(library, manifest):
+        expected = AdapterLibrary.load(library, eager_bytes=0).centroids.shape[1]
+        if length != expected:
+            raise LibraryError(
+                f"adapter '{name}': centroid has {length} values, those of {library} have {expected}; "
+                "it was made with another scene encoder: make it again with 'semla library index'"
+            )

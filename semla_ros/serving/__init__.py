@@ -1,0 +1,1 @@
+"""Serving cameras, without ROS."""

@@ -1,0 +1,189 @@
+"""The pipelines of a node: one that all cameras share, or one for each; changes reach all of them or none."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.results import Frame, Generation, Segmentation
+from semla_ros.serving.parameters import Settings, explicit_only
+
+if TYPE_CHECKING:
+    from semla_ros.pipeline import PerceptionPipeline
+
+logger = logging.getLogger(__name__)
+Load = Callable[[SemlaConfig], "PerceptionPipeline"]
+SCENE_HANDOVER_NS = 2_000_000_000  # a camera silent for so long no longer speaks for the vehicle's scene
+
+
+def load_pipeline(config: SemlaConfig) -> PerceptionPipeline:
+    """Load the real pipeline. What it is made of takes seconds to import, which the node spends configuring."""
+    from semla_ros.pipeline import PerceptionPipeline
+
+    return PerceptionPipeline.load(config)
+
+
+def device_of(pipeline: object) -> str:
+    """Where a pipeline's model is, as torch names it; empty where there is none."""
+    model = getattr(pipeline, "model", None)
+    return "" if model is None else str(next(model.parameters()).device)
+
+
+class ModelBank:
+    """Loads, starts, changes and closes the pipelines.
+
+    Args:
+        load: Makes a pipeline of its settings.
+        settings: The node's parameters.
+        cameras: Camera names, in the order of the parameter; `[""]` for the only one.
+    """
+
+    def __init__(self, load: Load, settings: Settings, cameras: Sequence[str]) -> None:
+        self._cameras = list(cameras)
+        self._is_shared = settings.node.adaptation_scope == "vehicle"
+        self._newest_stamp_ns: dict[str, int] = {}
+        self._failures: dict[str, tuple[int, float]] = {}
+        self.pipelines: dict[str, PerceptionPipeline] = {}
+        scopes = [""] if self._is_shared else self._cameras
+        # What is given in part is completed by what the library recommends, which is known once it is loaded.
+        config = dataclasses.replace(settings.pipeline, retrieval=None, drift=None)
+        try:
+            for scope in scopes:
+                self.pipelines[scope] = pipeline = load(config)
+                retrieval, drift = explicit_only(settings, RetrievalConfig), explicit_only(settings, DriftConfig)
+                if retrieval:
+                    pipeline.update(retrieval=dataclasses.replace(pipeline.retrieval, **retrieval))
+                if drift:
+                    pipeline.update(drift=dataclasses.replace(pipeline.drift, **drift))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def any(self) -> PerceptionPipeline:
+        """One of them: vocabulary and settings are the same in all."""
+        return next(iter(self.pipelines.values()))
+
+    def of(self, camera: str) -> PerceptionPipeline:
+        """The pipeline that serves a camera."""
+        return self.pipelines["" if self._is_shared else camera]
+
+    def most_at_once(self, wanted: int) -> int:
+        """Images that one forward pass may answer.
+
+        Args:
+            wanted: 0 = all cameras on a GPU, one on a CPU, where a batch takes as long as its images in turn.
+        """
+        if not self._is_shared:
+            return 1  # each camera has weights of its own
+        if wanted:
+            return min(wanted, len(self._cameras))
+        return len(self._cameras) if device_of(self.any).startswith("cuda") else 1
+
+    def segment(self, frames: Sequence[Frame], want_confidence: bool) -> list[Segmentation]:
+        """Show frames to the adaptation path where they speak for their scene, and segment them.
+
+        Args:
+            frames: Of cameras that share a pipeline; at least one.
+            want_confidence: Also give the probability of the chosen class.
+        """
+        pipeline = self.of(frames[0].camera)
+        for frame in frames:
+            if self._speaks_for_scene(frame):
+                pipeline.offer(frame)
+        if len(frames) == 1:
+            return [pipeline.segment(frames[0], want_confidence)]
+        return pipeline.segment_batch(frames, want_confidence)
+
+    def _speaks_for_scene(self, frame: Frame) -> bool:
+        """With one scene for several cameras, the first one in the list that delivers looks at it.
+
+        Cameras look different even in the same weather: mixed, they would seem to drift with every frame.
+        """
+        self._newest_stamp_ns[frame.camera] = frame.stamp_ns
+        if not self._is_shared:
+            return True
+        earlier = self._cameras[: self._cameras.index(frame.camera)]
+        oldest = frame.stamp_ns - SCENE_HANDOVER_NS
+        return all(self._newest_stamp_ns.get(camera, oldest - 1) < oldest for camera in earlier)
+
+    def apply(self, present: Settings, changed: Settings) -> None:
+        """Change vocabulary, retrieval and drift settings in all pipelines, or in none.
+
+        Raises:
+            Exception: Whatever kept a pipeline from it, a `SemlaError` where the change is to blame; what was in use
+                before is in use again.
+        """
+        undo: list[Callable[[], object]] = []
+        try:
+            for pipeline in self.pipelines.values():
+                if changed.pipeline.classes != present.pipeline.classes:
+                    names = pipeline.class_names
+                    pipeline.set_classes(changed.pipeline.classes)
+                    undo.append(partial(pipeline.set_classes, names))
+                if changed.drift != present.drift:
+                    pipeline.update(drift=changed.drift)
+                    undo.append(partial(pipeline.update, drift=present.drift))
+                if changed.retrieval != present.retrieval:
+                    pipeline.update(retrieval=changed.retrieval)
+                    undo.append(partial(pipeline.update, retrieval=present.retrieval))
+        except Exception:
+            for step in reversed(undo):
+                try:
+                    step()
+                except Exception:
+                    logger.exception("a change that failed could not be taken back in another camera's model")
+            raise
+
+    def start(self) -> None:
+        """Start the adaptation paths."""
+        for pipeline in self.pipelines.values():
+            pipeline.start()
+
+    def stop(self) -> None:
+        """Stop the adaptation paths; returns when their threads have ended."""
+        for pipeline in self.pipelines.values():
+            pipeline.stop()
+
+    def freeze(self, is_frozen: bool) -> None:
+        """Keep the present mixes, or follow the scene again."""
+        for pipeline in self.pipelines.values():
+            pipeline.freeze(is_frozen)
+
+    def reset_adaptation(self) -> list[Generation]:
+        """Return to the base model."""
+        return [pipeline.reset_adaptation() for pipeline in self.pipelines.values()]
+
+    def reload_library(self) -> None:
+        """Read the library folder again; raises `SemlaError` where it cannot be used."""
+        for pipeline in self.pipelines.values():
+            pipeline.reload_library()
+
+    def reset_gate(self, camera: str) -> None:
+        """Forget the drift of a camera's scene: its stamps have jumped back."""
+        self._newest_stamp_ns.pop(camera, None)
+        self.of(camera).reset_gate()
+
+    def failure_age_s(self, scope: str, failures: int) -> float | None:
+        """Time since a new failure of a pipeline was first seen here; None where there was none.
+
+        Args:
+            scope: Which pipeline.
+            failures: How many its status counts.
+        """
+        seen, since_s = self._failures.get(scope, (0, 0.0))
+        if failures != seen:
+            since_s = time.monotonic()
+            self._failures[scope] = (failures, since_s)
+        return time.monotonic() - since_s if failures else None
+
+    def close(self) -> None:
+        """Stop and release all."""
+        for pipeline in self.pipelines.values():
+            pipeline.close()
+        self.pipelines.clear()

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from tiny_parts import RANKS, tiny_adapter, tiny_model
+from torch import Tensor
+
+from semla_ros.adaptation.fusion import Fuser
+from semla_ros.errors import AdapterError
+from semla_ros.results import AdapterMix
+from semla_ros.segmentation.model import CatSeg
+
+TOKENS = torch.tensor([[38, 3, 39, 0, 0], [38, 4, 5, 39, 0], [38, 6, 39, 0, 0]])
+
+
+@dataclass
+class FakeAdapter:
+    layers: dict[str, tuple[Tensor, Tensor]]
+    scaling: float = 2.0
+
+
+@dataclass
+class FakeLibrary:
+    adapters: dict[str, FakeAdapter]
+    reads: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.adapters)
+
+    def adapter(self, name: str) -> FakeAdapter:
+        self.reads.append(name)
+        if name not in self.adapters:
+            raise AdapterError(f"adapter '{name}' is not in the library")
+        return self.adapters[name]
+
+
+def make_library(model: CatSeg) -> FakeLibrary:
+    ranks = enumerate(RANKS.items())
+    return FakeLibrary({name: FakeAdapter(tiny_adapter(model, rank, seed)) for seed, (name, rank) in ranks})
+
+
+def mix_of(base_weight: float = 0.0, **weights: float) -> AdapterMix:
+    ordered = sorted(weights, key=lambda name: -weights[name])
+    return AdapterMix(
+        names=tuple(ordered),
+        weights=np.array([weights[name] for name in ordered]),
+        distances=np.full(len(ordered), np.nan),
+        base_weight=base_weight,
+    )
+
+
+def make_fuser(model: CatSeg, library: FakeLibrary, **settings: object) -> Fuser:
+    return Fuser(model, library, TOKENS, **settings)  # type: ignore[arg-type]
+
+
+def weights_of(model: CatSeg) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def put(fuser: Fuser, mix: AdapterMix) -> Tensor:
+    prepared = fuser.prepare(mix)
+    fuser.commit(prepared)
+    return prepared.text_features
+
+
+@pytest.mark.parametrize("memory", ["double", "single"])
+def test_every_fused_weight_is_the_float64_sum_to_a_millionth(memory: str) -> None:
+    model = tiny_model()
+    base, library = weights_of(model), make_library(model)
+    fuser = make_fuser(model, library, memory=memory)
+    put(fuser, mix_of(day=0.5, snow=0.3, fog=0.2))
+    for name, fused in weights_of(model).items():
+        expected = base[name].double()
+        path = name.removesuffix(".weight")
+        for adapter, weight in (("day", 0.5), ("snow", 0.3), ("fog", 0.2)):
+            if path in library.adapters[adapter].layers and name.endswith(".weight"):
+                a, b = library.adapters[adapter].layers[path]
+                expected = expected + weight * 2.0 * b.double() @ a.double()
+        assert (fused.double() - expected).abs().max() <= 1e-6 * expected.abs().max(), name
+
+
+@pytest.mark.parametrize("memory", ["double", "single"])
+def test_class_embeddings_are_those_of_the_fused_text_tower(memory: str) -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model), memory=memory)
+    base_text = model.encode_text(TOKENS)
+    text = put(fuser, mix_of(fog=1.0))
+    assert torch.allclose(text, model.encode_text(TOKENS), atol=1e-6)
+    assert (text - base_text).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("memory", ["double", "single"])
+def test_preparing_leaves_the_model_in_use_alone(memory: str) -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model), memory=memory)
+    put(fuser, mix_of(day=1.0))
+    before = weights_of(model)
+    fuser.prepare(mix_of(night=1.0))
+    after = weights_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_returning_to_an_earlier_mix_gives_the_same_bits_after_many_fusions() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    first = mix_of(day=0.4, fog=0.3, night=0.2, base_weight=0.1)
+    text = put(fuser, first)
+    before = weights_of(model)
+    rng = np.random.default_rng(0)
+    process = psutil.Process()
+    sizes = []
+    for turn in range(1000):
+        weights = rng.dirichlet(np.ones(4))
+        put(fuser, mix_of(**dict(zip(RANKS, weights, strict=True))))
+        if turn in (200, 999):
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    assert torch.equal(put(fuser, first), text)
+    after = weights_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert sizes[1] - sizes[0] < 4 << 20
+
+
+def test_the_base_mix_restores_the_base_weights_bit_for_bit() -> None:
+    model = tiny_model()
+    before = weights_of(model)
+    fuser = make_fuser(model, make_library(model))
+    put(fuser, mix_of(day=0.5, fog=0.5))
+    put(fuser, AdapterMix())
+    after = weights_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_mix_of_base_weight_alone_and_a_partial_one_fade_towards_the_base_model() -> None:
+    model = tiny_model()
+    path = next(iter(make_library(model).adapters["day"].layers))
+    base = model.get_submodule(path).weight.clone()
+    fuser = make_fuser(model, make_library(model))
+    put(fuser, mix_of(day=1.0))
+    whole = model.get_submodule(path).weight - base
+    put(fuser, mix_of(day=0.25, base_weight=0.75))
+    assert torch.allclose(model.get_submodule(path).weight - base, 0.25 * whole, atol=1e-6)
+
+
+def test_an_adapter_that_lacks_modules_leaves_them_at_the_base() -> None:
+    model = tiny_model()
+    library = make_library(model)
+    kept, *missing = library.adapters["day"].layers
+    library.adapters["day"].layers = {kept: library.adapters["day"].layers[kept]}
+    before = weights_of(model)
+    fuser = make_fuser(model, library)
+    put(fuser, mix_of(day=1.0))
+    after = weights_of(model)
+    assert not torch.equal(after[f"{kept}.weight"], before[f"{kept}.weight"])
+    assert all(torch.equal(after[f"{path}.weight"], before[f"{path}.weight"]) for path in missing)
+
+
+def test_only_adapters_of_the_mix_stay_in_memory() -> None:
+    model = tiny_model()
+    library = make_library(model)
+    fuser = make_fuser(model, library)
+    put(fuser, mix_of(day=0.5, fog=0.5))
+    put(fuser, mix_of(day=0.6, night=0.4))
+    assert set(fuser.resident_adapters) == {"day", "night"}
+    assert library.reads.count("day") == 1
+
+
+@pytest.mark.parametrize("memory", ["double", "single"])
+def test_a_broken_adapter_is_refused_and_the_model_in_use_stays(memory: str) -> None:
+    model = tiny_model()
+    library = make_library(model)
+    path = next(iter(library.adapters["fog"].layers))
+    a, b = library.adapters["fog"].layers[path]
+    library.adapters["fog"].layers[path] = (a * torch.nan, b)
+    fuser = make_fuser(model, library, memory=memory)
+    put(fuser, mix_of(day=1.0))
+    before = weights_of(model)
+    with pytest.raises(AdapterError, match="'fog'"):
+        fuser.prepare(mix_of(day=0.5, fog=0.5))
+    after = weights_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    put(fuser, mix_of(night=1.0))
+
+
+def test_a_void_preparation_cannot_be_committed() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    stale = fuser.prepare(mix_of(day=1.0))
+    latest = fuser.prepare(mix_of(fog=1.0))
+    with pytest.raises(ValueError, match="void"):
+        fuser.commit(stale)
+    fuser.commit(latest)
+    with pytest.raises(ValueError, match="void"):
+        fuser.commit(latest)
+
+
+def test_inert_clip_qkv_leaves_exactly_those_deltas_out() -> None:
+    model = tiny_model()
+    before = weights_of(model)
+    fuser = make_fuser(model, make_library(model), inert_clip_qkv=True)
+    put(fuser, mix_of(day=1.0))
+    changed = {name for name, weight in weights_of(model).items() if not torch.equal(weight, before[name])}
+    qkv = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
+    expected = {f"{path}.weight" for path in make_library(model).adapters["day"].layers if not path.endswith("_proj")}
+    expected |= {f"{path}.weight" for path in make_library(model).adapters["day"].layers if path.endswith("c_proj")}
+    assert changed == expected
+    assert not any(name.endswith(qkv) for name in changed)
+
+
+def test_stale_class_embeddings_stay_those_of_the_first_mix_until_the_vocabulary_changes() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model), stale_class_embeddings=True)
+    put(fuser, AdapterMix())
+    first = put(fuser, mix_of(day=1.0))
+    assert torch.equal(put(fuser, mix_of(fog=1.0)), first)
+    assert not torch.allclose(model.encode_text(TOKENS), first, atol=1e-3)
+    fuser.set_tokens(TOKENS[:2])
+    assert torch.allclose(put(fuser, mix_of(fog=1.0)), model.encode_text(TOKENS[:2]), atol=1e-6)
+
+
+def test_an_adapter_removed_while_in_use_stays_usable_until_it_leaves_the_mix() -> None:
+    model = tiny_model()
+    library = make_library(model)
+    fuser = make_fuser(model, library)
+    mix = mix_of(day=0.5, fog=0.5)
+    put(fuser, mix)
+    before = weights_of(model)
+    fuser.set_library(FakeLibrary({name: item for name, item in library.adapters.items() if name != "fog"}))  # type: ignore[arg-type]
+    put(fuser, mix)
+    after = weights_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    put(fuser, mix_of(day=1.0))
+    with pytest.raises(AdapterError, match="fog"):
+        fuser.prepare(mix)
+
+
+def test_single_memory_saves_most_of_the_standby_copy() -> None:
+    sizes = {}
+    for memory in ("double", "single"):
+        model = tiny_model()
+        sizes[memory] = make_fuser(model, make_library(model), memory=memory).num_bytes
+    assert sizes["single"] < sizes["double"]
+
+
+def test_reverting_puts_the_earlier_weights_back() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    put(fuser, mix_of(day=1.0))
+    earlier, before = fuser.in_use, weights_of(model)
+    put(fuser, mix_of(fog=1.0))
+    assert earlier is not None
+    fuser.revert(earlier)
+    after = weights_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert fuser.in_use is earlier
+
+
+def test_the_model_gives_the_same_logits_as_one_with_the_sums_written_in() -> None:
+    model, plain = tiny_model(), tiny_model()
+    library = make_library(model)
+    text = put(make_fuser(model, library), mix_of(day=0.7, snow=0.3))
+    with torch.no_grad():
+        for name, weight in (("day", 0.7), ("snow", 0.3)):
+            for path, (a, b) in library.adapters[name].layers.items():
+                plain.get_submodule(path).weight += weight * 2.0 * b @ a
+        images = torch.randn(1, 3, *model.config.clip.working_resolution, generator=torch.Generator().manual_seed(0))
+        assert torch.allclose(model(images, text), plain(images, plain.encode_text(TOKENS)), atol=1e-4)

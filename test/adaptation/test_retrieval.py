@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semla_ros.adaptation.nearest import NearestRows
+from semla_ros.adaptation.retrieval import Retriever, fusion_weights, single_mix, uniform_mix
+from semla_ros.config import CompatConfig, RetrievalConfig
+from semla_ros.errors import AdapterError, ImageError, LibraryError
+from semla_ros.library.adapter_files import AdapterFiles
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.domain_statistics import DomainStatistics
+from semla_ros.library.lora_settings import LoraSettings
+from semla_ros.library.manifest import AdapterEntry, LibraryManifest
+
+SETTINGS = LoraSettings(8, 16.0, False, {}, {})
+
+
+def library_of(
+    centroids: np.ndarray,
+    spread: list[float] | None = None,
+    several: list[np.ndarray] | None = None,
+    home: DomainStatistics | None = None,
+) -> AdapterLibrary:
+    """A library of adapters a0, a1, ... that has centroids and nothing else."""
+    centroids = np.asarray(centroids, np.float32)
+    files = [
+        AdapterFiles(
+            Path("library"), f"a{index}", SETTINGS, DomainStatistics(centroid, several[index] if several else None)
+        )
+        for index, centroid in enumerate(centroids)
+    ]
+    entries = {f"a{index}": AdapterEntry(spread_p95=value) for index, value in enumerate(spread or [])}
+    return AdapterLibrary(Path("library"), files, LibraryManifest(adapters=entries), {}, base_statistics=home)
+
+
+def config(**settings: object) -> RetrievalConfig:
+    return RetrievalConfig(**settings)  # type: ignore[arg-type]
+
+
+LINE = np.array([[0.0, 0], [1, 0], [2, 0], [4, 0], [8, 0]])
+
+
+def test_nearest_centroid_gets_the_largest_weight() -> None:
+    weights = fusion_weights(np.array([0.4, 0.1, 0.9], np.float32), temperature=0.05)
+    assert weights.argmax() == 1
+    assert weights.sum() == pytest.approx(1.0)
+
+
+def test_weights_are_a_softmax_over_inverse_distance() -> None:
+    distances = np.array([2.0, 4.0, 5.0])
+    expected = np.exp(1 / distances / 0.3)
+    np.testing.assert_allclose(fusion_weights(distances, 0.3), expected / expected.sum())
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-12, 1e-6, 0.05, 1e6])
+@pytest.mark.parametrize("nearest", [0.0, 1e-320, 1e-30, 1e-6, 1.0])
+def test_weights_are_numbers_at_any_distance_and_temperature(temperature: float, nearest: float) -> None:
+    weights = fusion_weights(np.array([nearest, 2.0, 3.0]), temperature)
+    assert np.isfinite(weights).all()
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights[0] == weights.max()
+
+
+def test_adapters_at_distance_zero_share_all_weight() -> None:
+    np.testing.assert_array_equal(fusion_weights(np.array([0.0, 1.0, 0.0]), 0.05), [0.5, 0.0, 0.5])
+
+
+def test_a_mix_holds_the_nearest_adapters_heaviest_first() -> None:
+    mix = Retriever(library_of(LINE), config(top_k=3, temperature=1.0)).retrieve(np.array([1.9, 0.5]))
+    assert mix.names == ("a2", "a1", "a0")
+    np.testing.assert_allclose(mix.distances, np.hypot([0.1, 0.9, 1.9], 0.5), rtol=1e-6)
+    assert mix.weights.sum() + mix.base_weight == pytest.approx(1.0)
+    assert mix.base_weight == 0.0
+
+
+def test_top_k_above_the_size_of_the_library_takes_all() -> None:
+    mix = Retriever(library_of(LINE), config(top_k=50, temperature=10.0)).retrieve(np.array([1.9, 0.5]))
+    assert set(mix.names) == {"a0", "a1", "a2", "a3", "a4"}
+
+
+@pytest.mark.parametrize("count", [8, 400])
+def test_ties_keep_library_order(count: int) -> None:
+    centroids = np.zeros((count, 4))
+    centroids[np.arange(count), np.arange(count) % 4] = 1.0  # all equally far from the origin's diagonal
+    mix = Retriever(library_of(centroids), config(top_k=3)).retrieve(np.ones(4))
+    assert mix.names == ("a0", "a1", "a2")
+
+
+def test_excluded_adapters_are_ignored_as_if_they_were_not_there() -> None:
+    library, scene = library_of(LINE), np.array([1.9, 0.5])
+    settings = config(top_k=2, temperature=1.0)
+    without = Retriever(library, settings).retrieve(scene, exclude=("a2", "unknown"))
+    alone = Retriever(library.subset(without=["a2"]), settings).retrieve(scene)
+    assert without.as_dict() == alone.as_dict()
+    assert without.names == ("a1", "a0")
+
+
+def test_an_adapter_that_turned_out_damaged_is_passed_over() -> None:
+    library = library_of(LINE)
+    retriever = Retriever(library, config(top_k=1))
+    assert retriever.retrieve(np.array([1.9, 0.5])).names == ("a2",)
+    library.problems["a2"] = "damaged"
+    assert retriever.retrieve(np.array([1.9, 0.5])).names == ("a1",)
+
+
+def test_nothing_left_to_retrieve_is_an_error() -> None:
+    retriever = Retriever(library_of(LINE[:2]))
+    with pytest.raises(LibraryError, match="no adapter is left"):
+        retriever.retrieve(np.zeros(2), exclude=("a0", "a1"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_embedding_that_is_not_finite_is_an_error(value: float) -> None:
+    with pytest.raises(ImageError, match="not finite"):
+        Retriever(library_of(LINE)).retrieve(np.array([value, 0.0]))
+
+
+def test_an_embedding_of_another_length_names_both_lengths() -> None:
+    with pytest.raises(LibraryError, match=r"3 values.* 2"):
+        Retriever(library_of(LINE)).retrieve(np.zeros(3))
+
+
+# Cosine
+
+
+def test_cosine_compares_directions_only() -> None:
+    retriever = Retriever(library_of(np.array([[10.0, 0], [0, 0.1], [3, 3]])), config(distance="cosine", top_k=2))
+    mix = retriever.retrieve(np.array([0.1, 50.0]))
+    assert mix.names[0] == "a1"
+    scene = np.array([2.0, 1.0])
+    expected = 1 - np.array([2, 1, 3 / np.sqrt(2)]) / np.sqrt(5)
+    np.testing.assert_allclose(retriever.distances(scene), expected, atol=1e-6)
+
+
+def test_the_published_cosine_prefers_the_farthest() -> None:
+    library, scene = library_of(np.array([[1.0, 0], [0, 1], [1, 1]])), np.array([1.0, 0.2])
+    settings = config(distance="cosine", top_k=1)
+    assert Retriever(library, settings).retrieve(scene).names == ("a0",)
+    compat = CompatConfig(cosine_prefers_farthest=True)
+    assert Retriever(library, settings, compat).retrieve(scene).names == ("a1",)
+
+
+def test_a_zero_embedding_has_no_direction() -> None:
+    with pytest.raises(ImageError, match="no direction"):
+        Retriever(library_of(LINE), config(distance="cosine")).retrieve(np.zeros(2))
+
+
+def test_the_published_softmax_reports_its_defects_instead_of_weights() -> None:
+    retriever = Retriever(library_of(LINE), config(), CompatConfig(unsafe_softmax=True))
+    with pytest.raises(AdapterError, match="divides by zero"):
+        retriever.retrieve(np.zeros(2))
+    with pytest.raises(AdapterError, match="not numbers"):
+        retriever.retrieve(np.array([1e-4, 0.0]))
+    safe = Retriever(library_of(LINE), config())
+    assert retriever.retrieve(np.array([1.9, 0.5])).as_dict() == pytest.approx(
+        safe.retrieve(np.array([1.9, 0.5])).as_dict()
+    )
+
+
+# Past the paper
+
+
+def test_outside_the_library_the_mix_fades_to_the_base_model() -> None:
+    retriever = Retriever(library_of(LINE, spread=[1.0] * 5), config(temperature=1.0, fade_start=1.0, fade_end=3.0))
+    base_weights = []
+    for height in (0.5, 1.0, 2.0, 2.9, 3.0, 30.0):
+        mix = retriever.retrieve(np.array([0.0, height]))
+        base_weights.append(mix.base_weight)
+        assert mix.is_out_of_library == (height > 1.0)
+        assert mix.weights.sum() + mix.base_weight == pytest.approx(1.0)
+    np.testing.assert_allclose(base_weights, [0, 0, 0.5, 0.95, 1, 1], atol=1e-6)
+    assert retriever.retrieve(np.array([0.0, 30.0])).names == ()
+
+
+def test_fading_does_not_change_how_the_adapters_share_what_is_left() -> None:
+    scene = np.array([0.0, 2.0])
+    faded = Retriever(library_of(LINE, spread=[1.0] * 5), config(temperature=1.0, fade_end=3.0)).retrieve(scene)
+    plain = Retriever(library_of(LINE), config(temperature=1.0)).retrieve(scene)
+    assert faded.names == plain.names
+    np.testing.assert_allclose(faded.weights / faded.weights.sum(), plain.weights)
+
+
+def test_a_scene_within_any_domain_of_the_mix_does_not_fade() -> None:
+    """The nearest domain is tight, its wide neighbour contains the scene."""
+    library = library_of(np.array([[0.0, 0], [1, 0]]), spread=[0.01, 5.0])
+    mix = Retriever(library, config(top_k=2)).retrieve(np.array([0.4, 0.0]))
+    assert mix.base_weight == 0.0
+    assert not mix.is_out_of_library
+
+
+def test_fading_can_be_switched_off_and_needs_known_spreads() -> None:
+    far = np.array([0.0, 100.0])
+    off = Retriever(library_of(LINE, spread=[1.0] * 5), config(fade_out_of_library=False)).retrieve(far)
+    assert off.base_weight == 0.0
+    assert off.is_out_of_library
+    unknown = Retriever(library_of(LINE), config()).retrieve(far)
+    assert unknown.base_weight == 0.0
+    assert not unknown.is_out_of_library
+
+
+def test_small_weights_are_dropped_and_the_rest_shares_theirs() -> None:
+    scene, library = np.array([0.9, 0.3]), library_of(LINE)
+    full = Retriever(library, config(temperature=1.0)).retrieve(scene)
+    sparse = Retriever(library, config(temperature=1.0, min_weight=0.2)).retrieve(scene)
+    kept = [name for name, weight in full.as_dict().items() if weight >= 0.2]
+    assert list(sparse.names) == kept
+    assert 0 < len(kept) < len(full.names)
+    assert sparse.weights.sum() == pytest.approx(1.0)
+    ratio = full.weights[: len(kept)] / full.weights[: len(kept)].sum()
+    np.testing.assert_allclose(sparse.weights, ratio)
+
+
+def test_the_heaviest_adapter_stays_whatever_the_smallest_weight() -> None:
+    mix = Retriever(library_of(LINE), config(temperature=100.0, min_weight=0.9)).retrieve(np.array([0.9, 0.3]))
+    assert mix.names[0] == "a1"
+    assert mix.weights.sum() == pytest.approx(1.0)
+
+
+def test_distances_can_be_measured_in_units_of_each_domains_spread() -> None:
+    library = library_of(np.array([[0.0, 0], [3, 0]]), spread=[0.5, 2.0])
+    scene = np.array([1.0, 0.0])
+    settings = config(top_k=1, fade_out_of_library=False)
+    assert Retriever(library, settings).retrieve(scene).names == ("a0",)
+    assert Retriever(library, settings, neighbourhood="spread").retrieve(scene).names == ("a1",)
+
+
+def test_a_domain_with_several_centroids_is_as_near_as_the_nearest_of_them() -> None:
+    several = [np.array([[0.0, -5], [0, 5]], np.float32), np.array([[2.0, 0]], np.float32)]
+    library = library_of(np.array([[0.0, 0], [2, 0]]), several=several)
+    settings, scene = config(top_k=2, temperature=1.0), np.array([0.0, 4.5])
+    mix = Retriever(library, settings, neighbourhood="several").retrieve(scene)
+    assert mix.names == ("a0", "a1")
+    np.testing.assert_allclose(mix.distances, [0.5, np.hypot(2, 4.5)], rtol=1e-6)
+
+
+def test_uniform_and_single_mixes() -> None:
+    library = library_of(LINE)
+    assert uniform_mix(library, exclude=("a1",)).as_dict() == dict.fromkeys(("a0", "a2", "a3", "a4"), 0.25)
+    assert single_mix("a3").as_dict() == {"a3": 1.0}
+    with pytest.raises(LibraryError, match="no adapter is left"):
+        uniform_mix(library, exclude=library.names)
+
+
+# Many adapters
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_nearest_of_many_rows_are_those_of_an_exhaustive_search(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(40, 64))
+    rows = (centres[rng.integers(40, size=3000)] + 0.3 * rng.normal(size=(3000, 64))).astype(np.float32)
+    rows[100] = rows[7]
+    nearest = NearestRows(rows)
+    for query in (rows[5] + np.float32(0.01), rows[7], rng.normal(size=64).astype(np.float32)):
+        exact = np.sqrt(((rows.astype(np.float64) - query) ** 2).sum(1))
+        excluded = [3, int(exact.argmin())]
+        for left_out in ([], excluded):
+            expected = exact.copy()
+            expected[left_out] = np.inf
+            chosen, distances = nearest.nearest(query.astype(np.float32), 5, left_out)
+            np.testing.assert_array_equal(chosen, np.argsort(expected, kind="stable")[:5])
+            np.testing.assert_allclose(distances, np.sort(expected)[:5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["random", "offset", "constant", "scaled", "one hot"])
+def test_rounding_never_loses_a_near_row(shape: str) -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.normal(size=(2000, 96))
+    if shape == "offset":  # a large common part, as raw image features have
+        rows = 40.0 + 0.1 * rows
+    elif shape == "constant":
+        rows[:] = 3.0
+        rows[1234] += 1e-3
+    elif shape == "scaled":
+        rows *= 10.0 ** rng.uniform(-4, 4, (2000, 1))
+    elif shape == "one hot":
+        rows = np.eye(96)[rng.integers(96, size=2000)]
+    rows = rows.astype(np.float32)
+    nearest = NearestRows(rows)
+    assert nearest._rounded is not None
+    for query in (rows[7], rows[1234] * np.float32(1.001), rows.mean(0), np.zeros(96, np.float32)):
+        chosen, distances = nearest.nearest(query, 6)
+        everything = nearest.distances(query)
+        np.testing.assert_allclose(distances, np.sort(everything)[:6], rtol=1e-6)
+        np.testing.assert_array_equal(chosen, np.argsort(everything, kind="stable")[:6])
+
+
+def test_without_a_product_of_small_integers_rows_are_read_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.random.default_rng(6).normal(size=(2000, 96)).astype(np.float32)
+    expected = NearestRows(rows).nearest(rows[3] + np.float32(0.1), 5)
+    monkeypatch.setattr("torch._int_mm", lambda *_: (_ for _ in ()).throw(RuntimeError("not implemented")))
+    plain = NearestRows(rows)
+    assert plain._rounded is None
+    np.testing.assert_array_equal(plain.nearest(rows[3] + np.float32(0.1), 5)[0], expected[0])
+
+
+def test_retrieval_from_ten_thousand_adapters_stays_within_a_frame() -> None:
+    rows = np.random.default_rng(0).normal(size=(10_000, 128)).astype(np.float32)
+    retriever = Retriever(library_of(rows))
+    times = []
+    for query in rows[:20] + np.float32(0.1):
+        start = time.perf_counter()
+        retriever.retrieve(query)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.02  # a loose bound for a busy machine; bench/ measures it
+
+
+HOME = DomainStatistics(np.array([3.0, 0], np.float32), spread_p95=1.0)
+
+
+def test_at_home_the_base_model_gets_the_largest_share() -> None:
+    mix = Retriever(library_of(LINE, spread=[1.0] * 5, home=HOME), config(temperature=0.2)).retrieve(np.array([3.1, 0]))
+    assert mix.base_weight > 0.9
+    assert not mix.is_out_of_library
+    np.testing.assert_allclose(mix.weights.sum() + mix.base_weight, 1.0)
+
+
+def test_the_base_model_weighs_like_an_adapter_at_its_centroid() -> None:
+    query = np.array([2.5, 0.5])
+    with_home = Retriever(library_of(LINE, home=HOME), config(temperature=0.3, top_k=3)).retrieve(query)
+    as_adapter = Retriever(library_of(np.vstack([LINE, HOME.centroid])), config(temperature=0.3, top_k=3)).retrieve(
+        query
+    )
+    expected = as_adapter.as_dict()
+    assert with_home.base_weight == pytest.approx(expected.pop("a5"))
+    assert with_home.as_dict() == pytest.approx(expected)
+
+
+def test_the_base_model_takes_no_part_where_top_k_adapters_are_nearer() -> None:
+    query = np.array([0.4, 0])
+    with_home = Retriever(library_of(LINE, home=HOME), config(top_k=2)).retrieve(query)
+    without = Retriever(library_of(LINE), config(top_k=2)).retrieve(query)
+    assert with_home.base_weight == 0.0
+    assert with_home.as_dict() == without.as_dict()
+
+
+def test_the_base_model_alone_answers_at_its_own_centroid() -> None:
+    mix = Retriever(library_of(LINE, home=HOME), config(top_k=1)).retrieve(HOME.centroid)
+    assert (mix.names, mix.base_weight) == ((), 1.0)
+
+
+def test_the_base_model_is_no_candidate_where_that_is_switched_off() -> None:
+    settings = config(base_is_candidate=False, fade_out_of_library=False)
+    mix = Retriever(library_of(LINE, spread=[1.0] * 5, home=HOME), settings).retrieve(HOME.centroid)
+    assert mix.base_weight == 0.0
+
+
+@pytest.mark.parametrize("neighbourhood", ["centroid", "spread", "several"])
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_the_base_model_is_a_candidate_under_every_metric(neighbourhood: str, distance: str) -> None:
+    home = DomainStatistics(np.array([1.0, 3.0], np.float32), spread_p95=0.5)
+    library = library_of(np.add(LINE[1:], [0, 0.1]), spread=[1.0] * 4, home=home)
+    retriever = Retriever(library, config(distance=distance, temperature=0.5), neighbourhood=neighbourhood)
+    near, far = retriever.retrieve(np.array([1.0, 2.9])), retriever.retrieve(np.array([4.0, 0.0]))
+    assert near.base_weight > 0.5 > far.base_weight

@@ -1,0 +1,456 @@
+import contextlib
+import ctypes
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_tensorrt import fake_module
+
+from semla_ros.engines.tensorrt.build import BuildRequest, SubprocessBuilder
+from semla_ros.engines.tensorrt.builder import build_plan, check_version, load_tensorrt
+from semla_ros.engines.tensorrt.runtime import TensorRtRunner, TensorRtToolkit
+from semla_ros.errors import EngineError
+
+SHAPES = {"maps": ((1, 4), (8, 4), (16, 4))}
+
+
+@pytest.fixture
+def request_(tmp_path) -> BuildRequest:
+    graph = tmp_path / "graph.onnx"
+    graph.write_bytes(b"graph")
+    return BuildRequest(
+        graph=graph, destination=tmp_path / "out.plan", timing_cache=tmp_path / "timing.cache", profiles=SHAPES
+    )
+
+
+def test_a_plan_is_strongly_typed_and_its_progress_is_that_of_the_outermost_phase(request_) -> None:
+    trt = fake_module()
+    told = []
+    build_plan(request_, lambda share, phase: told.append((share, phase)), trt)
+    assert request_.destination.read_bytes() == b"plan"
+    assert ("create_network", 1 << 1) in trt.log
+    assert ("parse", b"graph") in trt.log
+    assert ("set_shape", "maps", *SHAPES["maps"]) in trt.log
+    assert not [call for call in trt.log if call[0] == "set_flag"]
+    assert told == [(0.25, "build"), (0.5, "build"), (0.75, "build"), (1.0, "build")]
+
+
+def test_a_version_without_the_flag_is_strongly_typed_by_itself(request_) -> None:
+    trt = fake_module(version="11.1.0", has_strong_typing_flag=False)
+    build_plan(request_, lambda share, phase: None, trt)
+    assert ("create_network", 0) in trt.log
+
+
+def test_only_a_refit_request_asks_for_replaceable_weights(request_) -> None:
+    trt = fake_module()
+    values = BuildRequest.from_json(request_.as_json().replace('"refit": false', '"refit": true'))
+    assert values.profiles == SHAPES
+    build_plan(values, lambda share, phase: None, trt)
+    assert ("set_flag", "REFIT") in trt.log
+
+
+def test_the_timing_cache_is_kept_and_a_foreign_one_is_replaced(request_) -> None:
+    build_plan(request_, lambda share, phase: None, fake_module())
+    assert request_.timing_cache.read_bytes() == b"+"
+    build_plan(request_, lambda share, phase: None, fake_module())
+    assert request_.timing_cache.read_bytes() == b"++"
+    build_plan(request_, lambda share, phase: None, fake_module(takes_timing_cache=False))
+    assert request_.timing_cache.read_bytes() == b"+"
+
+
+def test_a_graph_or_build_that_fails_says_why(request_) -> None:
+    with pytest.raises(EngineError, match="operator Foo is not known"):
+        build_plan(request_, lambda share, phase: None, fake_module(parses=False))
+    with pytest.raises(EngineError, match="built no plan"):
+        build_plan(request_, lambda share, phase: None, fake_module(plan=None))
+    with pytest.raises(EngineError, match="refuses the range of shapes"):
+        build_plan(request_, lambda share, phase: None, fake_module(takes_profile=False))
+    assert not request_.destination.exists()
+
+
+@pytest.mark.parametrize("version", ["10.3.0", "10.13.2.6", "11.0.0", "11.4.1"])
+def test_versions_from_10_3_to_11_are_taken(version: str) -> None:
+    check_version(version)
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.0", "unknown"])
+def test_other_versions_are_refused_by_number(version: str) -> None:
+    with pytest.raises(EngineError, match=f"found {version}"):
+        check_version(version)
+
+
+def test_without_tensorrt_the_error_tells_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(EngineError, match="pip install tensorrt"):
+        load_tensorrt()
+
+
+def python(code: str) -> SubprocessBuilder:
+    return SubprocessBuilder((sys.executable, "-c", code))
+
+
+def test_a_builder_process_tells_progress_and_writes_the_plan(request_) -> None:
+    told = []
+    code = (
+        "import json, sys\n"
+        "request = json.loads(sys.stdin.readline())\n"
+        "print('a library says hello')\n"
+        "print(json.dumps({'progress': 0.5, 'phase': 'tactics'}), flush=True)\n"
+        "open(request['destination'], 'w').write('plan')\n"
+    )
+    python(code).build(request_, lambda share, phase: told.append((share, phase)))
+    assert told == [(0.5, "tactics")]
+    assert request_.destination.read_text() == "plan"
+
+
+def test_a_builder_process_that_dies_is_an_error_with_its_last_line(request_) -> None:
+    with pytest.raises(EngineError, match=r"status 3 \(out of memory\)"):
+        python("import sys; sys.stderr.write('out of memory\\n'); sys.exit(3)").build(request_, lambda *_: None)
+    with pytest.raises(EngineError, match="status -11"):
+        python("import os; os.kill(os.getpid(), 11)").build(request_, lambda *_: None)
+
+
+def test_a_builder_process_can_be_ended(request_) -> None:
+    builder = python("print('{\"progress\": 0.1}', flush=True); import time; time.sleep(60)")
+
+    def report(share: float, phase: str) -> None:
+        builder.stop()
+
+    with pytest.raises(EngineError, match="status -15"):
+        builder.build(request_, report)
+
+
+def test_a_stop_that_comes_while_the_process_is_starting_is_not_missed(request_, monkeypatch) -> None:
+    builder = python("import time; time.sleep(10)")
+    plain, stops = subprocess.Popen, []
+
+    def slow_start(*given, **named):
+        stops.append(threading.Thread(target=builder.stop))
+        stops[0].start()
+        stops[0].join(0.3)  # long enough for a stop that does not wait for the start
+        return plain(*given, **named)
+
+    monkeypatch.setattr(subprocess, "Popen", slow_start)
+    with pytest.raises(EngineError, match="status -15"):
+        builder.build(request_, lambda *_: None)
+    stops[0].join()
+
+
+def test_a_builder_that_was_stopped_starts_nothing_more(request_, tmp_path) -> None:
+    builder = python(f"open({str(tmp_path / 'started')!r}, 'w')")
+    builder.stop()
+    with pytest.raises(EngineError, match="was stopped"):
+        builder.build(request_, lambda *_: None)
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_builder_process_that_does_not_end_when_asked_is_killed(request_) -> None:
+    code = (
+        "import signal, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "print('{\"progress\": 0.1}', flush=True)\n"
+        "time.sleep(10)\n"
+    )
+    builder = SubprocessBuilder((sys.executable, "-c", code), grace_s=0.2)
+    with pytest.raises(EngineError, match="status -9"):
+        builder.build(request_, lambda *_: builder.stop())
+
+
+def test_a_builder_that_cannot_be_started_is_an_error(request_) -> None:
+    with pytest.raises(EngineError, match="cannot be started"):
+        SubprocessBuilder(("/no/such/program",)).build(request_, lambda *_: None)
+
+
+def test_a_report_that_fails_leaves_no_process_behind(request_) -> None:
+    builder, processes = python("print('{\"progress\": 0.1}', flush=True); import time; time.sleep(10)"), []
+
+    def failing(share: float, phase: str) -> None:
+        processes.append(builder._process)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(request_, failing)
+    assert processes[0].poll() == -9
+
+
+def test_the_input_of_a_builder_process_stays_open_while_it_builds(request_) -> None:
+    code = (
+        "import select, sys\n"
+        "sys.stdin.readline()\n"
+        "has_ended = bool(select.select([sys.stdin], [], [], 0.3)[0])\n"
+        "sys.exit(7 if has_ended else 0)\n"
+    )
+    python(code).build(request_, lambda *_: None)
+
+
+def start_worker(request: BuildRequest, build_plan: str) -> subprocess.Popen:
+    """The real builder process with a stand-in for TensorRT and for what selects a GPU."""
+    code = (
+        "import json, sys, time\n"
+        "import semla_ros.engines.tensorrt.builder as worker\n"
+        "selected = []\n"
+        "worker.load_tensorrt = lambda: 'tensorrt'\n"
+        "worker.make_current = selected.append\n"
+        f"def build_plan(request, report, trt):\n    {build_plan}\n"
+        "worker.build_plan = build_plan\n"
+        "sys.exit(worker.main())\n"
+    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True)
+    process.stdin.write(request.as_json() + "\n")
+    process.stdin.flush()
+    return process
+
+
+def test_a_builder_process_whose_parent_has_died_ends(request_) -> None:
+    """Closing its input is what the death of the parent does."""
+    with start_worker(request_, "report(0.1, 'tactics'); time.sleep(20)") as process:
+        assert "tactics" in process.stdout.readline()
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(10) == 3
+
+
+def test_a_builder_process_selects_the_gpu_of_the_request_before_it_builds(request_) -> None:
+    request = dataclasses.replace(request_, device_index=1)
+    with start_worker(request, "report(0.1, f'{trt} on {selected}')") as process:
+        assert json.loads(process.stdout.readline())["phase"] == "tensorrt on [1]"
+        assert process.wait(10) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+def test_the_real_builder_process_says_what_is_missing(request_) -> None:
+    with pytest.raises(EngineError, match=r"needs TensorRT 10\.3 to 11"):
+        SubprocessBuilder().build(request_, lambda *_: None)
+
+
+class FakeRefitter:
+    """Combines two weights: replacing one needs the other."""
+
+    def __init__(self, engine, _logger) -> None:
+        self.engine = engine
+        self.given: list[str] = []
+
+    def get_all_weights(self) -> list[str]:
+        return ["a"] if self.engine.hides_bias else ["a", "b"]
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in ("a", "b", *self.engine.unknown) if name not in self.given]
+
+    def set_named_weights(self, name, weights, location) -> bool:
+        assert location == "HOST"
+        assert weights[0] == "HALF"
+        self.given.append(name)
+        return name != self.engine.refused
+
+    def refit_cuda_engine_async(self, stream) -> bool:
+        self.engine.streams.append(stream)
+        return self.engine.refits
+
+
+def refit_runner(**changes) -> TensorRtRunner:
+    engine = SimpleNamespace(hides_bias=False, unknown=(), refused="", refits=True, streams=[])
+    for name, value in changes.items():
+        setattr(engine, name, value)
+    runner = object.__new__(TensorRtRunner)
+    runner._engine, runner._logger, runner._device = engine, None, torch.device("cpu")
+    runner._trt = SimpleNamespace(
+        Refitter=FakeRefitter,
+        DataType=SimpleNamespace(FLOAT="FLOAT", HALF="HALF"),
+        TensorLocation=SimpleNamespace(DEVICE="DEVICE", HOST="HOST"),
+        Weights=lambda kind, pointer, count: (kind, pointer, count),
+    )
+    return runner
+
+
+WEIGHTS = {"a": torch.ones(2).half(), "b": torch.ones(3).half(), "unused": torch.ones(1).half()}
+
+
+def test_a_refit_gives_every_weight_and_those_that_depend_on_it() -> None:
+    for hides_bias in (False, True):
+        runner = refit_runner(hides_bias=hides_bias)
+        runner.refit(WEIGHTS)
+        assert runner._engine.streams == [0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"unknown": ("folded_7",)}, "needs 1 more weights, first 'folded_7'"),
+        ({"refused": "b"}, "weight 'b' of shape"),
+        ({"refits": False}, "replaced in part"),
+    ],
+)
+def test_a_refit_that_is_not_complete_is_an_error(changes, message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        refit_runner(**changes).refit(WEIGHTS)
+
+
+class FakePlan:
+    """Engine and execution context of `output = first + 10 * second`, which lists its second input first."""
+
+    def __init__(self) -> None:
+        self.names = ["second", "first", "output"]
+        self.kinds = dict.fromkeys(self.names, "FLOAT")
+        self.num_io_tensors = 3
+        self.inputs: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.refused_addresses: set[str] = set()
+        self.enqueues = True
+
+    # Of the engine
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return "out" if name == "output" else "in"
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return self.kinds[name]
+
+    def create_execution_context(self):
+        return self
+
+    # Of both: shapes as built, and those of the present call where all inputs have one
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.inputs["first"] if name == "output" and len(self.inputs) == 2 else (-1, 3)
+
+    # Of the context
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.inputs[name] = shape
+        return shape[0] <= 8
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return name not in self.refused_addresses
+
+    def execute_async_v3(self, stream: int) -> bool:
+        first, second, output = (self._tensor(name) for name in ("first", "second", "output"))
+        output[:] = first + 10 * second
+        return self.enqueues
+
+    def _tensor(self, name: str) -> np.ndarray:
+        count = int(np.prod(self.inputs["first"]))
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses[name]))
+
+
+def module_with(engine) -> SimpleNamespace:
+    return SimpleNamespace(
+        __version__="10.3.0",
+        Logger=type("Logger", (), {"WARNING": 2, "__init__": lambda self, severity: None}),
+        Runtime=lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda content: engine),
+        TensorIOMode=SimpleNamespace(INPUT="in", OUTPUT="out"),
+        DataType=SimpleNamespace(FLOAT="FLOAT", HALF="HALF"),
+    )
+
+
+@pytest.fixture
+def plan_path(tmp_path):
+    path = tmp_path / "x.engine"
+    path.write_bytes(b"plan")
+    return path
+
+
+@pytest.fixture
+def plan() -> FakePlan:
+    return FakePlan()
+
+
+@pytest.fixture
+def runner(plan_path, plan) -> TensorRtRunner:
+    return TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(plan))
+
+
+class Gpus:
+    """Two GPUs of which one is current, through torch's calls."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.current = 0
+        monkeypatch.setattr(torch.cuda, "device", self.device)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: self.current)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: ("Orin", "A4000")[device.index])
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: ((8, 7), (8, 6))[device.index])
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device):
+        before, self.current = self.current, device.index
+        yield
+        self.current = before
+
+
+def test_the_toolkit_of_another_gpu_has_its_name_and_index(monkeypatch) -> None:
+    gpus = Gpus(monkeypatch)
+    toolkit = TensorRtToolkit(torch.device("cuda:1"), trt=fake_module())
+    assert (toolkit.device_index, toolkit.device) == (1, "A4000 sm_86")
+    assert TensorRtToolkit(torch.device("cuda"), trt=fake_module()).device_index == 0
+    gpus.current = 1
+    assert TensorRtToolkit(torch.device("cuda"), trt=fake_module()).device == "A4000 sm_86"
+
+
+def test_a_plan_is_loaded_while_its_gpu_is_the_current_one(plan_path, plan, monkeypatch) -> None:
+    gpus = Gpus(monkeypatch)
+    module, seen = module_with(plan), []
+    module.Runtime = lambda logger: SimpleNamespace(
+        deserialize_cuda_engine=lambda content: seen.append(gpus.current) or plan
+    )
+    plan.create_execution_context = lambda: seen.append(gpus.current) or plan
+    TensorRtToolkit(torch.device("cuda:1"), trt=module).load(plan_path, ("first", "second"))
+    assert seen == [1, 1]
+    assert gpus.current == 0
+
+
+def test_inputs_reach_the_plan_by_name_whatever_order_it_lists_them_in(runner) -> None:
+    first, second = torch.ones(2, 3), torch.full((2, 3), 2.0)
+    assert torch.equal(runner(first, second), torch.full((2, 3), 21.0))
+    assert torch.equal(runner(second, first), torch.full((2, 3), 12.0))
+    runner.close()
+
+
+def test_an_input_that_does_not_fit_the_plan_is_named_before_its_memory_is_read(runner, plan) -> None:
+    good = torch.ones(2, 3)
+    for inputs, message in [
+        ((torch.ones(9, 3), good), "refuses shape .9, 3. for 'first'"),
+        ((good, torch.ones(2, 4)), "'second' has shape .2, 4., the plan was built for .-1, 3."),
+        ((good, torch.ones(2, 3, 1)), "'second' has shape .2, 3, 1."),
+        ((good.half(), good), "'first' is torch.float16 on 'cpu', the plan takes fp32"),
+        ((good, torch.ones(2, 3, device="meta")), "'second' is torch.float32 on 'meta'"),
+        ((good,), "takes 2 inputs, got 1"),
+    ]:
+        with pytest.raises(EngineError, match=message):
+            runner(*inputs)
+
+
+def test_what_the_runtime_refuses_is_an_error_that_names_the_tensor(runner, plan) -> None:
+    good = torch.ones(2, 3)
+    for name in plan.names:
+        plan.refused_addresses = {name}
+        with pytest.raises(EngineError, match=f"refuses the memory of '{name}'"):
+            runner(good, good)
+    plan.refused_addresses = set()
+    plan.enqueues = False
+    with pytest.raises(EngineError, match="could not enqueue"):
+        runner(good, good)
+
+
+def test_a_plan_with_other_tensors_is_refused_when_it_is_loaded(plan_path, plan) -> None:
+    for names in (("first",), ("first", "third")):
+        with pytest.raises(EngineError, match=r"has the inputs \['first', 'second'\], expected"):
+            TensorRtRunner(plan_path, names, torch.device("cpu"), module_with(plan))
+    plan.kinds["second"] = "HALF"
+    with pytest.raises(EngineError, match="has 'second' as HALF, expected fp32"):
+        TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(plan))
+
+
+def test_a_plan_of_another_version_is_an_error_not_a_crash(plan_path) -> None:
+    with pytest.raises(EngineError, match=r"refuses the plan x\.engine"):
+        TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(None))

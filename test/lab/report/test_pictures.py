@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from semla_ros.lab.report.pictures import (
+    BASE_MODEL,
+    Canvas,
+    colourise,
+    domain_colour,
+    draw_legend,
+    draw_mix,
+    overlay,
+    resize,
+    tile,
+)
+
+PALETTE = np.array([[10, 20, 30], [200, 100, 50]], np.uint8)
+
+
+def test_every_class_gets_its_colour_and_unlabelled_is_black() -> None:
+    picture = colourise(np.array([[0, 1], [255, 2]], np.uint8), PALETTE)
+    np.testing.assert_array_equal(picture, [[[10, 20, 30], [200, 100, 50]], [[0, 0, 0], [0, 0, 0]]])
+
+
+def test_sixteen_bit_masks_are_painted_too() -> None:
+    assert (colourise(np.array([[1, 65535]], np.uint16), PALETTE)[0, 0] == PALETTE[1]).all()
+
+
+def test_overlay_mixes_by_alpha_and_leaves_unlabelled_pixels_alone() -> None:
+    image = np.full((1, 2, 3), 100, np.uint8)
+    picture = overlay(image, np.array([[1, 255]], np.uint8), PALETTE, alpha=0.5)
+    np.testing.assert_allclose(picture[0, 0], [150, 100, 75], atol=1)
+    np.testing.assert_array_equal(picture[0, 1], [100, 100, 100])
+
+
+def test_an_unknown_domain_keeps_its_own_colour() -> None:
+    assert domain_colour("desert-storm") == domain_colour("desert-storm")
+    assert domain_colour("desert-storm") != domain_colour("jungle")
+    assert domain_colour("night") != domain_colour("fog")
+
+
+def test_a_mix_is_drawn_in_proportion_to_its_shares() -> None:
+    canvas = Canvas(200, 20)
+    draw_mix(canvas, {"night": 0.75, BASE_MODEL: 0.25}, 0, 0, 200, 20)
+    row = canvas.array()[1]
+    assert abs((row == domain_colour("night")).all(axis=1).sum() - 150) <= 2
+    assert abs((row == domain_colour(BASE_MODEL)).all(axis=1).sum() - 50) <= 2
+
+
+def test_a_legend_shows_every_colour_and_breaks_lines_at_the_edge() -> None:
+    canvas = Canvas(120, 100)
+    last_line = draw_legend(canvas, ["road", "vegetation"], PALETTE, 4, 12, size=13)
+    assert last_line > 12
+    for colour in PALETTE:
+        assert (canvas.array() == colour).all(axis=2).sum() > 100
+
+
+def test_masks_are_enlarged_without_new_colours() -> None:
+    picture = colourise(np.eye(4, dtype=np.uint8), PALETTE)
+    enlarged = resize(picture, 13, 11, smooth=False)
+    assert enlarged.shape == (11, 13, 3)
+    assert {tuple(colour) for colour in enlarged.reshape(-1, 3)} == {tuple(colour) for colour in PALETTE}
+
+
+def test_tiles_stand_in_reading_order() -> None:
+    pictures = [np.full((4, 6, 3), value, np.uint8) for value in (50, 100, 150)]
+    sheet = tile(pictures, columns=2, gap=2)
+    assert sheet.shape == (10, 14, 3)
+    assert [sheet[0, 0, 0], sheet[0, 8, 0], sheet[6, 0, 0]] == [50, 100, 150]
+
+
+def test_tiles_of_different_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="one shape"):
+        tile([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)], columns=2)
+
+
+def test_text_leaves_ink_on_the_canvas_and_the_file_is_a_png(tmp_path) -> None:
+    canvas = Canvas(100, 30, background=(0, 0, 0))
+    assert canvas.text(2, 15, "mIoU 0.61", size=14) > 20
+    assert canvas.array().max() > 200
+    canvas.save(tmp_path / "text.png")
+    with Image.open(tmp_path / "text.png") as picture:
+        assert (picture.format, picture.size) == ("PNG", (100, 30))

@@ -1,0 +1,111 @@
+"""An adapter trained here has the published layout, fuses, and helps on what it was trained for."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from semla_ros.cli import main
+from semla_ros.lab.training.adapter_training import published_adapter_training
+from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.lab.world.domains import BENCHMARK, split_seed
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.resources import share_folder
+from semla_ros.segmentation.checkpoint import load_model
+from semla_ros.segmentation.targets import lora_signature, lora_targets
+
+RECIPE = """
+clip: {loop: {steps: 1}}
+scene_encoder: {loop: {steps: 1}}
+segmenter: {loop: {steps: 1}}
+adapter: {loop: {steps: 4, batch_size: 2, learning_rate: 0.01, warmup_steps: 1, bfloat16: false}}
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fog")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    for index in range(6):
+        scene = BENCHMARK["old-town-fog"].scene(split_seed("train", 5000 + index)).render()
+        cv2.imwrite(str(folder / "images" / f"{index}.png"), scene.image[..., ::-1])
+        cv2.imwrite(str(folder / "labels" / f"{index}.png"), scene.mask)
+    (folder / "classes.txt").write_text("\n".join(CLASS_NAMES), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return folder
+
+
+def train(pictures: Path, library: Path, *more: str, name: str = "mist") -> int:
+    return main([
+        "train", "adapter", "--name", name, "--images", str(pictures / "images"), "--labels", str(pictures / "labels"),
+        "--classes", str(pictures / "classes.txt"), "--library", str(library),
+        "--recipe", str(pictures / "recipe.yaml"), "--device", "cpu", *more,
+    ])  # fmt: skip
+
+
+def test_the_command_writes_the_published_layout(pictures: Path, tmp_path: Path) -> None:
+    assert train(pictures, tmp_path / "library") == 0
+    folder = tmp_path / "library" / "mist"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"adapter_config.json", "adapter_model.safetensors", "mist_statistics.npz"}
+    base = load_model(share_folder() / "models" / "semla-tiny")
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (8, 16, "LORA")
+    assert sorted(settings["target_modules"]) == sorted(lora_targets(base.model))
+    library = AdapterLibrary.load(tmp_path / "library", targets=lora_signature(base.model))
+    layers = library.adapter("mist").layers
+    assert set(layers) == set(lora_targets(base.model))
+    assert any(bool(b.abs().max() > 0) for _, b in layers.values())
+    assert library.centroids.shape[0] == 1
+
+
+def test_an_existing_adapter_is_not_overwritten(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mist").mkdir()
+    assert train(pictures, tmp_path) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert list((tmp_path / "mist").iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "words"), [("../mist", "plain folder name"), ("", "plain folder name")])
+def test_a_name_that_leaves_the_library_is_refused(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    library = tmp_path / "library"
+    assert train(pictures, library, name=name) == 2
+    assert words in capsys.readouterr().err
+    assert not library.exists() or list(library.iterdir()) == []
+
+
+def test_a_class_the_model_has_no_word_for_is_named(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "classes.txt"
+    other.write_text("road\nhelicopter\n", encoding="utf-8")
+    assert train(pictures, tmp_path / "library", "--classes", str(other)) == 2
+    assert "helicopter" in capsys.readouterr().err
+
+
+def test_the_default_settings_are_the_published_ones() -> None:
+    config = published_adapter_training()
+    assert (config.rank, config.alpha, config.loss, config.pooling) == (8, 16, "sigmoid", 2)
+    assert (config.loop.learning_rate, config.loop.weight_decay, config.loop.gradient_clip) == (1e-4, 1e-4, 0.01)
+    assert config.augment.crop_size == 384
+
+
+def test_shipped_adapters_are_stored_whole_and_small() -> None:
+    total = 0
+    for path in [*(share_folder() / "models").rglob("*"), *(share_folder() / "adapters").rglob("*")]:
+        if path.is_file():
+            total += path.stat().st_size
+            assert path.suffix in {".safetensors", ".json", ".npz", ".yaml", ".md"}, path
+    assert 5e6 < total <= 16 * 2**20
+    folder = share_folder() / "adapters/semla-tiny/old-town-fog"
+    statistics = np.load(folder / "old-town-fog_statistics.npz", allow_pickle=False)
+    assert statistics["train_average_embedding"].dtype == np.float32
+    assert torch.isfinite(torch.from_numpy(statistics["train_average_embedding"])).all()

@@ -1,6 +1,0 @@
-"""`launch_tables` is imported by name."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))

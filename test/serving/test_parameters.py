@@ -1,0 +1,116 @@
+"""One table of parameters: the shipped file, the dataclasses and the node agree, and wrong values are named."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from semla_ros.config import CompatConfig, DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig
+from semla_ros.errors import ConfigError
+from semla_ros.serving.parameters import (
+    SPECS,
+    NodeConfig,
+    Settings,
+    as_yaml,
+    explicit_only,
+    literal_choices,
+    unknown_parameters,
+)
+
+SHIPPED = Path(__file__).resolve().parents[2] / "config" / "perception.yaml"
+
+
+def test_the_shipped_file_is_the_table() -> None:
+    assert SHIPPED.read_text(encoding="utf-8") == as_yaml()
+
+
+def test_the_shipped_file_gives_the_defaults_and_leaves_recommendations_their_right() -> None:
+    values = yaml.safe_load(as_yaml())["/**"]["ros__parameters"]
+    flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    flat |= {f"{group}.{key}": value for group in ("diagnostics", "compat") for key, value in values[group].items()}
+    settings = Settings.make(flat)
+    assert settings.node == NodeConfig()
+    assert settings.pipeline == SemlaConfig()  # retrieval and drift are None: the library's recommendation counts
+    assert set(SPECS) - set(flat) == {name for name, spec in SPECS.items() if spec.is_recommended}
+
+
+def test_commented_values_are_the_defaults_too() -> None:
+    commented = dict(re.findall(r"^    # ([a-z_]+): (.+)$", as_yaml(), re.MULTILINE))
+    values = {name: yaml.safe_load(text) for name, text in commented.items() if name in SPECS}
+    assert values == {**dataclasses.asdict(RetrievalConfig()), **dataclasses.asdict(DriftConfig())}
+
+
+def test_every_parameter_has_a_description_and_every_duration_and_rate_its_unit() -> None:
+    for name, spec in SPECS.items():
+        assert len(spec.description) > 10, name
+        for suffix, unit in (("_s", " s"), ("_ms", " ms"), ("_hz", "Hz")):
+            assert not name.endswith(suffix) or unit in spec.description, (name, spec.description)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"topk": 3}, ["topk", "did you mean 'top_k'?"]),
+        ({"zzz": 3}, ["zzz", "known: model,"]),
+        ({"top_k": 0}, ["top_k", "at least 1"]),
+        ({"top_k": "3"}, ["top_k", "int", "'3'"]),
+        ({"classes": "road"}, ["classes", "list of strings"]),
+        ({"cameras": ["a", "a"]}, ["cameras", "repetitions"]),
+        ({"cameras": ["a b"]}, ["cameras", "topic", "a b"]),
+        ({"image_transport": "theora"}, ["image_transport", "raw", "theora"]),
+        ({"mask_scale": 0.0}, ["mask_scale"]),
+        ({"engine": "tensorflow"}, ["engine", "tensorrt"]),
+        ({"inference": "tiled"}, ["inference", "sliding", "tiled"]),
+        ({"diagnostics.period_s": 0.0}, ["diagnostics.period_s", "positive"]),
+        ({"diagnostics.max_drop_ratio": 1.5}, ["diagnostics.max_drop_ratio"]),
+        ({"compat.unsafe_softmax": 1}, ["unsafe_softmax", "bool"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_by_name(given: dict, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Settings.make(given)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_what_is_not_set_and_empty_strings_in_lists_mean_the_default() -> None:
+    settings = Settings.make({"cameras": None, "classes": [""]})
+    assert settings.node.cameras == ()
+    assert settings.pipeline.classes == ()
+    assert settings.values["cameras"] == [""]
+
+
+def test_sliding_windows_can_be_chosen_when_the_node_starts() -> None:
+    assert Settings.make({}).values["inference"] == "whole"
+    assert Settings.make({"inference": "sliding"}).pipeline.inference.inference == "sliding"
+    assert not SPECS["inference"].is_live
+    assert literal_choices("inference") == ("whole", "sliding")
+
+
+def test_each_field_of_each_group_is_a_parameter() -> None:
+    for prefix, group in (("", NodeConfig), ("", InferenceConfig), ("", RetrievalConfig), ("compat.", CompatConfig)):
+        names = {prefix + item.name for item in dataclasses.fields(group)} - {"diagnostics"}
+        assert names <= set(SPECS), names - set(SPECS)
+
+
+def test_a_whole_number_is_fine_for_a_float() -> None:
+    assert Settings.make({"temperature": 1}).values["temperature"] == 1.0
+
+
+def test_changes_build_on_what_is_in_use_and_recommendations_yield_to_what_was_given() -> None:
+    settings = Settings.make({"top_k": 2}).with_recommended(
+        RetrievalConfig(top_k=7, temperature=0.5), DriftConfig(min_dwell_s=3.0), ["road", "sky"]
+    )
+    assert (settings.retrieval.top_k, settings.retrieval.temperature, settings.drift.min_dwell_s) == (2, 0.5, 3.0)
+    assert explicit_only(settings, RetrievalConfig) == {"top_k": 2}
+    changed = settings.changed({"fade_start": 1.5})
+    assert changed.pipeline.classes == ("road", "sky")
+    assert (changed.retrieval.temperature, changed.retrieval.fade_start) == (0.5, 1.5)
+    assert explicit_only(changed, RetrievalConfig) == {"top_k": 2, "fade_start": 1.5}
+
+
+def test_parameters_of_ros_itself_are_known() -> None:
+    assert unknown_parameters(["use_sim_time", "qos_overrides./x.publisher.depth", "top_k"]) == []

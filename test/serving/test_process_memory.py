@@ -1,0 +1,33 @@
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+import semla_ros.serving.process_memory as process_memory
+from semla_ros.serving.process_memory import peak_resident_bytes
+
+MIB = 2**20
+
+
+def test_the_peak_stays_when_memory_is_given_back() -> None:
+    with mmap.mmap(-1, 200 * MIB) as block:  # given back at once, whatever the allocator keeps
+        for start in range(0, len(block), MIB):
+            block[start : start + MIB] = b"x" * MIB
+        held = psutil.Process().memory_info().rss
+    assert peak_resident_bytes() > held - 10 * MIB
+    assert psutil.Process().memory_info().rss < held - 100 * MIB
+
+
+def test_a_new_process_does_not_count_what_its_parent_held() -> None:
+    block = bytearray(300 * MIB)
+    program = "from semla_ros.serving.process_memory import peak_resident_bytes; print(peak_resident_bytes())"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert len(block) < psutil.Process().memory_info().rss
+    assert 1 * MIB < int(answer.stdout) < 200 * MIB
+
+
+def test_where_the_kernel_tells_nothing_the_older_count_serves(monkeypatch) -> None:
+    monkeypatch.setattr(process_memory, "_STATUS", Path("/nowhere"))
+    assert peak_resident_bytes() >= psutil.Process().memory_info().rss // 2
