@@ -73,7 +73,7 @@ def _run(node: dict[str, str], both: dict[str, str], images: int, size: tuple[in
     environment = isolated_environment(free_domain()) | {"OMP_NUM_THREADS": "1"} | both
     environment = {key: value for key, value in environment.items() if value or key not in both}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(share_folder()), environment.get("PYTHONPATH", "")]))
-    costless = str(share_folder() / "test" / "nodes" / "costless_node.py")
+    costless = str(share_folder() / "test" / "helpers" / "costless_node.py")
     with tempfile.TemporaryDirectory() as folder, Children() as children:
         child = children.start(
             "perception node", [sys.executable, costless], environment | node, Path(folder) / "perception.log"

@@ -442,9 +442,7 @@ class PerceptionPipeline:
         self._generation = generation
 
     def _announce(self, generation: Generation) -> None:
-        parts = generation.mix.as_dict() | {"base model": generation.mix.base_weight}
-        mix = ", ".join(f"{name} {weight:.1%}" for name, weight in parts.items() if weight > 0)
-        logger.info("generation %d (%s): %s", generation.number, generation.reason, mix)
+        logger.info("generation %d (%s): %s", generation.number, generation.reason, generation.mix)
         for callback in list(self.on_generation):
             try:
                 callback(generation)

@@ -1,9 +1,11 @@
-"""The small typed results that the steps hand to each other, checked once when made."""
+"""The small typed results that the steps hand to each other, checked once when made; the one spelling of a mix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ FloatArray = NDArray[np.float32] | NDArray[np.float64]
 ImageArray = NDArray[np.uint8]
 MaskArray = NDArray[np.uint8] | NDArray[np.uint16]
 
+BASE_MODEL = "base model"  # name of the part that a mix leaves to the unadapted weights; no adapter may have it
 UNLABELLED = 255  # index of "no class" in an 8-bit mask; 65535 in a 16-bit one
 
 
@@ -40,6 +43,34 @@ class Frame:
                 f"frame of camera '{self.camera}' at {self.stamp_ns} ns: expected a uint8 RGB image of shape (H, W, 3) "
                 f"with H and W at least 1, got {image.dtype} of shape {tuple(image.shape)}"
             )
+
+
+class Level(IntEnum):
+    """How bad a status is; values of diagnostic_msgs/DiagnosticStatus."""
+
+    OK = 0
+    WARN = 1
+    ERROR = 2
+    STALE = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One entry of a diagnostic message, without ROS.
+
+    Attributes:
+        name: What it is about.
+        level: How bad it is.
+        message: One sentence per worry, each with what to do; a short state where there is none.
+        values: Key (with unit) -> value, in this order.
+        hardware_id: What device it is about.
+    """
+
+    name: str
+    level: Level = Level.OK
+    message: str
+    values: Mapping[str, str] = field(default_factory=dict)
+    hardware_id: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,6 +110,31 @@ class AdapterMix:
         """Weights by adapter name, heaviest first."""
         return {name: float(weight) for name, weight in zip(self.names, self.weights, strict=True)}
 
+    def shares(self) -> dict[str, float]:
+        """Weights by adapter name, heaviest first, then that of `BASE_MODEL`; sums to 1."""
+        return {**self.as_dict(), BASE_MODEL: self.base_weight}
+
+    @property
+    def heaviest(self) -> str:
+        """Name of the largest share: an adapter's, or `BASE_MODEL`."""
+        shares = self.shares()
+        return max(shares, key=shares.__getitem__)
+
+    def __str__(self) -> str:
+        """In words, without what weighs less than half a per cent: "fog 70.0%, base model 30.0%"."""
+        return ", ".join(f"{name} {weight:.1%}" for name, weight in self.shares().items() if weight >= 0.005)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; numbers have six digits, a distance that is not known is None."""
+        return {
+            "adapters": [
+                {"name": name, "weight": round(float(weight), 6), "distance": _number(float(distance))}
+                for name, weight, distance in zip(self.names, self.weights, self.distances, strict=True)
+            ],
+            "base_weight": round(float(self.base_weight), 6),
+            "out_of_library": bool(self.is_out_of_library),
+        }
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Generation:
@@ -99,6 +155,66 @@ class Generation:
     vocabulary_version: int
     scene_stamp_ns: int | None = None
     reason: str = "base"
+
+    def statuses(self) -> list[Status]:
+        """The mix for `~/adapter_weights`: one status per adapter, heaviest first, and one for the base model's part.
+
+        Numbers are written so that `from_statuses` reads the same ones.
+        """
+        mix, scene_ns = self.mix, self.scene_stamp_ns
+        common = {
+            "generation": str(self.number),
+            "reason": self.reason,
+            "scene_stamp_ns": "" if scene_ns is None else str(scene_ns),
+        }
+
+        def status(name: str, weight: float, distance: float, level: Level = Level.OK, more: str = "") -> Status:
+            known = "" if np.isnan(distance) else repr(float(distance))
+            values = {"weight": repr(float(weight)), "distance": known, **common}
+            return Status(name=name, level=level, message=f"weight {weight:.3f}{more}", values=values)
+
+        adapters = [status(*item) for item in zip(mix.names, mix.weights, mix.distances, strict=True)]
+        outside = (Level.WARN, "; the scene lies outside the library") if mix.is_out_of_library else ()
+        return [*adapters, status(BASE_MODEL, mix.base_weight, float("nan"), *outside)]
+
+    @classmethod
+    def from_statuses(
+        cls, statuses: Sequence[Status], class_names: tuple[str, ...] = (), vocabulary_version: int = 0
+    ) -> Generation:
+        """Read what `statuses` wrote.
+
+        Args:
+            statuses: At least that of the base model.
+            class_names: The vocabulary, which the statuses do not tell.
+            vocabulary_version: Its version.
+
+        Raises:
+            ValueError: They are no mix.
+        """
+        base = [status for status in statuses if status.name == BASE_MODEL]
+        adapters = [status for status in statuses if status.name != BASE_MODEL]
+        if len(base) != 1:
+            names = ", ".join(status.name for status in statuses)
+            raise ValueError(f"a mix has one status named '{BASE_MODEL}', got {names or 'none at all'}")
+        values = base[0].values
+        try:
+            scene = values["scene_stamp_ns"]
+            return cls(
+                number=int(values["generation"]),
+                mix=AdapterMix(
+                    names=tuple(status.name for status in adapters),
+                    weights=np.array([float(status.values["weight"]) for status in adapters]),
+                    distances=np.array([float(status.values["distance"] or "nan") for status in adapters]),
+                    base_weight=float(values["weight"]),
+                    is_out_of_library=base[0].level == Level.WARN,
+                ),
+                class_names=class_names,
+                vocabulary_version=vocabulary_version,
+                scene_stamp_ns=int(scene) if scene else None,
+                reason=values["reason"],
+            )
+        except KeyError as error:
+            raise ValueError(f"a status of a mix lacks {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -148,3 +264,8 @@ class AdaptationStep:
     mix: AdapterMix | None = None
     error: str | None = None
     latency_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+def _number(value: float) -> float | None:
+    """Six digits; None for NaN, which JSON has not."""
+    return None if np.isnan(value) else round(value, 6)

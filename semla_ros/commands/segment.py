@@ -31,7 +31,7 @@ from semla_ros.errors import ConfigError, ImageError, SemlaError
 from semla_ros.lab.report.pictures import overlay
 from semla_ros.labels import palette_of
 from semla_ros.pipeline import PerceptionPipeline
-from semla_ros.results import AdapterMix, Frame, ImageArray, Segmentation
+from semla_ros.results import BASE_MODEL, AdapterMix, Frame, ImageArray, Segmentation
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary
 from semla_ros.timing import Stopwatch
@@ -225,7 +225,7 @@ def _show(summary: dict[str, object], records: Sequence[dict[str, object]], out:
         largest = sorted(share.items(), key=lambda item: -item[1])[:3]
         table.add_row(
             Path(str(record["image"])).name,
-            ", ".join(f"{name} {weight:.2f}" for name, weight in mix.items() if weight >= 0.005) or "base model",
+            ", ".join(f"{name} {weight:.2f}" for name, weight in mix.items() if weight >= 0.005) or BASE_MODEL,
             ", ".join(f"{name} {part:.0%}" for name, part in largest),
             f"{adaptation:.0f}",
             f"{latency['total']:.0f}",

@@ -26,7 +26,7 @@ from rich.text import Text
 from semla_ros.errors import ConfigError
 
 if TYPE_CHECKING:
-    from semla_ros.serving.health import Report
+    from semla_ros.results import Status
 
 _COLOURS = {"OK": "green", "WARN": "yellow", "ERROR": "red", "STALE": "magenta"}
 _SPREAD = re.compile(r"(?P<what>.+) (?P<part>p50|p95|max) \((?P<unit>.+)\)")
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         ) from None
     console = Console()
     prefix = "" if arguments.all else f"{arguments.node}: "
-    found: dict[str, Report] = {}
+    found: dict[str, Status] = {}
     if arguments.watch:
         with Live(Text("waiting for a message on /diagnostics"), console=console, auto_refresh=False) as live:
             for heard in listen(float("inf")):
@@ -78,12 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
     return int(any(report.level for report in found.values()))
 
 
-def as_dict(report: Report) -> dict[str, object]:
+def as_dict(report: Status) -> dict[str, object]:
     """A status for JSON."""
     return {"level": report.level.name, "message": report.message, "values": dict(report.values)}
 
 
-def as_table(reports: Mapping[str, Report]) -> Group:
+def as_table(reports: Mapping[str, Status]) -> Group:
     """A table of all statuses, and one of each one's values."""
     summary = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("Status", "Level", "Message"):
@@ -125,5 +125,5 @@ def folded(values: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def _only(heard: Mapping[str, Report], prefix: str) -> dict[str, Report]:
+def _only(heard: Mapping[str, Status], prefix: str) -> dict[str, Status]:
     return {name: report for name, report in heard.items() if name.startswith(prefix)}

@@ -18,6 +18,7 @@ import yaml
 
 from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
+from semla_ros.results import BASE_MODEL
 from semla_ros.segmentation.checkpoint import file_sha256
 
 MANIFEST_NAME = "library.yaml"
@@ -114,11 +115,12 @@ class LibraryManifest:
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name is the name of a folder and nothing more: no separator, not hidden, no way out."""
+    """Whether a name is that of a folder and nothing more: no separator, not hidden, no way out; nor `BASE_MODEL`."""
     return (
         isinstance(name, str)
         and 0 < len(name) <= 200
         and not name.startswith(".")
+        and name != BASE_MODEL
         and not any(character in "/\\:" or ord(character) < 32 or ord(character) == 127 for character in name)
     )
 

@@ -10,10 +10,11 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 
-from semla_ros.serving.health import Level, Report
+from semla_ros.nodes.messages import statuses_of
+from semla_ros.results import Status
 
 
-def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, Report]]:
+def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, Status]]:
     """Give all statuses heard so far, by name, each time a message comes in.
 
     Args:
@@ -28,16 +29,13 @@ def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, 
     node = rclpy.create_node("semla_status", context=context, use_global_arguments=False, enable_rosout=False)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
-    heard: dict[str, Report] = {}
+    heard: dict[str, Status] = {}
     count = 0
 
     def hear(message: DiagnosticArray) -> None:
         nonlocal count
         count += 1
-        for status in message.status:
-            values = {item.key: item.value for item in status.values}
-            level = Level(min(status.level[0], Level.STALE))
-            heard[status.name] = Report(name=status.name, level=level, message=status.message, values=values)
+        heard.update({status.name: status for status in statuses_of(message)})
 
     node.create_subscription(DiagnosticArray, topic, hear, 50)
     end_s = time.monotonic() + timeout_s

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header
 
-from semla_ros.results import Frame, Generation
-from semla_ros.serving.health import Report
+from semla_ros.results import Frame, Generation, Level, Status
 
 _ENCODING_OF = {("uint8", 2): "mono8", ("uint16", 2): "mono16", ("uint8", 3): "rgb8"}
 _PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # id masks shrink well at the fastest setting
@@ -97,8 +96,8 @@ def rescaled_camera_info(source: CameraInfo, header: Header, width: int, height:
     return info
 
 
-def diagnostic_message(reports: Iterable[Report], now: Time, hardware_id: str) -> DiagnosticArray:
-    """Reports as one message for /diagnostics."""
+def diagnostic_message(reports: Iterable[Status], now: Time, hardware_id: str) -> DiagnosticArray:
+    """Statuses as one message; those without a hardware id get the one given."""
     message = DiagnosticArray()
     message.header.stamp = now
     message.status = [
@@ -106,7 +105,7 @@ def diagnostic_message(reports: Iterable[Report], now: Time, hardware_id: str) -
             level=bytes([report.level]),
             name=report.name,
             message=report.message,
-            hardware_id=hardware_id,
+            hardware_id=report.hardware_id or hardware_id,
             values=_key_values(report.values.items()),
         )
         for report in reports
@@ -119,31 +118,22 @@ def adapter_weights_message(generation: Generation, hardware_id: str, now: Time)
 
     The header's stamp is that of the scene that the mix was retrieved for, or now for a mix without a scene.
     """
-    mix = generation.mix
-    message = DiagnosticArray()
     scene_ns = generation.scene_stamp_ns
-    message.header.stamp = now if scene_ns is None else to_stamp(scene_ns)
-    common = [
-        ("generation", str(generation.number)),
-        ("reason", generation.reason),
-        ("scene_stamp_ns", "" if scene_ns is None else str(scene_ns)),
-    ]
+    return diagnostic_message(generation.statuses(), now if scene_ns is None else to_stamp(scene_ns), hardware_id)
 
-    def status(name: str, weight: float, distance: float | None, level: bytes = DiagnosticStatus.OK) -> Any:
-        values = [("weight", f"{weight:.6f}"), ("distance", "" if distance is None else f"{distance:.6f}"), *common]
-        return DiagnosticStatus(
-            level=level, name=name, message=f"weight {weight:.3f}", hardware_id=hardware_id, values=_key_values(values)
+
+def statuses_of(message: DiagnosticArray) -> list[Status]:
+    """The statuses of a diagnostic message, without ROS."""
+    return [
+        Status(
+            name=status.name,
+            level=Level(min(status.level[0], Level.STALE)),
+            message=status.message,
+            values={item.key: item.value for item in status.values},
+            hardware_id=status.hardware_id,
         )
-
-    message.status = [
-        status(name, float(weight), None if np.isnan(distance) else float(distance))
-        for name, weight, distance in zip(mix.names, mix.weights, mix.distances, strict=True)
+        for status in message.status
     ]
-    base_level = DiagnosticStatus.WARN if mix.is_out_of_library else DiagnosticStatus.OK
-    message.status.append(status("base", mix.base_weight, None, base_level))
-    if mix.is_out_of_library:
-        message.status[-1].message += "; the scene lies outside the library"
-    return message
 
 
 def label_info_message(header: Header, names: Sequence[str]) -> Any:

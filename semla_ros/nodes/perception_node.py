@@ -43,11 +43,11 @@ from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use
 from semla_ros.nodes.outputs import SENSOR_QOS, CameraOutputs, ModelOutputs, overridable
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.nodes.silence import why_silent
-from semla_ros.results import Frame, Segmentation
+from semla_ros.results import Frame, Segmentation, Status
 from semla_ros.serving import camera_statistics as drops
 from semla_ros.serving.camera_slots import CameraSlots
 from semla_ros.serving.camera_statistics import CameraStatistics
-from semla_ros.serving.health import NodeState, Report, adaptation_report, camera_report, node_report
+from semla_ros.serving.health import NodeState, adaptation_report, camera_report, node_report
 from semla_ros.serving.library_watch import LibraryWatch
 from semla_ros.serving.memory import give_back_free_blocks, keep_large_blocks
 from semla_ros.serving.model_bank import Load, ModelBank, device_of, load_pipeline
@@ -673,7 +673,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             messages.diagnostic_message(reports, self.get_clock().now().to_msg(), self._hardware_id)
         )
 
-    def _reports(self) -> list[Report]:
+    def _reports(self) -> list[Status]:
         name, config, now_s = self.get_name(), self._settings.node.diagnostics, self._now_s()
         bank = self._bank
         reports = [node_report(name, self._node_state(bank, config.hold_s))]

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum
+from dataclasses import dataclass
 
 from semla_ros.pipeline_status import PipelineStatus
+from semla_ros.results import Level, Status
 from semla_ros.serving.camera_statistics import BROKEN, FAILED, OVERTAKEN, CameraSnapshot
 from semla_ros.serving.parameters import DiagnosticsConfig
 
 ANOTHER_CLOCK_S = 60.0  # no camera is so late: its stamps are of another time
 MANY_RESTARTS = 3  # a recording that loops does so less often within the window
-
-
-class Level(IntEnum):
-    """Values of diagnostic_msgs/DiagnosticStatus."""
-
-    OK = 0
-    WARN = 1
-    ERROR = 2
-    STALE = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """One diagnostic status.
-
-    Attributes:
-        name: "<node>: <what>".
-        level: How bad it is.
-        message: One sentence per worry, each with what to do; a short state where there is none.
-        values: Key (with unit) -> value.
-    """
-
-    name: str
-    level: Level
-    message: str
-    values: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +65,7 @@ class _Worries:
         return "; ".join(self.sentences) or otherwise
 
 
-def node_report(node_name: str, state: NodeState) -> Report:
+def node_report(node_name: str, state: NodeState) -> Status:
     """The node as a whole: state, model, memory, and why it is not working if it is not."""
     worries = _Worries()
     if state.problem:
@@ -118,7 +91,7 @@ def node_report(node_name: str, state: NodeState) -> Report:
     }
     if state.gpu_memory_mb is not None:
         values["GPU memory (MB)"] = f"{state.gpu_memory_mb:.0f}"
-    return Report(
+    return Status(
         name=f"{node_name}: node", level=worries.level, message=worries.message(state.lifecycle), values=values
     )
 
@@ -132,7 +105,7 @@ def camera_report(
     *,
     is_enabled: bool,
     hint: str = "check that the camera runs, and its topic name",
-) -> Report:
+) -> Status:
     """One camera of an active node: rates, age, latencies, and what became of its images.
 
     Args:
@@ -172,7 +145,7 @@ def camera_report(
     values["Last error"] = snapshot.last_error
     what = f"camera {camera}" if camera else "camera"
     healthy = f"{snapshot.mask_rate_hz:.1f} masks per second" if is_enabled else "switched off"
-    return Report(name=f"{node_name}: {what}", level=worries.level, message=worries.message(healthy), values=values)
+    return Status(name=f"{node_name}: {what}", level=worries.level, message=worries.message(healthy), values=values)
 
 
 def _judge_flow(worries: _Worries, snapshot: CameraSnapshot, config: DiagnosticsConfig) -> None:
@@ -245,7 +218,7 @@ def _duration(seconds: float) -> str:
 
 def adaptation_report(
     node_name: str, scope: str, status: PipelineStatus, *, failure_age_s: float | None, hold_s: float
-) -> Report:
+) -> Status:
     """The adaptation path: generation, mix, drift, counters.
 
     Args:
@@ -268,11 +241,10 @@ def adaptation_report(
             Level.WARN,
             "no adapter fits the scene, the mix fades to the base model: add an adapter trained for such conditions",
         )
-    names = ", ".join(f"{name} {weight:.2f}" for name, weight in mix.as_dict().items())
     values = {
         "Generation": str(generation.number),
         "Reason": generation.reason,
-        "Mix": names,
+        "Mix": str(mix),
         "Base weight": f"{mix.base_weight:.3f}",
         "Out of library": _yes_no(mix.is_out_of_library),
         "Drift": "" if status.drift is None else f"{status.drift:.4f}",
@@ -295,8 +267,8 @@ def adaptation_report(
         for key, milliseconds in (("p50", spread.p50), ("p95", spread.p95), ("max", spread.max)):
             values[f"Latency {stage} {key} (ms)"] = f"{milliseconds:.1f}"
     what = f"adaptation of {scope}" if scope else "adaptation"
-    state = f"generation {generation.number}: {names or 'base model'}" + (" (frozen)" if status.is_frozen else "")
-    return Report(name=f"{node_name}: {what}", level=worries.level, message=worries.message(state), values=values)
+    state = f"generation {generation.number}: {mix}" + (" (frozen)" if status.is_frozen else "")
+    return Status(name=f"{node_name}: {what}", level=worries.level, message=worries.message(state), values=values)
 
 
 def _yes_no(claim: bool) -> str:

@@ -11,6 +11,7 @@ import yaml
 
 from semla_ros.cli import main
 from semla_ros.resources import share_folder
+from semla_ros.results import BASE_MODEL
 
 LAYOUT = share_folder() / "config" / "foxglove_layout.json"
 
@@ -38,4 +39,4 @@ def test_every_panel_of_the_layout_has_a_place_and_every_place_a_panel() -> None
 def test_the_layout_plots_the_weight_of_every_shipped_adapter() -> None:
     plotted = set(re.findall(r'name==\\"([^"\\]+)\\"', LAYOUT.read_text(encoding="utf-8")))
     manifest = yaml.safe_load((share_folder() / "adapters" / "semla-tiny" / "library.yaml").read_text(encoding="utf-8"))
-    assert plotted == {*manifest["adapters"], "base"}
+    assert plotted == {*manifest["adapters"], BASE_MODEL}

@@ -17,6 +17,7 @@ from std_srvs.srv import Trigger
 from tiny_parts import ADAPTERS, CLASSES
 
 from semla_ros.nodes.messages import byte_array
+from semla_ros.results import BASE_MODEL
 
 CYCLES = 25
 MODULE = ("-m", "semla_ros.nodes.perception_node")
@@ -62,7 +63,7 @@ def test_a_node_on_files_adapts_and_follows_its_library_folder(graph: Graph, rea
         return mixes[-1] if mixes else None
 
     mix = wait_for(fused, f"a mix: {real.values('adaptation')}")
-    assert {status.name for status in mix.status} <= {*ADAPTERS, "base"}
+    assert {status.name for status in mix.status} <= {*ADAPTERS, BASE_MODEL}
     log = real.process.output
     assert re.search(rf"generation \d+ \(drift\): {mix.status[0].name} \d+\.\d%(, |$)", log, re.MULTILINE), log
     assert real.parameter("classes") == list(CLASSES)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from semla_ros.cli import main
 from semla_ros.commands.status import as_table, folded
-from semla_ros.serving.health import Level, Report
+from semla_ros.results import Level, Status
 
 
 def test_a_running_node_is_shown_with_its_level_and_values(
@@ -41,7 +41,7 @@ def test_the_table_shows_every_message() -> None:
     console = Console(width=100, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as captured:
         console.print(as_table({
-            "perception: camera": Report(name="perception: camera", level=Level.STALE, message="no image", values={}),
+            "perception: camera": Status(name="perception: camera", level=Level.STALE, message="no image", values={}),
         }))  # fmt: skip
     assert "STALE" in captured.get()
     assert "no image" in captured.get()

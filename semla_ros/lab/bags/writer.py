@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 
 from semla_ros.errors import BagError
 from semla_ros.lab.bags.reader import TYPES
-from semla_ros.results import ImageArray
+from semla_ros.results import ImageArray, Status
 
 IMAGE = "sensor_msgs/msg/Image"
 COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
@@ -36,25 +35,6 @@ DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 NANOSECONDS = 1_000_000_000
 BAG_VERSION: Literal[8] = 8  # metadata version of ROS 2 Jazzy, which older and newer distributions read
 _ENDLESS = QosTime(9223372036, 854775807)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """One entry of a diagnostic message.
-
-    Attributes:
-        name: What it is about.
-        message: One line.
-        values: Keys and values, in this order.
-        level: 0 OK, 1 warning, 2 error, 3 stale.
-        hardware_id: What device it is about.
-    """
-
-    name: str
-    message: str
-    values: Mapping[str, str]
-    level: int = 0
-    hardware_id: str = ""
 
 
 class BagWriter:
@@ -182,7 +162,7 @@ class BagWriter:
         entries = [
             _new(
                 "diagnostic_msgs/msg/DiagnosticStatus",
-                level=status.level,
+                level=int(status.level),
                 name=status.name,
                 message=status.message,
                 hardware_id=status.hardware_id,

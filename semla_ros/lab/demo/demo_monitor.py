@@ -21,9 +21,8 @@ from std_msgs.msg import String
 from semla_ros.errors import SemlaError
 from semla_ros.image_codec import decode
 from semla_ros.lab.demo.recording import DiagnosticsSnapshot, MixEvent, Recording
-from semla_ros.lab.report.pictures import BASE_MODEL
-from semla_ros.nodes.messages import stamp_ns
-from semla_ros.results import ImageArray
+from semla_ros.nodes.messages import stamp_ns, statuses_of
+from semla_ros.results import Generation, ImageArray
 
 PERCEPTION = "perception"
 _LEVELS = {
@@ -96,18 +95,12 @@ class DemoMonitor(Node):
 
 def mix_event(message: DiagnosticArray, now_s: float) -> MixEvent:
     """Read the adapter weights that the perception node announces with each generation."""
-    values = [{item.key: item.value for item in status.values} for status in message.status]
-    weights = {
-        BASE_MODEL if status.name == "base" else status.name: float(item["weight"])
-        for status, item in zip(message.status, values, strict=True)
-    }
-    shares = {name: weight for name, weight in weights.items() if weight > 0.0005}
-    common = values[0]
+    generation = Generation.from_statuses(statuses_of(message))
     return MixEvent(
-        generation=int(common["generation"]),
-        scene_stamp_ns=int(common["scene_stamp_ns"]) if common["scene_stamp_ns"] else None,
-        shares=shares,
-        reason=common["reason"],
+        generation=generation.number,
+        scene_stamp_ns=generation.scene_stamp_ns,
+        shares={name: weight for name, weight in generation.mix.shares().items() if weight > 0.0005},
+        reason=generation.reason,
         received_s=now_s,
     )
 

@@ -13,6 +13,11 @@ from semla_ros.resources import share_folder
 
 FRAME_ID = "demo_camera"
 
+MODULES = {
+    "perception": "semla_ros.nodes.perception_node",
+    "scene_camera": "semla_ros.lab.demo.scene_camera_node",
+}
+
 
 def has_ros2_command() -> bool:
     """Whether the `ros2` command is installed; the wheels do not bring it."""
@@ -52,6 +57,6 @@ def start_nodes(children: Children, settings: DemoSettings, environment: Mapping
         children.start("ros2 launch", command, environment, settings.out / "launch.log")
         return
     for name, values in parameters(settings).items():
-        command = [sys.executable, "-m", f"semla_ros.nodes.{name}_node", "--ros-args"]
+        command = [sys.executable, "-m", MODULES[name], "--ros-args"]
         command += [item for key, value in values.items() for item in ("-p", f"{key}:={value}")]
         children.start(f"{name} node", command, environment, settings.out / f"{name}.log")

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.lab.report.pictures import BASE_MODEL
-from semla_ros.results import ImageArray
+from semla_ros.results import BASE_MODEL, ImageArray
 
 REPORT_PERIOD_S = 1.2  # the node reports once a second; a report later than this has counted what came before
 LONGEST_FRAME_S = 10.0  # after so long, a mask that has not come will not come

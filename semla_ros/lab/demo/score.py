@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from semla_ros.lab.demo.recording import FrameRecord, Recording
 from semla_ros.lab.evaluation.miou import Counts, MiouMeter, confusion_matrix, mean_iou
-from semla_ros.lab.report.pictures import BASE_MODEL
 from semla_ros.lab.world.drive import SEGMENT_FAMILIES
-from semla_ros.results import ImageArray, MaskArray
+from semla_ros.results import BASE_MODEL, ImageArray, MaskArray
 
 UNSHIFTED_SEGMENT = "clear"  # what the base model was trained on; named "clear" in the drive
 

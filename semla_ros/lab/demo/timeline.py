@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from semla_ros.lab.demo.recording import MixEvent
 from semla_ros.lab.demo.score import DriveScore, FrameScore, is_transition, rolling_miou, shares_over_time
-from semla_ros.lab.report.pictures import BASE_MODEL, domain_colour
+from semla_ros.lab.report.pictures import domain_colour
+from semla_ros.results import BASE_MODEL
 
 INK, FAINT, GRID = "#1d2430", "#6b7482", "#dfe3e8"
 BASE_LINE, ADAPTED_LINE = "#9aa3af", "#0f766e"

@@ -113,7 +113,7 @@ class Evaluation:
         return tuple(name for name in domains if any(other != name and are_relatives(name, other) for other in domains))
 
     def heaviest(self, domain: str, variant: str) -> list[str]:
-        """Heaviest adapter of each image; "base model" where no adapter has any weight."""
+        """Heaviest adapter of each image; `BASE_MODEL` where no adapter has any weight."""
         weights = (trace.weights[variant] for trace in self.traces[domain])
         return [next(iter(parts)) for parts in weights]
 

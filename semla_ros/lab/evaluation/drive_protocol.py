@@ -12,7 +12,7 @@ from semla_ros.config import DriftConfig
 from semla_ros.lab.evaluation.aggregate import number
 from semla_ros.lab.evaluation.miou import MiouMeter
 from semla_ros.lab.world.drive import Drive
-from semla_ros.results import AdaptationStep, Frame, ImageArray, MaskArray, Segmentation
+from semla_ros.results import BASE_MODEL, AdaptationStep, Frame, ImageArray, MaskArray, Segmentation
 
 EVERY_FRAME_HZ = 1000.0
 
@@ -68,7 +68,7 @@ def drive_settings(drift: DriftConfig) -> dict[str, DriftConfig | None]:
         smoothing_s=0.0,
     )
     return {
-        "base model": None,
+        BASE_MODEL: None,
         "every frame": each,
         "every frame, smoothed": replace(each, smoothing_s=drift.smoothing_s),
         "drift gate": replace(drift, smoothing_s=0.0, release_threshold=drift.drift_threshold),

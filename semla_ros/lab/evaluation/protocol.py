@@ -23,7 +23,6 @@ from semla_ros.lab.evaluation.datasets import stretch_to
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
 from semla_ros.lab.evaluation.sources import Benchmark, EvaluationImage
 from semla_ros.lab.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
-from semla_ros.lab.report.pictures import BASE_MODEL
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
 
 if TYPE_CHECKING:
@@ -282,8 +281,7 @@ def _trace(
         if variant.kind != "retrieved":
             continue
         mix = wanted[variant.name, position][0].mix
-        parts = {**mix.as_dict(), BASE_MODEL: mix.base_weight}
-        weights[variant.name] = {name: weight for name, weight in parts.items() if weight > 0}
+        weights[variant.name] = {name: weight for name, weight in mix.shares().items() if weight > 0}
         nearest[variant.name] = float(np.min(mix.distances)) if mix.distances.size else float("nan")
     return ImageTrace(image=image.name, seed=seed, weights=weights, nearest=nearest)
 

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets import SEMLA20, DomainImages, check_domains, open_domain
-from semla_ros.lab.report.pictures import BASE_MODEL
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import BENCHMARK, SOURCE, UNSEEN, Split, domain_named, split_seed
-from semla_ros.results import ImageArray
+from semla_ros.results import BASE_MODEL, ImageArray
 
 SEED_BLOCK = 10_000  # scenes of one evaluation seed: each seed has a block of its own, so seeds share no image
 

@@ -17,7 +17,7 @@ from PIL import Image
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.replay.runners import Outcome
 from semla_ros.lab.replay.scores import FrameScore
-from semla_ros.results import AdapterMix, ImageArray, MaskArray
+from semla_ros.results import ImageArray, MaskArray
 
 PICTURE_WIDTH = 384  # pixels; larger images are shrunk
 FRAMES_EACH = 6
@@ -177,7 +177,7 @@ class Gallery:
 
 def _explained_mix(outcome: Outcome) -> dict[str, Any]:
     """The mix, and the near adapters that got no weight in it."""
-    mix = describe_mix(outcome.generation.mix)
+    mix = outcome.generation.mix.as_json()
     present = {adapter["name"] for adapter in mix["adapters"]}
     mix["adapters"] += [
         {"name": name, "weight": 0.0, "distance": _number(distance)}
@@ -185,18 +185,6 @@ def _explained_mix(outcome: Outcome) -> dict[str, Any]:
         if name not in present
     ]
     return mix
-
-
-def describe_mix(mix: AdapterMix) -> dict[str, Any]:
-    """A mix as plain values: adapters with weight and distance, the base model's part, whether it is out of library."""
-    return {
-        "adapters": [
-            {"name": name, "weight": round(float(weight), 6), "distance": _number(float(distance))}
-            for name, weight, distance in zip(mix.names, mix.weights, mix.distances, strict=True)
-        ],
-        "base_weight": round(float(mix.base_weight), 6),
-        "out_of_library": bool(mix.is_out_of_library),
-    }
 
 
 def picture_uri(image: ImageArray) -> str:

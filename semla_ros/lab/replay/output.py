@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -14,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.lab.bags.frames import ReplayFrame
-from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter, Status
-from semla_ros.lab.replay.gallery import describe_mix
+from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter
 from semla_ros.lab.replay.runners import Made, Outcome, VariantRunner
 from semla_ros.lab.replay.scores import FrameScore
-from semla_ros.lab.report.pictures import BASE_MODEL, FAINT_TEXT, Canvas, colourise, draw_mix, resize
+from semla_ros.lab.report.pictures import FAINT_TEXT, Canvas, colourise, draw_mix, resize
 from semla_ros.lab.report.video import VideoWriter
 from semla_ros.labels import labels_json, overlay, palette_of
 from semla_ros.results import Generation, ImageArray
@@ -50,7 +50,7 @@ class Trace:
             "reason": generation.reason,
             "action": step.action if step else None,
             "drift": _number(step.drift) if step and step.drift is not None else None,
-            **describe_mix(generation.mix),
+            **generation.mix.as_json(),
             "nearest": {name: round(distance, 6) for name, distance in outcome.nearest},
             "miou": _number(score.miou),
             "confidence": _number(score.confidence),
@@ -124,37 +124,9 @@ class MaskBag:
         if self._announced.get(scope) == generation.number:
             return
         self._announced[scope] = generation.number
-        mix, scene_ns = generation.mix, generation.scene_stamp_ns
-        common = {
-            "generation": str(generation.number),
-            "reason": generation.reason,
-            "scene_stamp_ns": "" if scene_ns is None else str(scene_ns),
-        }
-        statuses = [
-            Status(
-                name=name,
-                message=f"weight {weight:.3f}",
-                values={
-                    "weight": f"{weight:.6f}",
-                    "distance": "" if np.isnan(distance) else f"{distance:.6f}",
-                    **common,
-                },
-            )
-            for name, weight, distance in zip(mix.names, mix.weights, mix.distances, strict=True)
-        ]
-        outside = "; the scene lies outside the library" if mix.is_out_of_library else ""
-        statuses.append(
-            Status(
-                name=BASE_MODEL,
-                message=f"weight {mix.base_weight:.3f}{outside}",
-                values={"weight": f"{mix.base_weight:.6f}", "distance": "", **common},
-                level=int(mix.is_out_of_library),
-            )
-        )
         topic = f"{NODE}/{scope}/adapter_weights" if scope else f"{NODE}/adapter_weights"
-        self._writer.diagnostics(
-            topic, statuses, log_ns if scene_ns is None else scene_ns, is_latched=True, log_ns=log_ns
-        )
+        stamp_ns = log_ns if generation.scene_stamp_ns is None else generation.scene_stamp_ns
+        self._writer.diagnostics(topic, generation.statuses(), stamp_ns, is_latched=True, log_ns=log_ns)
 
     def _report(self, log_ns: int, runner: VariantRunner | None) -> None:
         """The node's report on its adaptation, once a second of recording time."""
@@ -166,15 +138,7 @@ class MaskBag:
             status = getattr(pipeline, "status", None)
             if status is not None:
                 report = adaptation_report("perception", scope, status(), failure_age_s=None, hold_s=0.0)
-                statuses.append(
-                    Status(
-                        name=report.name,
-                        message=report.message,
-                        values=report.values,
-                        level=int(report.level),
-                        hardware_id="replay",
-                    )
-                )
+                statuses.append(replace(report, hardware_id="replay"))
         if statuses:
             self._writer.diagnostics("/diagnostics", statuses, log_ns, log_ns=log_ns)
 
@@ -235,8 +199,7 @@ class ReplayVideo:
         middle = self._HEADER + tall + self._FOOTER / 2
         canvas.text(self._GAP + 6, middle, item.segment or f"frame {item.index}", size=16, bold=True)
         left = self._GAP + self._WIDTH // 2
-        shares = {**mix.as_dict(), BASE_MODEL: mix.base_weight}
-        draw_mix(canvas, shares, left, round(middle) - 13, canvas.width - left - 2 * self._GAP, 26)
+        draw_mix(canvas, mix.shares(), left, round(middle) - 13, canvas.width - left - 2 * self._GAP, 26)
         self._video.write(canvas.array())
 
     def close(self) -> None:

@@ -302,8 +302,8 @@ class _State:
         self._generation[camera] = generation.number
         if known is None or known == generation.number:
             return
-        heaviest = generation.mix.names[0] if generation.mix.names else "base model"
-        self._fusions.append({"t": round(seconds, 3), "generation": generation.number, "heaviest": heaviest})
+        entry = {"t": round(seconds, 3), "generation": generation.number, "heaviest": generation.mix.heaviest}
+        self._fusions.append(entry)
         if len(self._fusions) > _FUSIONS_SHOWN:
             self._fusions = self._fusions[::2]
 

@@ -208,10 +208,9 @@ class VariantScore:
         mix = outcome.generation.mix
         self.generations.add(outcome.generation.number)
         per_segment = self.segment_adapters.setdefault(self._segment_name(item.segment), {})
-        for name, weight in {**mix.as_dict(), "": mix.base_weight}.items():
-            label = name or "base model"
-            self.weights[label] = self.weights.get(label, 0.0) + weight
-            per_segment[label] = per_segment.get(label, 0.0) + weight
+        for name, weight in mix.shares().items():
+            self.weights[name] = self.weights.get(name, 0.0) + weight
+            per_segment[name] = per_segment.get(name, 0.0) + weight
         if self._previous_ns is not None and mix.is_out_of_library:
             # A pause of the recording is no time in which the vehicle drove.
             self.out_of_library_s += min(max(0, item.log_ns - self._previous_ns) / 1e9, 1.0)
@@ -346,7 +345,7 @@ class Timeline:
                 stretch.overlaps[name] = stretch.overlaps[name] + sums if name in stretch.overlaps else sums
             weights = stretch.weights.setdefault(name, {})
             mix = outcome.generation.mix
-            for adapter, weight in {**mix.as_dict(), "base model": mix.base_weight}.items():
+            for adapter, weight in mix.shares().items():
                 weights[adapter] = weights.get(adapter, 0.0) + weight
 
     def _double(self) -> None:

@@ -250,31 +250,15 @@ class NodeRunner:
     def _generation(self, camera: str) -> Generation:
         """What the node says the mask was made with, as far as it has come: topics have no order between them."""
         message = self._weights.get(camera) or self._weights.get("")
-        statuses = [] if message is None else [(s.name, {v.key: v.value for v in s.values}) for s in message.status]
-        adapters = [(name, values) for name, values in statuses if name != "base model"]
-        base = next((values for name, values in statuses if name == "base model"), {"weight": "1"})
-        weights = np.array([float(values["weight"]) for _, values in adapters])
-        base_weight = float(base["weight"])
-        total = float(weights.sum()) + base_weight  # printed with six digits
-        first = statuses[0][1] if statuses else {}
-        scene = first.get("scene_stamp_ns", "")
-        return Generation(
-            number=int(first.get("generation", "0")),
-            mix=AdapterMix(
-                names=tuple(name for name, _ in adapters),
-                weights=weights / total,
-                distances=np.array([float(values["distance"] or "nan") for _, values in adapters]),
-                base_weight=base_weight / total,
-                is_out_of_library=any(
-                    s.name == "base model" and int.from_bytes(s.level, "little") == 1
-                    for s in (message.status if message else [])
-                ),
-            ),
-            class_names=self._class_names,
-            vocabulary_version=self._vocabulary_version,
-            scene_stamp_ns=int(scene) if scene else None,
-            reason=first.get("reason", "base"),
-        )
+        if message is None:
+            return Generation(
+                number=0,
+                mix=AdapterMix(),
+                class_names=self._class_names,
+                vocabulary_version=self._vocabulary_version,
+            )
+        statuses = messages.statuses_of(message)
+        return Generation.from_statuses(statuses, self._class_names, self._vocabulary_version)
 
 
 def make_runner(options: ReplayOptions, out: Path) -> Callable[[ReplayVariant, Sequence[str]], NodeRunner | None]:

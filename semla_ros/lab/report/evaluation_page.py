@@ -16,8 +16,7 @@ from rich.table import Table
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.report import figures
-from semla_ros.lab.report.pictures import BASE_MODEL
-from semla_ros.results import FloatArray
+from semla_ros.results import BASE_MODEL, FloatArray
 
 MOST_POINTS = 60  # embeddings drawn per domain; more hide each other
 LABELS = {

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from semla_ros.lab.world.domains import BENCHMARK
-from semla_ros.results import ImageArray, MaskArray
+from semla_ros.results import BASE_MODEL, ImageArray, MaskArray
 
 Colour = tuple[int, int, int]  # RGB, 0..255
 
 BACKGROUND: Colour = (17, 20, 25)
 TEXT: Colour = (236, 238, 241)
 FAINT_TEXT: Colour = (150, 157, 168)
-BASE_MODEL = "base model"  # name of what a mix leaves to the unadapted weights
 DOMAIN_COLOURS: dict[str, Colour] = {
     BASE_MODEL: (176, 182, 190),
     "clear": (240, 200, 70),

@@ -12,7 +12,8 @@ import pytest
 from semla_ros.lab.demo.frame_store import FrameStore
 from semla_ros.lab.demo.recording import MixEvent, Recording
 from semla_ros.lab.demo.score import DriveScore, compare_masks, score_drive
-from semla_ros.lab.report.pictures import BASE_MODEL, colourise
+from semla_ros.lab.report.pictures import colourise
+from semla_ros.results import BASE_MODEL
 
 NAMES = ("road", "sidewalk", "car", "sky")
 PALETTE = np.array([[128, 64, 128], [244, 35, 232], [0, 0, 142], [70, 130, 180]], np.uint8)

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from semla_ros.lab.demo.frame_store import FrameStore
 from semla_ros.lab.demo.recording import Recording
 from semla_ros.lab.isolation import free_domain, isolated_environment
-from semla_ros.lab.report.pictures import BASE_MODEL
+from semla_ros.results import BASE_MODEL
 
 pytestmark = pytest.mark.ros
 

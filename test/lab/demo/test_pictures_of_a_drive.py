@@ -5,7 +5,8 @@ from PIL import Image
 
 from semla_ros.lab.demo.panels import PanelMaker, pick_moments, write_contact_sheet, write_video
 from semla_ros.lab.demo.timeline import draw_timeline, most_used
-from semla_ros.lab.report.pictures import BASE_MODEL, domain_colour
+from semla_ros.lab.report.pictures import domain_colour
+from semla_ros.results import BASE_MODEL
 
 NAMES = ("road", "sidewalk", "car", "sky")
 PALETTE = np.array([[128, 64, 128], [244, 35, 232], [0, 0, 142], [70, 130, 180]], np.uint8)

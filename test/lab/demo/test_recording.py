@@ -3,7 +3,7 @@ import pytest
 
 from semla_ros.lab.demo.frame_store import FrameStore
 from semla_ros.lab.demo.recording import BASE_MIX, DiagnosticsSnapshot, MixEvent, Recording
-from semla_ros.lab.report.pictures import BASE_MODEL
+from semla_ros.results import BASE_MODEL
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 MASK = np.zeros((4, 4), np.uint8)

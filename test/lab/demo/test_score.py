@@ -13,7 +13,7 @@ from semla_ros.lab.demo.score import (
     shares_over_time,
 )
 from semla_ros.lab.evaluation.miou import MiouMeter
-from semla_ros.lab.report.pictures import BASE_MODEL
+from semla_ros.results import BASE_MODEL
 
 NAMES = ("road", "sidewalk", "car", "sky")
 

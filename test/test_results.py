@@ -1,0 +1,70 @@
+"""A mix is written and read in one place."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from semla_ros.library.manifest import is_plain_name
+from semla_ros.results import BASE_MODEL, AdapterMix, Generation, Level
+
+
+def generation(seed: int, count: int, *, is_faded: bool) -> Generation:
+    rng = np.random.default_rng(seed)
+    parts = rng.random(count + 1)
+    if count and not is_faded:
+        parts = np.append(np.sort(parts[:count])[::-1], 0.0)
+    parts = parts / parts.sum()
+    distances = rng.random(count)
+    distances[: count // 2] = np.nan
+    mix = AdapterMix(
+        names=tuple(f"adapter {index}" for index in range(count)),
+        weights=parts[:count],
+        distances=distances,
+        base_weight=float(parts[count]),
+        is_out_of_library=is_faded,
+    )
+    stamp = None if seed % 3 == 0 else int(rng.integers(0, 2**62))
+    return Generation(
+        number=seed, mix=mix, class_names=("road",), vocabulary_version=3, scene_stamp_ns=stamp, reason="drift"
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_statuses_read_back_are_the_generation_to_the_last_bit(seed: int) -> None:
+    written = generation(seed, seed % 6, is_faded=bool(seed % 2))
+    read = Generation.from_statuses(written.statuses(), ("road",), 3)
+    for field in ("number", "class_names", "vocabulary_version", "scene_stamp_ns", "reason"):
+        assert getattr(read, field) == getattr(written, field)
+    assert read.mix.names == written.mix.names
+    assert np.array_equal(read.mix.weights, written.mix.weights)
+    assert np.array_equal(read.mix.distances, written.mix.distances, equal_nan=True)
+    assert read.mix.base_weight == written.mix.base_weight
+    assert read.mix.is_out_of_library == written.mix.is_out_of_library
+    assert read.mix.as_json() == written.mix.as_json()
+
+
+def test_the_base_models_part_has_one_name_and_no_adapter_may_take_it() -> None:
+    faded = generation(1, 2, is_faded=True)
+    *_, base = faded.statuses()
+    assert (base.name, base.level) == (BASE_MODEL, Level.WARN)
+    assert list(faded.mix.shares()) == ["adapter 0", "adapter 1", BASE_MODEL]
+    assert sum(faded.mix.shares().values()) == pytest.approx(1.0)
+    assert not is_plain_name(BASE_MODEL)
+
+
+def test_what_weighs_most_may_be_the_base_model() -> None:
+    mix = AdapterMix(names=("fog",), weights=np.array([0.3]), distances=np.array([np.nan]), base_weight=0.7)
+    assert mix.heaviest == BASE_MODEL
+    assert str(mix) == "fog 30.0%, base model 70.0%"
+    assert AdapterMix().heaviest == BASE_MODEL
+    assert str(AdapterMix()) == "base model 100.0%"
+
+
+def test_statuses_that_are_no_mix_are_refused() -> None:
+    statuses = generation(4, 2, is_faded=True).statuses()
+    with pytest.raises(ValueError, match="one status named 'base model', got adapter 0, adapter 1"):
+        Generation.from_statuses(statuses[:-1])
+    without_weight = dataclasses.replace(statuses[-1], values={"generation": "1", "scene_stamp_ns": "", "reason": "x"})
+    with pytest.raises(ValueError, match="lacks 'weight'"):
+        Generation.from_statuses([*statuses[:-1], without_weight])
