@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,13 @@ def load_golden_model(golden_dir: Path, changes: Mapping[str, Any] | None = None
     settings = untold_settings(config)
     settings["aggregator"] |= dict(changes or {})
     return load_model(golden_dir / "checkpoint.safetensors", settings=settings)
+
+
+def only_entry(arrays: Arrays, pattern: str) -> tuple[str, re.Match[str]]:
+    """Name of the one entry of this form, and what it tells of sizes, strides and counts, which each set chooses."""
+    found = [(name, match) for name in arrays if (match := re.fullmatch(pattern, name))]
+    assert len(found) == 1, f"entries of the form {pattern}: {[name for name, _ in found]}"
+    return found[0]
 
 
 def class_rows(tokens: Arrays, name: str = "classes") -> torch.Tensor:

@@ -12,11 +12,12 @@ from semla_ros.segmentation import checkpoint
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_signature
 
+KEYS = Path(__file__).parent / "data" / "keys"  # facts of the published sizes, not of a reference set
 SIZES = {"vitb16": CatSegConfig.catseg_b, "vitl14_336": CatSegConfig.catseg_l}
 
 
-def meta_tensors(golden_dir: Path, size: str) -> dict[str, torch.Tensor]:
-    shapes = read_json(golden_dir / "keys" / f"{size}_state_dict.json")
+def meta_tensors(size: str) -> dict[str, torch.Tensor]:
+    shapes = read_json(KEYS / f"{size}_state_dict.json")
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -26,23 +27,23 @@ def meta_model(config: CatSegConfig) -> CatSeg:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_published_tensor_has_its_place_and_no_place_stays_empty(golden_dir: Path, size: str) -> None:
-    tensors = checkpoint.normalise_names(meta_tensors(golden_dir, size))
+def test_every_published_tensor_has_its_place_and_no_place_stays_empty(size: str) -> None:
+    tensors = checkpoint.normalise_names(meta_tensors(size))
     expected = {name: item.shape for name, item in meta_model(SIZES[size]()).state_dict().items()}
     assert {name: item.shape for name, item in tensors.items()} == expected
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_dimensions_are_derived_from_the_shapes(golden_dir: Path, size: str) -> None:
-    tensors = checkpoint.normalise_names(meta_tensors(golden_dir, size))
+def test_dimensions_are_derived_from_the_shapes(size: str) -> None:
+    tensors = checkpoint.normalise_names(meta_tensors(size))
     config = checkpoint.derive_config({name: tuple(item.shape) for name, item in tensors.items()})
     assert config == SIZES[size]()
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_alias_names_mean_the_same_tensors(golden_dir: Path, size: str) -> None:
-    published = meta_tensors(golden_dir, size)
-    aliases = read_json(golden_dir / "keys" / f"{size}_alias.json")["alias_keys"]
+def test_alias_names_mean_the_same_tensors(size: str) -> None:
+    published = meta_tensors(size)
+    aliases = read_json(KEYS / f"{size}_alias.json")["alias_keys"]
     assert set(aliases.values()) <= published.keys()
     doubled = {**published, **{alias: published[name] for alias, name in aliases.items()}}
     only_aliases = {name: item for name, item in doubled.items() if name not in aliases.values()}
@@ -52,11 +53,8 @@ def test_alias_names_mean_the_same_tensors(golden_dir: Path, size: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_adapter_targets_are_the_published_ones(golden_dir: Path, size: str) -> None:
-    published = {
-        item["module"]: (item["out"], item["in"])
-        for item in read_json(golden_dir / "keys" / f"{size}_lora_targets.json")
-    }
+def test_adapter_targets_are_the_published_ones(size: str) -> None:
+    published = {item["module"]: (item["out"], item["in"]) for item in read_json(KEYS / f"{size}_lora_targets.json")}
     assert lora_signature(meta_model(SIZES[size]())) == published
 
 
