@@ -18,8 +18,8 @@ from semla_ros.config import DriftConfig, InferenceConfig
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline_parts import PipelineParts
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.clip import ClipConfig
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_signature
 from semla_ros.torchvision_compat import import_open_clip

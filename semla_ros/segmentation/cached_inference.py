@@ -3,26 +3,18 @@
 The whole batch of a published B-size image makes intermediate tensors of 30 to 110 MB; written to memory and read back
 at each step they take longer than the arithmetic. Class maps are independent in the spatial part and in the decoder,
 pixels in the class part, so both are taken through all their steps in small groups. Exact, as are the other rewrites
-of `cost_aggregation`, and for inference only: nothing here builds a graph, and every layer must be a plain one.
+of `aggregation_layers`, and for inference only: nothing here builds a graph, and every layer must be a plain one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from semla_ros.segmentation.cost_aggregation import (
-        ClassPart,
-        DecoderStep,
-        LinearAttention,
-        SpatialPart,
-        WindowBlock,
-    )
+from semla_ros.segmentation.aggregation_layers import ClassPart, DecoderStep, LinearAttention, SpatialPart, WindowBlock
 
 FLOATS_AT_ONCE = 150_000  # in the spatial and the class part, whose hidden layers hold four times as many
 DECODED_AT_ONCE = 600_000  # floats in the decoder's last step

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semla_ros.errors import CheckpointError, SemlaError
+from semla_ros.segmentation.aggregation_layers import WindowBlock
 from semla_ros.segmentation.clip import from_open_clip
-from semla_ros.segmentation.cost_aggregation import WindowBlock
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary
 

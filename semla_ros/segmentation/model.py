@@ -16,8 +16,9 @@ from torch import Tensor, einsum, nn
 
 from semla_ros.errors import ConfigError
 from semla_ros.segmentation import cached_inference
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.clip import Clip, ClipConfig, DenseFeatures, SelfAttention
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig, CostAggregator
+from semla_ros.segmentation.cost_aggregation import CostAggregator
 
 CLIP_PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)  # 0..255, RGB
 CLIP_PIXEL_STD = (68.5005327, 66.6321579, 70.3231630)

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from semla_ros.segmentation.aggregation_layers import LinearAttention, WindowAttention, WindowMlp
 from semla_ros.segmentation.clip import ConvStem, Mlp, SelfAttention
-from semla_ros.segmentation.cost_aggregation import (
-    ClassPart,
-    CostAggregator,
-    LinearAttention,
-    WindowAttention,
-    WindowMlp,
-)
+from semla_ros.segmentation.cost_aggregation import CostAggregator, GroupedClassPart
 from semla_ros.segmentation.model import CatSeg
 
 # Children of each kind of module that an adapter targets. Not targeted: CLIP's output projection, norms,
@@ -23,7 +18,7 @@ _TARGETS: dict[type, tuple[str, ...]] = {
     WindowAttention: ("q", "k", "v", "proj"),
     WindowMlp: ("fc1", "fc2"),
     LinearAttention: ("q", "k", "v"),
-    ClassPart: ("MLP.0", "MLP.2"),
+    GroupedClassPart: ("MLP.0", "MLP.2"),
     ConvStem: ("to_tokens",),
 }
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.clip import ClipConfig
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 
 

@@ -15,9 +15,9 @@ from semla_ros.adaptation.scene_embedding import save_scene_encoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig
 from semla_ros.pipeline import PerceptionPipeline
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, save_model
 from semla_ros.segmentation.clip import ClipConfig
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_signature
 from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary

@@ -6,8 +6,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from semla_ros.errors import ConfigError
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig, shifted_window_mask, to_windows
 from semla_ros.segmentation.clip import Clip, ClipConfig, from_open_clip, to_open_clip
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig, shifted_window_mask, to_windows
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_targets
 from semla_ros.torchvision_compat import import_open_clip, import_peft

@@ -39,9 +39,9 @@ from semla_ros.library.manifest import (
     ModelReference,
     write_manifest,
 )
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, file_sha256, load_model, save_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
-from semla_ros.segmentation.cost_aggregation import AggregatorConfig
 from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_targets
 from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary
