@@ -19,9 +19,8 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import RetrievalConfig
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.choice import cpu_runtimes
-from semla_ros.engines.component_engine import Runner
+from semla_ros.engines.component_engine import FastestEngine, Runner
 from semla_ros.engines.components import FixedComponent, fixed_components
-from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.gates import largest_deviation, parity_problem, smallest_cosine
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.lab.world import CITIES, Conditions, render

@@ -37,10 +37,9 @@ from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.cache import CacheEntry, EngineCache
 from semla_ros.engines.choice import cpu_runtimes
-from semla_ros.engines.component_engine import ComponentEngine
+from semla_ros.engines.component_engine import ComponentEngine, FastestEngine, Runtime
 from semla_ros.engines.components import FixedComponent, fixed_components
 from semla_ros.engines.export import EXPORT_REVISION, export_version, exported
-from semla_ros.engines.fastest_engine import FastestEngine, Runtime
 from semla_ros.engines.gates import parity_problem
 from semla_ros.engines.onnx_engine import OnnxRuntime, servable
 from semla_ros.engines.openvino_engine import OpenVinoRuntime

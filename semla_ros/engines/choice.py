@@ -13,9 +13,9 @@ from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.bf16_encoder import Bf16Runtime, has_bf16
 from semla_ros.engines.cache import EngineCache
+from semla_ros.engines.component_engine import FastestEngine, Runtime
 from semla_ros.engines.components import fixed_components
 from semla_ros.engines.export import export_key
-from semla_ros.engines.fastest_engine import FastestEngine, Runtime
 from semla_ros.engines.onnx_engine import OnnxEngine, OnnxRuntime, servable
 from semla_ros.engines.openvino_engine import OpenVinoRuntime
 from semla_ros.engines.tensorrt.build import Toolkit, plan_key

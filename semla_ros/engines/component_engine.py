@@ -1,11 +1,14 @@
-"""The torch engine with fixed components that another runtime has taken over, each only after it passed its gates."""
+"""The torch engine with fixed components that another runtime has taken over, each only after it passed its gates.
+
+For each component every runtime makes its runners, one by one; the gates choose.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +19,7 @@ from semla_ros.engines.base import EngineOutput
 from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.gates import AGREEMENT, Measure, Verdict, agreement, judge, one_run_ms
 from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.errors import SemlaError
 from semla_ros.results import ImageArray, MaskArray
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,23 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Give back what it holds."""
+        ...
+
+
+class Runtime(Protocol):
+    """Makes runners.
+
+    Attributes:
+        name: "onnx", "openvino" or "torch".
+    """
+
+    name: str
+
+    def makers(self, component: FixedComponent) -> Sequence[Callable[[], Runner]]:
+        """One for each way to run the component that is worth a try; none where it is not tried.
+
+        A maker is called while nothing is mounted, and raises `SemlaError` where its runner cannot be had.
+        """
         ...
 
 
@@ -266,3 +287,51 @@ class ComponentEngine:
         while len(runs) < _FEWEST_RUNS or (len(runs) < _MOST_RUNS and sum(runs) < _ENOUGH_MS):
             runs.append(self._measure(lambda: self._torch.segment(first, want_confidence=False)))
         return min(runs)
+
+
+class FastestEngine(ComponentEngine):
+    """Serves each component in the fastest runtime that gives torch's answer.
+
+    Args:
+        torch_engine: Serves everything that no runner has taken over.
+        components: See `fixed_components`.
+        runtimes: What is tried.
+        probe_images: What masks are compared on, uint8 RGB.
+        measure: Times a call; for tests.
+    """
+
+    def __init__(
+        self,
+        torch_engine: TorchEngine,
+        components: Sequence[FixedComponent],
+        runtimes: Sequence[Runtime],
+        *,
+        probe_images: Sequence[ImageArray],
+        measure: Measure = one_run_ms,
+    ) -> None:
+        names = " or ".join(runtime.name for runtime in runtimes)
+        super().__init__(torch_engine, components, runtime=names, probe_images=probe_images, measure=measure)
+        self._runtimes = list(runtimes)
+        self._is_settled = False
+
+    def warm_up(self) -> None:
+        """Warm torch up, then let each component be served where that is as right and fastest.
+
+        The first time on a machine this exports the components, which takes seconds each.
+        """
+        super().warm_up()
+        if self._is_settled:
+            return
+        self._is_settled = True
+        self.take_over(self._candidates())
+
+    def _candidates(self) -> Iterator[tuple[FixedComponent, Runner]]:
+        for component in self.components:
+            for runtime in self._runtimes:
+                for make in runtime.makers(component):
+                    try:
+                        runner = make()
+                    except SemlaError as error:
+                        self.decline(component.name, runtime.name, str(error))
+                    else:
+                        yield component, runner

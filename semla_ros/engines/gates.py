@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from semla_ros.engines.components import FixedComponent, Forward
-from semla_ros.engines.cuda_device import current
 from semla_ros.results import MaskArray
 
 COSINE = 0.999  # smallest cosine similarity of each probe's output with torch's
@@ -51,6 +51,17 @@ class Verdict:
     def time_ratio(self) -> float:
         """Time in the other runtime / time in torch; both were measured in turns."""
         return self.engine_ms / self.torch_ms
+
+
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Within it a CUDA device is the current one; of any other device there is none."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def make_current(index: int) -> None:
+    """A GPU is the current one of this thread from here on."""
+    torch.cuda.set_device(index)
+    torch.cuda.synchronize(index)  # makes its context now, which is what other copies of the CUDA runtime look at
 
 
 def smallest_cosine(given: Tensor, expected: Tensor) -> float:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from semla_ros.engines.cache import EngineCache
+from semla_ros.engines.component_engine import FastestEngine
 from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
 from semla_ros.engines.export import exported
-from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.gates import Measure, first_line, one_run_ms
 from semla_ros.engines.torch_engine import TorchEngine, choose_threads
 from semla_ros.errors import EngineError

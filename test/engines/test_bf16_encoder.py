@@ -5,8 +5,8 @@ from stand_in_runtime import VirtualClock
 
 import semla_ros.engines.bf16_encoder as bf16_encoder
 from semla_ros.engines.bf16_encoder import Bf16Runner, Bf16Runtime, has_bf16
+from semla_ros.engines.component_engine import FastestEngine
 from semla_ros.engines.components import SCENE_ENCODER
-from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.gates import judge
 
 

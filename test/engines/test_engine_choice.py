@@ -6,7 +6,7 @@ from fake_tensorrt import FakeToolkit
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.choice import choose_engine, cpu_runtimes
-from semla_ros.engines.fastest_engine import FastestEngine
+from semla_ros.engines.component_engine import FastestEngine
 from semla_ros.engines.onnx_engine import OnnxEngine
 from semla_ros.engines.tensorrt.build import provision
 from semla_ros.engines.tensorrt.engine import TensorRtEngine

@@ -9,8 +9,7 @@ from small_model import small_model
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.cuda_graph import GraphedForward
-from semla_ros.engines.image_upload import ImageUpload
-from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.engines.torch_engine import ImageUpload, TorchEngine
 
 
 class Captured:

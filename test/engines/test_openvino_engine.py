@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import semla_ros.engines.openvino_engine as openvino_engine
+from semla_ros.engines.component_engine import FastestEngine
 from semla_ros.engines.components import DECODER, SCENE_ENCODER
 from semla_ros.engines.export import exported
-from semla_ros.engines.fastest_engine import FastestEngine
 from semla_ros.engines.gates import smallest_cosine
 from semla_ros.engines.openvino_engine import OpenVinoRunner, OpenVinoRuntime, load_openvino
 from semla_ros.errors import EngineError

@@ -14,8 +14,7 @@ import threading
 from typing import Any
 
 from semla_ros.engines.cache import replace_bytes
-from semla_ros.engines.cuda_device import make_current
-from semla_ros.engines.gates import first_line
+from semla_ros.engines.gates import first_line, make_current
 from semla_ros.engines.tensorrt.build import BuildRequest, Report
 from semla_ros.errors import EngineError
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semla_ros.engines.cuda_device import current
+from semla_ros.engines.gates import current
 from semla_ros.engines.tensorrt.build import Builder, SubprocessBuilder
 from semla_ros.engines.tensorrt.builder import load_tensorrt
 from semla_ros.errors import EngineError

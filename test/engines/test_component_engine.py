@@ -1,8 +1,8 @@
 import pytest
 from stand_in_runtime import StandInRuntime, VirtualClock
 
+from semla_ros.engines.component_engine import FastestEngine
 from semla_ros.engines.components import SCENE_ENCODER
-from semla_ros.engines.fastest_engine import FastestEngine
 
 WRONG = 0.5  # an error that no gate lets pass
 
