@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 
 import torch
@@ -26,8 +25,6 @@ from semla_ros.errors import EngineError
 from semla_ros.segmentation.model import CatSeg
 
 logger = logging.getLogger(__name__)
-
-REFIT_SWITCH = "SEMLA_TENSORRT_REFIT"  # environment: "1" tries the refitted segmenter, too
 
 
 def choose_engine(
@@ -65,14 +62,7 @@ def choose_engine(
             if config.engine == "tensorrt" or any(
                 cache.find(plan_key(item, toolkit, "fp16")) is not None for item in components
             ):
-                return TensorRtEngine(
-                    torch_engine,
-                    components,
-                    toolkit,
-                    probe_images=scenes,
-                    cache=cache,
-                    refit_model=model if os.environ.get(REFIT_SWITCH) == "1" else None,
-                )
+                return TensorRtEngine(torch_engine, components, toolkit, probe_images=scenes, cache=cache)
         except EngineError as error:
             if config.engine == "tensorrt":
                 raise

@@ -244,8 +244,6 @@ class ComponentEngine:
 
     def _mount(self, component: FixedComponent, runner: Runner) -> None:
         self._serving[component.name] = Serving(component=component, runner=runner, mounted=component.mount(runner))
-        if component.is_refitted:
-            self._torch.take_buckets(False)  # it was built for one number of classes
         if component.takes_part_in_masks:
             self._torch.forget_graph()
 
@@ -254,7 +252,6 @@ class ComponentEngine:
             item = self._serving.pop(name)
             item.mounted.close()
             item.runner.close()
-        self._torch.take_buckets(not any(item.component.is_refitted for item in self._serving.values()))
         if names:
             self._torch.forget_graph()
 

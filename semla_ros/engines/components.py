@@ -26,7 +26,6 @@ Forward = Callable[..., Tensor]
 
 SCENE_ENCODER = "scene_encoder"
 DECODER = "decoder"
-SEGMENTER = "segmenter"
 MAX_BATCH = 8  # images at once: the published sliding inference has 5 windows
 MAX_MAPS = 256  # class maps at once in the decoder
 _PROBE_SEED = 0
@@ -44,7 +43,6 @@ class FixedComponent:
         max_batch: See `inputs`.
         original: The same function in torch, whatever is mounted.
         shadow: Where the replacement goes: owner, attribute, and the function it gets made from a runner.
-        is_refitted: Its weights change and are given to the runner anew; they are no part of `digest`.
     """
 
     name: str
@@ -54,7 +52,6 @@ class FixedComponent:
     max_batch: int
     original: Forward
     shadow: tuple[tuple[object, str, Callable[[Forward], Forward]], ...]
-    is_refitted: bool = False
 
     @property
     def takes_part_in_masks(self) -> bool:
@@ -63,18 +60,12 @@ class FixedComponent:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over architecture and weights, as hex; read once, as they are fixed.
-
-        Where weights are given anew they count by name, shape and type only; buffers that no state holds, and so no
-        refit hands over, count by value like everything of a fixed component.
-        """
+        """SHA-256 over architecture, weights and buffers, as hex; read once, as they are fixed."""
         state = self.module.state_dict()
         constants = {name: item for name, item in self.module.named_buffers() if name not in state}
         total = hashlib.sha256(architecture(self.module).encode())
         for name, tensor in sorted((state | constants).items()):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            if self.is_refitted and name in state:
-                continue
             total.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
         return total.hexdigest()
 
@@ -157,26 +148,6 @@ def fixed_components(
         _chain("guidance_2", (2, width, *grid), model.upsample2, second),
         _decoder(aggregator),
     ]
-
-
-def segmenter(model: CatSeg, images: Tensor, text: Tensor) -> FixedComponent:
-    """The whole segmenter for one number of classes: not fixed, its weights are replaced with each generation.
-
-    Args:
-        model: With any weights.
-        images: Probe, normalised, shape (B, 3, h, w), B at least 2.
-        text: Class embeddings, shape (T, C).
-    """
-    return FixedComponent(
-        name=SEGMENTER,
-        module=model,
-        inputs=(images, text),
-        input_names=("images", "text"),
-        max_batch=MAX_BATCH,
-        original=lambda *given: type(model).forward(model, *given),
-        shadow=((model, "forward", lambda served: served),),
-        is_refitted=True,
-    )
 
 
 def _noise(shape: tuple[int, ...], like: nn.Module) -> Tensor:

@@ -135,7 +135,6 @@ class TorchEngine:
         self._model = model.to(self.device).eval()
         self._text: Tensor | None = None
         self._padded: tuple[Tensor, Tensor] | None = None  # the vocabulary filled up, and its presence
-        self._takes_buckets = True
         self._compiled: Forward | None = None
         self._graph: GraphedForward | None = None
         self._upload = ImageUpload(self.device)
@@ -220,10 +219,6 @@ class TorchEngine:
         """Capture anew with the next frame, because what the forward pass calls has changed."""
         self._graph = None
 
-    def take_buckets(self, is_possible: bool) -> None:
-        """Whether what serves the whole forward pass takes vocabularies that were filled up; true at first."""
-        self._takes_buckets = is_possible
-
     @property
     def _rows(self) -> int:
         """Class embeddings that a captured forward pass is given; 0 without a vocabulary."""
@@ -266,7 +261,7 @@ class TorchEngine:
                 self._graph = GraphedForward(self._autocast_forward, _GRAPHS_KEPT)
             forward = self._graph
         has_fixed_shapes = self._graph is not None or self._compiled is not None
-        if not (has_fixed_shapes and self._takes_buckets) or self._padded is None:
+        if not has_fixed_shapes or self._padded is None:
             return forward(images, self._text)
         return forward(images, *self._padded)[:, : len(self._text)]
 

@@ -1,15 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from fake_tensorrt import FakeToolkit
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.choice import choose_engine, cpu_runtimes
 from semla_ros.engines.component_engine import FastestEngine
 from semla_ros.engines.onnx_engine import OnnxEngine
-from semla_ros.engines.tensorrt.build import provision
-from semla_ros.engines.tensorrt.engine import TensorRtEngine
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import EngineError
 
@@ -76,21 +73,6 @@ def test_tensorrt_that_was_asked_for_and_is_missing_is_an_error(world, tmp_path)
         choose_engine(
             world.model, world.encoder, settings("tensorrt"), cache=EngineCache(tmp_path), make_toolkit=no_toolkit
         )
-
-
-def test_tensorrt_takes_the_segmenter_too_only_where_that_is_switched_on(world, tmp_path, monkeypatch) -> None:
-    toolkit = FakeToolkit(world.components)
-    cache = EngineCache(tmp_path)
-    monkeypatch.setattr("semla_ros.engines.tensorrt.build.exported", lambda *_: tmp_path / "graph.onnx")
-    (tmp_path / "graph.onnx").write_text("graph")
-    provision(world.components, toolkit, cache)
-    for switch, wanted in (("0", None), ("1", world.model)):
-        monkeypatch.setenv("SEMLA_TENSORRT_REFIT", switch)
-        engine = choose_engine(
-            world.model, world.encoder, settings("tensorrt"), cache=cache, make_toolkit=lambda device: toolkit
-        )
-        assert isinstance(engine, TensorRtEngine)
-        assert engine._refit_model is wanted
 
 
 def test_a_pipeline_on_onnx_gives_the_masks_of_torch_and_names_what_serves(

@@ -38,7 +38,6 @@ def test_a_plan_is_strongly_typed_and_its_progress_is_that_of_the_outermost_phas
     assert ("create_network", 1 << 1) in trt.log
     assert ("parse", b"graph") in trt.log
     assert ("set_shape", "maps", *SHAPES["maps"]) in trt.log
-    assert not [call for call in trt.log if call[0] == "set_flag"]
     assert told == [(0.25, "build"), (0.5, "build"), (0.75, "build"), (1.0, "build")]
 
 
@@ -48,12 +47,8 @@ def test_a_version_without_the_flag_is_strongly_typed_by_itself(request_) -> Non
     assert ("create_network", 0) in trt.log
 
 
-def test_only_a_refit_request_asks_for_replaceable_weights(request_) -> None:
-    trt = fake_module()
-    values = BuildRequest.from_json(request_.as_json().replace('"refit": false', '"refit": true'))
-    assert values.profiles == SHAPES
-    build_plan(values, lambda share, phase: None, trt)
-    assert ("set_flag", "REFIT") in trt.log
+def test_a_request_reaches_another_process_as_it_was(request_) -> None:
+    assert BuildRequest.from_json(request_.as_json()) == request_
 
 
 def test_the_timing_cache_is_kept_and_a_foreign_one_is_replaced(request_) -> None:
@@ -229,68 +224,6 @@ def test_a_builder_process_selects_the_gpu_of_the_request_before_it_builds(reque
 def test_the_real_builder_process_says_what_is_missing(request_) -> None:
     with pytest.raises(EngineError, match=r"needs TensorRT 10\.3 to 11"):
         SubprocessBuilder().build(request_, lambda *_: None)
-
-
-class FakeRefitter:
-    """Combines two weights: replacing one needs the other."""
-
-    def __init__(self, engine, _logger) -> None:
-        self.engine = engine
-        self.given: list[str] = []
-
-    def get_all_weights(self) -> list[str]:
-        return ["a"] if self.engine.hides_bias else ["a", "b"]
-
-    def get_missing_weights(self) -> list[str]:
-        return [name for name in ("a", "b", *self.engine.unknown) if name not in self.given]
-
-    def set_named_weights(self, name, weights, location) -> bool:
-        assert location == "HOST"
-        assert weights[0] == "HALF"
-        self.given.append(name)
-        return name != self.engine.refused
-
-    def refit_cuda_engine_async(self, stream) -> bool:
-        self.engine.streams.append(stream)
-        return self.engine.refits
-
-
-def refit_runner(**changes) -> TensorRtRunner:
-    engine = SimpleNamespace(hides_bias=False, unknown=(), refused="", refits=True, streams=[])
-    for name, value in changes.items():
-        setattr(engine, name, value)
-    runner = object.__new__(TensorRtRunner)
-    runner._engine, runner._logger, runner._device = engine, None, torch.device("cpu")
-    runner._trt = SimpleNamespace(
-        Refitter=FakeRefitter,
-        DataType=SimpleNamespace(FLOAT="FLOAT", HALF="HALF"),
-        TensorLocation=SimpleNamespace(DEVICE="DEVICE", HOST="HOST"),
-        Weights=lambda kind, pointer, count: (kind, pointer, count),
-    )
-    return runner
-
-
-WEIGHTS = {"a": torch.ones(2).half(), "b": torch.ones(3).half(), "unused": torch.ones(1).half()}
-
-
-def test_a_refit_gives_every_weight_and_those_that_depend_on_it() -> None:
-    for hides_bias in (False, True):
-        runner = refit_runner(hides_bias=hides_bias)
-        runner.refit(WEIGHTS)
-        assert runner._engine.streams == [0]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"unknown": ("folded_7",)}, "needs 1 more weights, first 'folded_7'"),
-        ({"refused": "b"}, "weight 'b' of shape"),
-        ({"refits": False}, "replaced in part"),
-    ],
-)
-def test_a_refit_that_is_not_complete_is_an_error(changes, message: str) -> None:
-    with pytest.raises(EngineError, match=message):
-        refit_runner(**changes).refit(WEIGHTS)
 
 
 class FakePlan:

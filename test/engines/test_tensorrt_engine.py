@@ -1,4 +1,3 @@
-import dataclasses
 import importlib.util
 import itertools
 import sys
@@ -12,7 +11,7 @@ from fake_tensorrt import FakeToolkit
 from tiny_parts import EMBEDDING_DIM
 
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.components import DECODER, SCENE_ENCODER, SEGMENTER
+from semla_ros.engines.components import DECODER, SCENE_ENCODER
 from semla_ros.engines.tensorrt.build import BuildRequest, plan_key, provision
 from semla_ros.engines.tensorrt.engine import TensorRtEngine
 from semla_ros.errors import EngineError
@@ -301,32 +300,6 @@ def test_a_plan_that_comes_later_is_compared_with_torch_alone_not_with_the_plans
     assert "forward" not in vars(world.model.upsample2)
 
 
-def test_the_refitted_segmenter_is_compared_with_torch_alone(world, cache, monkeypatch) -> None:
-    from semla_ros.engines import component_engine
-    from semla_ros.engines.components import segmenter
-
-    whole = segmenter(world.model, torch.zeros(2, 3, 96, 128), torch.zeros(4, EMBEDDING_DIM))
-    toolkit = FakeToolkit([*world.components, whole])
-    provision([world.component("guidance_1")], toolkit, cache)
-    engine = make_engine(world, toolkit, cache, components=[world.component("guidance_1")], refit_model=world.model)
-    engine.warm_up()
-    assert engine.wait_until_built(WAIT_S)
-    guidance, plain, calls = toolkit.runners["guidance_1"], component_engine.judge, []
-
-    def counting(component, runner, **named):
-        before = guidance.calls
-        verdict = plain(component, runner, **named)
-        calls.append((component.name, guidance.calls - before))
-        return verdict
-
-    monkeypatch.setattr(component_engine, "judge", counting)
-    engine.segment(world.images[0])
-    assert calls == [(SEGMENTER, 0)]
-    assert engine.serving == ("guidance_1", SEGMENTER)
-    engine.set_text(F.normalize(torch.randn(4, EMBEDDING_DIM), dim=-1))
-    assert engine.serving == ("guidance_1", SEGMENTER)
-
-
 def test_a_plan_that_breaks_whole_frames_is_taken_out_again(world, cache) -> None:
     toolkit = FakeToolkit(world.components)
     provision(world.components, toolkit, cache)
@@ -368,69 +341,6 @@ def test_requests_name_the_gpu_of_the_toolkit(world, cache) -> None:
     requests = [BuildRequest.from_json(request.as_json()) for request in toolkit.builder.requests]
     assert [request.device_index for request in requests] == [1, 1]
     engine.close()
-
-
-def refit_parts(world, cache, **changes):
-    from semla_ros.engines.components import segmenter
-
-    blank = torch.zeros(2, 3, 96, 128)
-    toolkit = FakeToolkit([segmenter(world.model, blank, torch.zeros(4, EMBEDDING_DIM))])
-    engine = make_engine(world, toolkit, cache, components=[], refit_model=world.model)
-    for name, value in changes.items():
-        setattr(toolkit, name, value)
-    engine.warm_up()
-    assert engine.wait_until_built(WAIT_S)
-    engine.segment(world.images[0])
-    return engine, toolkit
-
-
-def test_the_segmenter_is_refitted_with_each_generation(world, cache) -> None:
-    engine, toolkit = refit_parts(world, cache)
-    runner = toolkit.runners[SEGMENTER]
-    assert engine.serving == (SEGMENTER,)
-    assert toolkit.builder.requests[0].refit
-    assert runner.refits == 1  # with the weights of now, before it was judged
-    text = F.normalize(torch.randn(4, EMBEDDING_DIM), dim=-1)
-    engine.set_text(text)
-    assert runner.refits == 2
-    assert engine.serving == (SEGMENTER,)
-
-
-def test_a_failed_refit_drops_the_plan_because_it_may_be_changed_in_part(world, cache) -> None:
-    engine, toolkit = refit_parts(world, cache)
-    runner = toolkit.runners[SEGMENTER]
-    toolkit.refit_failure = "refit failed: weights may be replaced in part"
-    engine.set_text(F.normalize(torch.randn(4, EMBEDDING_DIM), dim=-1))
-    assert engine.serving == ()
-    assert runner.is_closed
-    assert "replaced in part" in engine.notes[-1]
-    assert "forward" not in vars(world.model)
-    engine.segment(world.images[0])
-
-
-def test_a_refit_that_loses_a_bias_is_caught_by_the_parity_gate(world, cache) -> None:
-    engine, toolkit = refit_parts(world, cache)
-    toolkit.answer = lambda name, output: output + 5.0 * torch.randn_like(output)
-    engine.set_text(F.normalize(torch.randn(4, EMBEDDING_DIM), dim=-1))
-    assert engine.serving == ()
-    assert "after a refit: cosine" in engine.notes[-1]
-
-
-def test_another_number_of_classes_goes_back_to_torch(world, cache) -> None:
-    engine, _ = refit_parts(world, cache)
-    engine.set_text(F.normalize(torch.randn(3, EMBEDDING_DIM), dim=-1))
-    assert engine.serving == ()
-    assert "built for 4 classes, there are 3 now" in engine.notes[-1]
-    assert engine.segment(world.images[0]).mask.max() < 3
-
-
-def test_weights_are_no_part_of_the_key_of_what_is_refitted(world) -> None:
-    from semla_ros.engines.components import segmenter
-
-    component = segmenter(world.model, torch.zeros(2, 3, 96, 128), torch.zeros(4, EMBEDDING_DIM))
-    before = component.digest
-    world.model.aggregator.head.weight.data.mul_(2)
-    assert dataclasses.replace(component).digest == before
 
 
 def test_importing_the_engines_imports_no_runtime() -> None:

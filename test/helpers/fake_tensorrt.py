@@ -40,25 +40,19 @@ class FakeBuilder:
 
 
 class FakeRunner:
-    """Answers as torch does, or as `answer` changes it; refitting copies weights into a model of its own."""
+    """Answers as torch does, or as `answer` changes it."""
 
     runtime = "tensorrt"
 
     def __init__(self, original: Callable[..., torch.Tensor], toolkit: FakeToolkit, name: str) -> None:
         self.original, self.toolkit, self.name = original, toolkit, name
         self.calls = 0
-        self.refits = 0
         self.is_closed = False
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         assert not self.is_closed
         self.calls += 1
         return self.toolkit.answer(self.name, self.original(*inputs))
-
-    def refit(self, weights: dict[str, torch.Tensor]) -> None:
-        self.refits += 1
-        if self.toolkit.refit_failure:
-            raise EngineError(self.toolkit.refit_failure)
 
     def close(self) -> None:
         self.is_closed = True
@@ -73,7 +67,6 @@ class FakeToolkit:
         self.builder = FakeBuilder()
         self.originals = {component.name: component.original for component in components}
         self.answer = lambda name, output: output
-        self.refit_failure = ""
         self.refused: dict[str, Exception] = {}  # component -> what its next load raises
         self.refused_always: dict[str, Exception] = {}  # component -> what each of its loads raises
         self.runners: dict[str, FakeRunner] = {}
@@ -129,9 +122,6 @@ def fake_module(**behaviour):
             log.append(("add_optimization_profile",))
             return 0 if settings["takes_profile"] else -1
 
-        def set_flag(self, flag):
-            log.append(("set_flag", flag))
-
     class Builder:
         def __init__(self, logger):
             pass
@@ -183,7 +173,6 @@ def fake_module(**behaviour):
     return SimpleNamespace(
         __version__=settings["version"],
         NetworkDefinitionCreationFlag=flags,
-        BuilderFlag=SimpleNamespace(REFIT="REFIT"),
         Logger=Logger,
         Builder=Builder,
         OnnxParser=Parser,

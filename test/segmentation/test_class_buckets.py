@@ -92,21 +92,3 @@ def test_another_vocabulary_in_the_same_bucket_compiles_nothing_anew(
         assert abs(answer.confidence.astype(int) - expected.confidence).max() <= 1
     assert len(compiled) == compilations * graphs
     torch._dynamo.reset()
-
-
-def test_a_forward_pass_made_for_one_number_of_classes_is_asked_for_just_that(monkeypatch) -> None:
-    asked: list[int] = []
-    model = make_model(0)
-    engine = TorchEngine(model, InferenceConfig(device="cpu", threads=1))
-
-    def forward(images, text, presence=None):
-        asked.append(len(text))
-        return type(model).forward(model, images, text, presence)
-
-    engine._compiled = forward
-    image = torch.zeros(32, 64, 3).byte().numpy()
-    engine.set_text(vocabulary(9))
-    engine.segment(image)
-    engine.take_buckets(False)
-    engine.segment(image)
-    assert asked == [10, 9]

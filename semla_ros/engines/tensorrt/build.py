@@ -33,7 +33,6 @@ class BuildRequest:
         destination: The plan is written here.
         timing_cache: Kept from build to build; may not exist yet.
         profiles: Input name -> smallest, usual and largest shape; inputs of a fixed shape are not named.
-        refit: Weights shall be replaceable.
         device_index: GPU to build on and for, as CUDA counts them.
     """
 
@@ -41,13 +40,12 @@ class BuildRequest:
     destination: Path
     timing_cache: Path
     profiles: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-    refit: bool = False
     device_index: int = 0
 
     def as_json(self) -> str:
         """For a builder in another process."""
         paths = {name: str(getattr(self, name)) for name in ("graph", "destination", "timing_cache")}
-        rest = {"profiles": self.profiles, "refit": self.refit, "device_index": self.device_index}
+        rest = {"profiles": self.profiles, "device_index": self.device_index}
         return json.dumps({**paths, **rest})
 
     @classmethod
@@ -56,7 +54,7 @@ class BuildRequest:
         values = json.loads(text)
         paths = {name: Path(values[name]) for name in ("graph", "destination", "timing_cache")}
         profiles = {name: _three_shapes(shapes) for name, shapes in values["profiles"].items()}
-        return cls(**paths, profiles=profiles, refit=values["refit"], device_index=values["device_index"])
+        return cls(**paths, profiles=profiles, device_index=values["device_index"])
 
 
 def _three_shapes(shapes: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -226,14 +224,12 @@ class BuildJob:
         component: What the plan is for.
         key: Its place in the cache.
         graph: The exported component.
-        refit: Weights shall be replaceable.
         device_index: See `BuildRequest`.
     """
 
     component: FixedComponent
     key: EngineKey
     graph: Path
-    refit: bool = False
     device_index: int = 0
 
     def run(self, builder: Builder, cache: EngineCache, report: Report) -> Path:
@@ -249,7 +245,6 @@ class BuildJob:
                 destination=path,
                 timing_cache=cache.timing_cache(self.key.runtime_version, self.key.device),
                 profiles=profiles_of(self.component),
-                refit=self.refit,
                 device_index=self.device_index,
             )
             builder.build(request, report)
@@ -292,7 +287,6 @@ def make_job(component: FixedComponent, toolkit: Toolkit, cache: EngineCache, pr
         component=component,
         key=key,
         graph=graph,
-        refit=component.is_refitted,
         device_index=toolkit.device_index,
     )
 

@@ -78,8 +78,6 @@ def build_plan(request: BuildRequest, report: Report, trt: Any = None) -> None:
             profile.set_shape(name, smallest, usual, largest)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"TensorRT refuses the range of shapes {request.profiles}")
-    if request.refit:
-        config.set_flag(trt.BuilderFlag.REFIT)
     timing = _attach_timing_cache(config, request)
     monitor = _progress_monitor(trt, report)
     config.progress_monitor = monitor

@@ -2,41 +2,24 @@
 
 A plan serves only after it gave torch's answer on a probe and was faster. What goes wrong on the way, a missing
 installation, a build that fails, a plan of another version, leaves torch in service with the reason in `notes`.
-
-Optional: the whole segmenter as a plan whose weights are replaced with each generation (refit).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from semla_ros.engines.base import EngineOutput
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import ComponentEngine, Runner
-from semla_ros.engines.components import SEGMENTER, FixedComponent, segmenter
-from semla_ros.engines.gates import (
-    Measure,
-    first_line,
-    largest_deviation,
-    one_run_ms,
-    parity_problem,
-    smallest_cosine,
-)
+from semla_ros.engines.components import FixedComponent
+from semla_ros.engines.gates import Measure, first_line, one_run_ms
 from semla_ros.engines.tensorrt.build import BackgroundBuild, BuildJob, Toolkit, make_job, plan_key
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import EngineError, SemlaError
 from semla_ros.results import ImageArray
-from semla_ros.segmentation.inference import whole_view
-from semla_ros.segmentation.model import CatSeg
 
 logger = logging.getLogger(__name__)
-
-_HALF_PREFIX = "module."  # of weight names in a graph exported in fp16
 
 
 class TensorRtEngine(ComponentEngine):
@@ -46,10 +29,9 @@ class TensorRtEngine(ComponentEngine):
         torch_engine: Serves everything else, and everything until plans are ready.
         components: See `fixed_components`.
         toolkit: Builds and loads plans.
-        probe_images: What masks are compared on, uint8 RGB; two or more.
+        probe_images: What masks are compared on, uint8 RGB.
         cache: Where graphs and plans are kept.
         precision: "fp16", or "fp32".
-        refit_model: Also try the whole segmenter, refitted with each generation; None = do not.
         builds: Build what is missing or cannot be loaded; False = only what the cache holds serves.
         measure: Times a call; for tests.
     """
@@ -63,7 +45,6 @@ class TensorRtEngine(ComponentEngine):
         probe_images: Sequence[ImageArray],
         cache: EngineCache | None = None,
         precision: str = "fp16",
-        refit_model: CatSeg | None = None,
         builds: bool = True,
         measure: Measure = one_run_ms,
     ) -> None:
@@ -71,9 +52,7 @@ class TensorRtEngine(ComponentEngine):
         self._toolkit = toolkit
         self._cache = cache or EngineCache()
         self._precision = precision
-        self._refit_model = refit_model
         self._builds = builds
-        self._text: Tensor | None = None
         self._build: BackgroundBuild | None = None
         self._discarded: dict[str, str] = {}  # component -> why its plan is built anew
         self._is_settled = False
@@ -100,13 +79,6 @@ class TensorRtEngine(ComponentEngine):
         if self._is_settled:
             return
         self._is_settled = True
-        if self._refit_model is not None and self._text is not None:
-            views = [
-                whole_view(torch.from_numpy(image.copy()).permute(2, 0, 1), self._refit_model.config)
-                for image in self._probe_images
-            ]
-            probe = torch.cat(views).to(self._torch.device)
-            self.components.append(segmenter(self._refit_model, probe, self._text))
         candidates: list[tuple[FixedComponent, Runner]] = []
         jobs: list[BuildJob] = []
         for component in self.components:
@@ -137,13 +109,6 @@ class TensorRtEngine(ComponentEngine):
             self._adopt_finished(self._build)
         return super().segment_batch(images, want_confidence)
 
-    def set_text(self, text_features: Tensor) -> None:
-        """Take over class embeddings and, where the segmenter is refitted, the model's present weights."""
-        super().set_text(text_features)
-        self._text = text_features.detach().to(self._torch.device, torch.float32)
-        if SEGMENTER in self._serving:
-            self._refit_in_service(self._text)
-
     def close(self) -> None:
         """End a build in progress and release the plans."""
         if self._build is not None:
@@ -168,7 +133,7 @@ class TensorRtEngine(ComponentEngine):
                 raise EngineError(f"{component.name}: no plan ({reason}); 'semla engine build' tries again")
             return None
         try:
-            return self._loaded(component, path)
+            return self._toolkit.load(path, component.input_names)
         except Exception as error:  # the runtime has no error family of its own
             if not self._builds:
                 raise EngineError(f"{component.name}: its plan cannot be loaded ({first_line(error)})") from error
@@ -188,7 +153,7 @@ class TensorRtEngine(ComponentEngine):
                 self.refuse(f"the build of {item.reason}")
                 continue
             try:
-                candidates.append((component, self._loaded(component, item.path)))
+                candidates.append((component, self._toolkit.load(item.path, component.input_names)))
             except Exception as error:  # as above
                 reason = f"{component.name}: its new plan cannot be loaded ({first_line(error)})"
                 if is_second:
@@ -199,53 +164,3 @@ class TensorRtEngine(ComponentEngine):
                 self.refuse(reason)
         if candidates:
             self.take_over(candidates)
-
-    def _loaded(self, component: FixedComponent, path: Path) -> Runner:
-        return self._prepared(component, self._toolkit.load(path, component.input_names))
-
-    # Refit
-
-    def _prepared(self, component: FixedComponent, runner: Runner) -> Runner:
-        """A runner with the weights of now."""
-        if component.is_refitted:
-            try:
-                self._refit(runner)
-            except Exception as error:
-                runner.close()  # perhaps refitted in part
-                raise EngineError(f"{component.name}: {first_line(error)}") from error
-        return runner
-
-    def _refit(self, runner: Runner) -> None:
-        assert self._refit_model is not None
-        prefix, kind = (_HALF_PREFIX, torch.float16) if self._precision == "fp16" else ("", torch.float32)
-        weights = {f"{prefix}{name}": item.detach().to(kind) for name, item in self._refit_model.state_dict().items()}
-        refit = getattr(runner, "refit", None)
-        if refit is None:
-            raise EngineError("this runner cannot be refitted")
-        refit(weights)
-
-    def _refit_in_service(self, text: Tensor) -> None:
-        """Follow the model's weights; a plan that fails, or answers otherwise than torch after it, is dropped."""
-        runner, component = self._serving[SEGMENTER].runner, self._serving[SEGMENTER].component
-        inputs = (component.inputs[0], text)
-        if not component.accepts(inputs):
-            classes = component.inputs[1].shape[0]
-            self._drop_segmenter(f"built for {classes} classes, there are {len(text)} now")
-            return
-        try:
-            self._refit(runner)
-            with self._torch_alone(), torch.inference_mode():
-                given, expected = runner(*inputs), component.original(*inputs)
-            problem = parity_problem(smallest_cosine(given, expected), largest_deviation(given, expected))
-        except Exception as error:  # weights may be replaced in part: nothing of this plan can be trusted
-            self._drop_segmenter(first_line(error))
-            return
-        if problem:
-            # Some versions leave a bias out of a plan that can be refitted.
-            self._drop_segmenter(f"after a refit: {problem}")
-            return
-        self._torch.forget_graph()
-
-    def _drop_segmenter(self, reason: str) -> None:
-        self._give_back_to_torch([SEGMENTER])
-        self.refuse(f"{SEGMENTER}: {reason}")

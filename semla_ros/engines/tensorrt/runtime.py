@@ -1,8 +1,8 @@
-"""TensorRT behind a narrow interface: load a plan, run it, give it other weights."""
+"""TensorRT behind a narrow interface: load a plan and run it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,50 +139,9 @@ class TensorRtRunner:
         if not self._context.set_tensor_address(name, item.data_ptr()):
             raise EngineError(f"TensorRT refuses the memory of '{name}'")
 
-    def refit(self, weights: Mapping[str, Tensor]) -> None:
-        """Replace weights in place; where this raises, some may be replaced and others not: drop the runner.
-
-        Args:
-            weights: Name in the graph -> value on the device, in the graph's type.
-
-        Raises:
-            EngineError: A weight is refused, or one that is needed is not given.
-        """
-        with current(self._device):
-            self._refit(weights)
-
-    def _refit(self, weights: Mapping[str, Tensor]) -> None:
-        trt = self._trt
-        refitter = trt.Refitter(self._engine, self._logger)
-        given: dict[str, Tensor] = {}
-        # Some weights are combined in the plan, and can only be replaced together: the refitter names the rest.
-        for names in (refitter.get_all_weights, refitter.get_missing_weights):
-            for name in names():
-                if name in weights and name not in given:
-                    given[name] = weights[name].contiguous()
-                    self._give(refitter, name, given[name])
-        if missing := list(refitter.get_missing_weights()):
-            raise EngineError(f"refit needs {len(missing)} more weights, first '{missing[0]}'")
-        # The stream that the plan runs on: a run that was enqueued before has ended, one after waits.
-        if not refitter.refit_cuda_engine_async(self._stream()):
-            raise EngineError("refit failed: weights may be replaced in part")
-        self._synchronise()  # `given` must live until the copies are done
-
     def close(self) -> None:
         """Release context, engine and runtime, in the order that they depend on each other."""
         self._context = self._engine = self._runtime = None
 
-    def _give(self, refitter: Any, name: str, value: Tensor) -> None:
-        trt = self._trt
-        kinds = {torch.float32: trt.DataType.FLOAT, torch.float16: trt.DataType.HALF}
-        location = trt.TensorLocation.DEVICE if value.is_cuda else trt.TensorLocation.HOST
-        values = trt.Weights(kinds[value.dtype], value.data_ptr(), value.numel())
-        if not refitter.set_named_weights(name, values, location):
-            raise EngineError(f"refit: weight '{name}' of shape {tuple(value.shape)} is refused")
-
     def _stream(self) -> int:
         return int(torch.cuda.current_stream(self._device).cuda_stream) if self._device.type == "cuda" else 0
-
-    def _synchronise(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.current_stream(self._device).synchronize()
