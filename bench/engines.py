@@ -1,4 +1,4 @@
-"""The scene encoder in every runtime that is installed, against torch in fp32: time, and how far answers differ."""
+"""The fixed components in every runtime that is installed, against torch in fp32: time, and how far answers differ."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.random_world import Size, random_encoder, random_image
+from bench.random_world import Size, random_encoder, random_image, random_model
 from bench.threads import torch_threads
 from bench.timing import time_alternating
 from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import RetrievalConfig
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.choice import cpu_runtimes
-from semla_ros.engines.component_engine import FastestEngine, Runner
+from semla_ros.engines.choice import find_runtimes
+from semla_ros.engines.component_engine import ComponentEngine, Runner
 from semla_ros.engines.components import FixedComponent, fixed_components
 from semla_ros.engines.gates import largest_deviation, parity_problem, smallest_cosine
 from semla_ros.engines.torch_engine import TorchEngine
@@ -27,8 +27,10 @@ from semla_ros.lab.world import CITIES, Conditions, render
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.resources import find_model, shipped_library
 from semla_ros.results import ImageArray
+from semla_ros.segmentation.checkpoint import load_model
 
 SHIPPED = "semla-tiny"
+CLASSES = 19
 WEATHERS = tuple(
     Conditions(night=night, fog=fog, rain=rain) for night in (0, 0.8) for fog in (0, 0.7) for rain in (0, 0.7)
 )
@@ -37,8 +39,8 @@ WEATHERS = tuple(
 def measure(size: Size, repeats: int = 5) -> dict[str, object]:
     """Time one image in turns on one thread; figures for `engines`.
 
-    At tiny size this is the shipped scene encoder, and its library shows what each runtime does to retrieval. At the
-    other sizes weights are random.
+    At tiny size these are the shipped scene encoder and decoder, and the library shows what each runtime does to
+    retrieval. At the other sizes weights are random.
     """
     is_shipped = size == "tiny"
     encoder = SceneEncoder.load(find_model(SHIPPED)) if is_shipped else random_encoder(size)
@@ -66,12 +68,30 @@ def measure(size: Size, repeats: int = 5) -> dict[str, object]:
             figures["retrieval"] = _retrieval(component, encoder, runners, scenes)
     right = [runner.runtime for runner in runners if figures[runner.runtime]["passes_parity"]]
     fastest = min(right, key=lambda name: figures[name]["median_ms"], default="torch")
-    return figures | {"fastest": fastest, "speedup_of_fastest": figures[fastest].get("speedup", 1.0)}
+    fastest_speedup = figures[fastest].get("speedup", 1.0)
+    return figures | {"fastest": fastest, "speedup_of_fastest": fastest_speedup, "decoder": _decoder(size, repeats)}
+
+
+def _decoder(size: Size, repeats: int) -> dict[str, object]:
+    """The decoder with its guidance, which no engine serves on a CPU, in fp32."""
+    (component,) = fixed_components(
+        load_model(find_model(SHIPPED)).model if size == "tiny" else random_model(size), None
+    )
+    maps = torch.randn(CLASSES, *component.inputs[0].shape[1:], generator=torch.Generator().manual_seed(0))
+    inputs = (maps, *component.inputs[1:])
+    with tempfile.TemporaryDirectory() as folder, torch_threads(1), torch.inference_mode():
+        runners = [item for item in _runners(component, EngineCache(Path(folder))) if "bf16" not in item.runtime]
+        calls: list[Callable[[], object]] = [lambda: component.original(*inputs)]
+        calls += [lambda runner=runner: runner(*inputs) for runner in runners]
+        timings = time_alternating(calls, repeats, warm_up=1)
+    names = ["torch", *(runner.runtime for runner in runners)]
+    return {"classes": CLASSES} | {name: timing.as_dict() for name, timing in zip(names, timings, strict=True)}
 
 
 def _runners(component: FixedComponent, cache: EngineCache) -> list[Runner]:
-    runtimes = cpu_runtimes(torch.device("cpu"), cache=cache, threads=1)
-    return [make() for runtime in runtimes for make in runtime.makers(component)]
+    runtimes = find_runtimes("auto", torch.device("cpu"), cache=cache, threads=1)
+    made = [make() for runtime in runtimes for make in runtime.makers(component)]
+    return [runner for runner in made if runner is not None]
 
 
 def _scenes() -> list[ImageArray]:
@@ -124,8 +144,8 @@ def fastest_scene_encoder(
     """
     scenes = [random_image(192, 256, seed=seed) for seed in range(2)]
     components = fixed_components(None, encoder, probe_scenes=scenes)
-    runtimes = cpu_runtimes(torch_engine.device, cache=cache, threads=threads)
-    engine = FastestEngine(torch_engine, components, runtimes, probe_images=[])
+    runtimes = find_runtimes("auto", torch_engine.device, cache=cache, threads=threads)
+    engine = ComponentEngine(torch_engine, components, runtimes, probe_images=[])
     engine.warm_up()
     try:
         yield engine.name

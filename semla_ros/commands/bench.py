@@ -3,7 +3,7 @@
     semla bench                              # all, at the sizes that each is usually measured at; tens of minutes
     semla bench fusion stall --size tiny     # some of them, at one size
     semla bench frame --size b               # the published loop runs one B-size image: a minute or more on 2 cores
-    semla bench engines                      # not part of "all": the scene encoder in each runtime that is installed
+    semla bench engines                      # not part of "all": what engines serve, in each runtime that is installed
     semla bench soak --frames 10000          # not part of "all": endurance of the node, a quarter of an hour
 
 Models have random weights, except in engines, node, soak and stall at tiny size, which run the embedded default: no

@@ -17,99 +17,70 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import math
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
-from semla_ros.config import InferenceConfig
 from semla_ros.engines.cache import CacheEntry, EngineCache
-from semla_ros.engines.choice import cpu_runtimes
-from semla_ros.engines.component_engine import ComponentEngine, FastestEngine, Runtime
-from semla_ros.engines.components import FixedComponent, fixed_components
-from semla_ros.engines.export import EXPORT_REVISION, export_version, exported
-from semla_ros.engines.gates import parity_problem
-from semla_ros.engines.onnx_engine import OnnxRuntime, servable
-from semla_ros.engines.openvino_engine import OpenVinoRuntime
-from semla_ros.engines.tensorrt.build import provision
-from semla_ros.engines.tensorrt.builder import load_tensorrt
-from semla_ros.engines.tensorrt.engine import TensorRtEngine
-from semla_ros.engines.tensorrt.runtime import TensorRtToolkit
-from semla_ros.engines.torch_engine import TorchEngine, street_scenes
-from semla_ros.errors import ConfigError, EngineError
-from semla_ros.pipeline_parts import PUBLISHED_ENCODER
-from semla_ros.resources import find_model
-from semla_ros.results import ImageArray
-from semla_ros.segmentation.checkpoint import load_model
+from semla_ros.errors import ConfigError, EngineError, SemlaError
 
+if TYPE_CHECKING:  # torch and what stands on it, imported where a model is loaded
+    from semla_ros.engines.component_engine import Runtime
+    from semla_ros.engines.components import FixedComponent
+    from semla_ros.engines.gates import Verdict
+    from semla_ros.engines.torch_engine import TorchEngine
+    from semla_ros.results import ImageArray
+
+ACTIONS = {  # name -> summary, description, example
+    "build": (
+        "make the engines of a model and say which will serve",
+        "Make the engines of a model, compare them with torch, and serve nothing.",
+        "--model semla-tiny",
+    ),
+    "list": ("a table of the engines", "Show the engines on this machine.", ""),
+    "check": (
+        "verify the files, and compare a model's engines with torch",
+        "Verify every file and compare what was built for a model, in each runtime that is installed, with torch; exit "
+        "status 2 where a file is damaged or an answer in fp32 is wrong. An engine that is only slower than torch, or "
+        "another precision that differs too much, is no error: it does not serve.",
+        "--model semla-tiny",
+    ),
+    "clean": (
+        "remove engines that no longer serve",
+        "Remove damaged engines, those of other versions, and what builds left that were interrupted over an hour ago.",
+        "--all --dry-run",
+    ),
+}
 PROBE_CLASSES = ("road", "building", "sky", "car")  # for models without a class list of their own
+FIGURES = {"cosine": 6, "deviation": 6, "torch_ms": 3, "engine_ms": 3}  # of a verdict -> digits
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla engine`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-
-    build = actions.add_parser(
-        "build",
-        help="make the engines of a model and say which will serve",
-        description="Make the engines of a model, compare them with torch, and serve nothing.",
-        epilog="example: semla engine build --model semla-tiny",
-    )
-    _model_arguments(build)
-    build.add_argument(
+    subs = {}
+    for name, (summary, description, example) in ACTIONS.items():
+        epilog = f"example: semla engine {name} {example}".rstrip()
+        subs[name] = actions.add_parser(name, help=summary, description=description, epilog=epilog)
+    for name in ("build", "check"):
+        _model_arguments(subs[name])
+    subs["build"].add_argument(
         "--runtime",
         choices=("auto", "onnx", "openvino", "tensorrt"),
         default="auto",
         help="auto: tensorrt on a CUDA device that has it, else the fastest of what is installed; default: %(default)s",
     )
-    build.add_argument(
-        "--precision", choices=("fp16", "fp32"), default="fp16", help="of TensorRT plans; default: %(default)s"
-    )
-    build.set_defaults(act=_build)
-
-    listing = actions.add_parser(
-        "list",
-        help="a table of the engines",
-        description="Show the engines on this machine.",
-        epilog="example: semla engine list",
-    )
-    listing.set_defaults(act=_list)
-
-    check = actions.add_parser(
-        "check",
-        help="verify the files, and compare a model's engines with torch",
-        description="Verify every file and compare a model's exported graphs, in each runtime that is installed, with "
-        "torch; exit status 2 where a file is damaged or an answer in fp32 is wrong. An engine that is only slower "
-        "than torch, or another precision that differs too much, is no error: it does not serve.",
-        epilog="example: semla engine check --model semla-tiny",
-    )
-    _model_arguments(check)
-    check.set_defaults(act=_check)
-
-    clean = actions.add_parser(
-        "clean",
-        help="remove engines that no longer serve",
-        description="Remove damaged engines, those of other versions, what builds left that were interrupted over an "
-        "hour ago, and the notes that keep a plan from being built again.",
-        epilog="example: semla engine clean --all --dry-run",
-    )
-    clean.add_argument("--all", action="store_true", help="remove every engine")
-    clean.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
-    clean.set_defaults(act=_clean)
-
-    for sub in (build, listing, check, clean):
+    subs["clean"].add_argument("--all", action="store_true", help="remove every engine")
+    subs["clean"].add_argument("--dry-run", action="store_true", help="only tell what would be removed")
+    for sub in subs.values():
         sub.add_argument("--folder", type=Path, help="where engines lie (default: see 'semla engine --help')")
         sub.add_argument("--json", action="store_true", help="for scripts")
 
@@ -126,259 +97,187 @@ def run(arguments: argparse.Namespace) -> int:
     """Run one action; returns the exit status."""
     # What is refused is part of the answer here, not a warning beside it.
     logging.getLogger("semla_ros.engines").setLevel(logging.ERROR)
-    status: int = arguments.act(arguments)
-    return status
+    act = {"build": _build, "list": _list, "check": _check, "clean": _clean}[arguments.action]
+    return act(arguments, EngineCache(arguments.folder))
 
 
-@dataclass(frozen=True, eq=False)
 class _Subject:
     """A loaded model with everything that its engines are compared on."""
 
-    torch_engine: TorchEngine
-    components: list[FixedComponent]
-    scenes: list[ImageArray]
-    notes: list[str]
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import torch
 
+        from semla_ros.config import InferenceConfig
+        from semla_ros.engines.components import fixed_components
+        from semla_ros.engines.torch_engine import TorchEngine, street_scenes
+        from semla_ros.resources import find_model
+        from semla_ros.segmentation.checkpoint import load_model
 
-def _load(arguments: argparse.Namespace) -> _Subject:
-    path = find_model(arguments.model, arguments.model_dir)
-    config = InferenceConfig(device=arguments.device, engine="torch", threads=arguments.threads)
-    loaded = load_model(path)
-    torch_engine = TorchEngine(loaded.model, config)
-    notes: list[str] = []
-    encoder = _encoder(arguments, path, torch_engine.device, notes)
-    tokens = loaded.tokenizer.tokenize(loaded.class_names or PROBE_CLASSES, loaded.template)
-    with torch.inference_mode():
-        torch_engine.set_text(loaded.model.encode_text(tokens.to(torch_engine.device)))
-    scenes = street_scenes(loaded.model)
-    return _Subject(torch_engine, fixed_components(loaded.model, encoder, probe_scenes=scenes), scenes, notes)
+        path = find_model(arguments.model, arguments.model_dir)
+        config = InferenceConfig(device=arguments.device, engine="torch", threads=arguments.threads)
+        loaded = load_model(path)
+        self.notes: list[str] = []
+        self.torch_engine: TorchEngine = TorchEngine(loaded.model, config)
+        self.device = self.torch_engine.device
+        encoder = self._encoder(arguments, path)
+        tokens = loaded.tokenizer.tokenize(loaded.class_names or PROBE_CLASSES, loaded.template)
+        with torch.inference_mode():
+            self.torch_engine.set_text(loaded.model.encode_text(tokens.to(self.device)))
+        self.scenes: list[ImageArray] = street_scenes(loaded.model)
+        self.components: list[FixedComponent] = fixed_components(loaded.model, encoder, probe_scenes=self.scenes)
 
+    def _encoder(self, arguments: argparse.Namespace, model: Path) -> Any:
+        from semla_ros.adaptation.scene_embedding import SceneEncoder
+        from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
+        from semla_ros.pipeline_parts import PUBLISHED_ENCODER
 
-def _encoder(arguments: argparse.Namespace, model: Path, device: torch.device, notes: list[str]) -> SceneEncoder | None:
-    if arguments.encoder or (model / ENCODER_FILE).is_file():
-        return SceneEncoder.load(arguments.encoder or model, model_dir=arguments.model_dir, device=device)
-    try:
-        return SceneEncoder.load(PUBLISHED_ENCODER, model_dir=arguments.model_dir, device=device)
-    except ConfigError as error:
-        notes.append(f"scene encoder left out: {error}")
-        return None
+        own = arguments.encoder or (model if (model / ENCODER_FILE).is_file() else "")
+        try:
+            return SceneEncoder.load(own or PUBLISHED_ENCODER, model_dir=arguments.model_dir, device=self.device)
+        except ConfigError as error:
+            if own:
+                raise
+            self.notes.append(f"scene encoder left out: {error}")
+            return None
 
+    def compare(self, runtimes: Sequence[Runtime], but_for: Collection[str] = ()) -> tuple[list[Verdict], list[Any]]:
+        """Let runtimes serve as they may, but for some components; every comparison, and the same as rows.
 
-def _build(arguments: argparse.Namespace) -> int:
-    cache = EngineCache(arguments.folder)
-    subject = _load(arguments)
-    runtime = _runtime(arguments.runtime, subject.torch_engine.device)
-    engine: ComponentEngine
-    failures: dict[str, str] = {}
-    with _progress() as progress:
-        if runtime != "tensorrt":
-            runtimes = _runtimes(runtime, subject.torch_engine.device, cache, arguments.threads)
-            candidates = servable(subject.components, subject.torch_engine.device)
-            task = progress.add_task("export", total=len(candidates))
-            ready = []
-            for component in candidates:
-                progress.update(task, description=f"export {component.name}")
-                try:
-                    exported(component, cache)
-                    ready.append(component)
-                except EngineError as error:
-                    failures[component.name] = str(error)
-                progress.advance(task)
-            progress.update(task, description="compare with torch")
-            engine = FastestEngine(subject.torch_engine, ready, runtimes, probe_images=subject.scenes)
-        else:
-            toolkit = TensorRtToolkit(subject.torch_engine.device)
-            shown = _Shown(progress)
-            outcome = provision(subject.components, toolkit, cache, precision=arguments.precision, report=shown.report)
-            failures = {name: text for name, text in outcome.items() if text not in ("built", "present")}
-            ready = [component for component in subject.components if component.name not in failures]
-            engine = TensorRtEngine(
-                subject.torch_engine,
-                ready,
-                toolkit,
-                probe_images=subject.scenes,
-                cache=cache,
-                precision=arguments.precision,
-                builds=False,
-            )
+        Why torch goes on with something is added to `notes`.
+        """
+        from semla_ros.engines.component_engine import ComponentEngine
+
+        components = [item for item in self.components if item.name not in but_for]
+        engine = ComponentEngine(self.torch_engine, components, runtimes, probe_images=self.scenes)
         engine.warm_up()
-    rows = _judged(engine, failures)
-    _print_judged(arguments, cache, runtime, rows, [*subject.notes, *engine.notes])
-    engine.close()
-    return 2 if failures else 0
+        served = [id(verdict) for verdict in engine.serving.values()]
+        rows = [_row(verdict, id(verdict) in served) for verdict in engine.comparisons]
+        self.notes += engine.notes
+        engine.close()
+        return engine.comparisons, rows
 
 
-def _runtime(wanted: str, device: torch.device) -> str:
-    if wanted != "auto" or device.type != "cuda":
-        return wanted
-    try:
-        load_tensorrt()
-    except EngineError:
-        return "onnx"
-    return "tensorrt"
+def _build(arguments: argparse.Namespace, cache: EngineCache) -> int:
+    from semla_ros.engines.choice import find_runtimes
 
-
-def _runtimes(wanted: str, device: torch.device, cache: EngineCache, threads: int) -> list[Runtime]:
-    """What runs exported graphs; "auto" is what the node would try."""
-    if wanted == "openvino":
-        return [OpenVinoRuntime(device, cache=cache, threads=threads)]
-    if wanted == "onnx" or device.type == "cuda":
-        return [OnnxRuntime(device, cache=cache, threads=threads)]
-    return cpu_runtimes(device, cache=cache, threads=threads)
-
-
-def _judged(engine: ComponentEngine, failures: dict[str, str]) -> list[dict[str, Any]]:
-    """One row for each runner that was compared, and for each component that could not be made."""
-    rows: list[dict[str, Any]] = [
-        {
-            "component": verdict.name,
-            "runtime": verdict.runtime,
-            "serves": verdict.name in engine.serving and engine.verdicts[verdict.name] is verdict,
-            "cosine": _known(verdict.cosine, 6),
-            "deviation": _known(verdict.deviation, 6),
-            "torch_ms": _known(verdict.torch_ms, 3),
-            "engine_ms": _known(verdict.engine_ms, 3),
-            "reason": verdict.reason.partition(": ")[2],
-        }
-        for verdict in engine.comparisons
-    ]
-    unknown = dict.fromkeys(("cosine", "deviation", "torch_ms", "engine_ms"))
-    rows += [
-        {"component": name, "runtime": "", "serves": False, **unknown, "reason": reason}
-        for name, reason in failures.items()
-    ]
-    return rows
-
-
-def _known(value: float, digits: int) -> float | None:
-    return round(value, digits) if math.isfinite(value) else None
-
-
-def _print_judged(
-    arguments: argparse.Namespace, cache: EngineCache, runtime: str, rows: Sequence[dict[str, Any]], notes: list[str]
-) -> None:
+    subject, runtime = _Subject(arguments), arguments.runtime
+    runtimes = find_runtimes(runtime, subject.device, cache=cache, threads=arguments.threads, builds=False)
+    failed: dict[str, str] = {}
+    with Console(stderr=True).status("") as status:
+        for maker, component in itertools.product(runtimes, subject.components):
+            if component.name not in maker.components:
+                continue
+            start = f"{maker.name}: {component.name}"
+            try:
+                maker.build(component, lambda share, phase, start=start: status.update(f"{start} {share:.0%} {phase}"))  # type: ignore[misc]
+            except SemlaError as error:
+                failed[component.name] = f"{component.name}: {error}"
+        status.update("compare with torch")
+        _, rows = subject.compare(runtimes, but_for=failed)
+    notes = [*failed.values(), *subject.notes]
     if arguments.json:
-        answer = {"runtime": runtime, "folder": str(cache.folder), "components": rows, "notes": notes}
-        print(json.dumps(answer, indent=2))
-        return
-    where = "the fastest runtime" if runtime == "auto" else runtime
-    table = Table(title=f"{arguments.model} in {where}, engines in {cache.folder}", title_justify="left")
-    for name in ("component", "runtime", "serves"):
-        table.add_column(name)
-    for name in ("torch ms", "engine ms", "cosine"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            row["component"],
-            row["runtime"],
-            "yes" if row["serves"] else "no",
-            _figure(row["torch_ms"], 2),
-            _figure(row["engine_ms"], 2),
-            _figure(row["cosine"], 6),
-        )
-    console = Console()
-    console.print(table)
+        _print_json(runtime=runtime, folder=str(cache.folder), components=rows, notes=notes)
+    else:
+        where = "the fastest runtime" if runtime == "auto" else runtime
+        _print_rows(f"{arguments.model} in {where}, engines in {cache.folder}", rows, notes)
+    return 2 if failed else 0
+
+
+def _row(verdict: Verdict, serves: bool) -> dict[str, Any]:
+    """One runner that was compared."""
+    figures = {name: getattr(verdict, name) for name in FIGURES}
+    return {
+        "component": verdict.name,
+        "runtime": verdict.runtime,
+        "serves": serves,
+        **{name: round(value, FIGURES[name]) if math.isfinite(value) else None for name, value in figures.items()},
+        "reason": verdict.reason.partition(": ")[2],
+    }
+
+
+def _print_json(**answer: object) -> None:
+    print(json.dumps(answer, indent=2))
+
+
+def _print_rows(title: str, rows: Sequence[dict[str, Any]], notes: Sequence[str]) -> None:
+    shown = ("component", "runtime", "serves", "torch_ms", "engine_ms", "cosine")
+    _print_table(title, shown, ([row[name] for name in shown] for row in rows), first_number=3)
     for note in notes:
-        console.print(Text(f"torch goes on: {note}"))
+        Console().print(Text(f"torch goes on: {note}"))
 
 
-def _figure(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    cache = EngineCache(arguments.folder)
-    entries = cache.entries()
-    if arguments.json:
-        print(json.dumps({"folder": str(cache.folder), "engines": [_entry_row(entry) for entry in entries]}, indent=2))
-        return 0
-    if not entries:
-        print(f"no engines in {cache.folder}; 'semla engine build' makes them")
-        return 0
-    table = Table(title=f"engines in {cache.folder}", title_justify="left")
-    table.add_column("component", no_wrap=True)
-    for name in ("runtime", "version", "device", "precision", "model"):
-        table.add_column(name)
-    table.add_column("MB", justify="right")
-    for entry in entries:
-        key = entry.key
-        table.add_row(
-            key.component,
-            key.runtime,
-            key.runtime_version,
-            key.device,
-            key.precision,
-            key.model_digest[:12],
-            f"{entry.num_bytes / 1e6:.1f}",
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, first_number: int) -> None:
+    words: dict[object, str] = {True: "yes", False: "no", None: ""}
+    table = Table(title=title, title_justify="left")
+    for place, name in enumerate(columns):
+        table.add_column(
+            name.replace("_", " "), no_wrap=not place, justify="right" if place >= first_number else "left"
         )
+    for row in rows:
+        table.add_row(*(words[item] if isinstance(item, bool | None) else str(item) for item in row))
     Console().print(table)
+
+
+def _list(arguments: argparse.Namespace, cache: EngineCache) -> int:
+    rows = [_entry_row(entry) for entry in cache.entries()]
+    if arguments.json:
+        _print_json(folder=str(cache.folder), engines=rows)
+    elif not rows:
+        print(f"no engines in {cache.folder}; 'semla engine build' makes them")
+    else:
+        shown = ("component", "runtime", "runtime_version", "device", "precision", "model_digest", "bytes")
+        short = [row | {"model_digest": row["model_digest"][:12]} for row in rows]
+        _print_table(
+            f"engines in {cache.folder}", shown, ([row[name] for name in shown] for row in short), first_number=6
+        )
     return 0
 
 
 def _entry_row(entry: CacheEntry) -> dict[str, Any]:
-    key = entry.key
-    return {
-        "component": key.component,
-        "runtime": key.runtime,
-        "runtime_version": key.runtime_version,
-        "device": key.device,
-        "precision": key.precision,
-        "shapes": key.shapes,
-        "model_digest": key.model_digest,
-        "path": str(entry.path),
-        "bytes": entry.num_bytes,
-        "problem": entry.problem,
-    }
+    named = ("component", "runtime", "runtime_version", "device", "precision", "shapes", "model_digest")
+    key = {name: getattr(entry.key, name) for name in named}
+    return {**key, "path": str(entry.path), "bytes": entry.num_bytes, "problem": entry.problem}
 
 
-def _check(arguments: argparse.Namespace) -> int:
-    cache = EngineCache(arguments.folder)
+def _check(arguments: argparse.Namespace, cache: EngineCache) -> int:
+    from semla_ros.engines.choice import find_runtimes
+    from semla_ros.engines.gates import parity_problem
+
     entries = cache.entries(verify=True)
     damaged = [entry for entry in entries if entry.problem]
-    subject = _load(arguments)
-    present = {(entry.key.component, entry.key.model_digest) for entry in entries if entry.key.runtime == "onnx"}
-    candidates = [
-        component
-        for component in servable(subject.components, subject.torch_engine.device)
-        if (component.name, component.digest) in present
-    ]
-    rows: list[dict[str, Any]] = []
-    if candidates and not damaged:
-        runtimes = _runtimes("auto", subject.torch_engine.device, cache, arguments.threads)
-        engine = FastestEngine(subject.torch_engine, candidates, runtimes, probe_images=subject.scenes)
-        engine.warm_up()
-        rows = _judged(engine, {})
-        wrong = [
-            f"{item.name} in {item.runtime}"
-            for item in engine.comparisons
-            if parity_problem(item.cosine, item.deviation) and not item.runtime.endswith("bf16")
-        ]
-        notes = [*subject.notes, *engine.notes]
-        engine.close()
-    else:
-        wrong, notes = [], list(subject.notes)
+    subject = _Subject(arguments)
+    runtimes: list[Runtime] = []
+    if not damaged:
+        parts = subject.components
+        runtimes = find_runtimes(
+            "auto", subject.device, cache=cache, threads=arguments.threads, builds=False, built_for=parts
+        )
+    verdicts, rows = subject.compare(runtimes) if any(item.name != "torch" for item in runtimes) else ([], [])
+    in_fp32 = [item for item in verdicts if item.runtime in ("onnx", "openvino")]
+    wrong = [f"{item.name} in {item.runtime}" for item in in_fp32 if parity_problem(item.cosine, item.deviation)]
     if arguments.json:
-        answer = {
-            "folder": str(cache.folder),
-            "files": len(entries),
-            "damaged": [_entry_row(entry) for entry in damaged],
-            "components": rows,
-            "wrong": wrong,
-            "notes": notes,
-        }
-        print(json.dumps(answer, indent=2))
+        _print_json(
+            folder=str(cache.folder),
+            files=len(entries),
+            damaged=[_entry_row(entry) for entry in damaged],
+            components=rows,
+            wrong=wrong,
+            notes=subject.notes,
+        )
     else:
         for entry in damaged:
             print(f"damaged: {entry.path.name}: {entry.problem}; 'semla engine clean' removes it")
         if rows:
-            _print_judged(arguments, cache, "auto", rows, notes)
+            _print_rows(f"{arguments.model}, engines in {cache.folder}", rows, subject.notes)
         intact = len(entries) - len(damaged)
         print(f"{cache.folder}: {intact} engines intact, {len(damaged)} damaged, {len(wrong)} with a wrong answer")
     return 2 if damaged or wrong else 0
 
 
-def _clean(arguments: argparse.Namespace) -> int:
-    cache = EngineCache(arguments.folder)
+def _clean(arguments: argparse.Namespace, cache: EngineCache) -> int:
+    from semla_ros.engines.export import EXPORT_REVISION, export_version
+    from semla_ros.engines.tensorrt.builder import load_tensorrt
+
     current = {"onnx": export_version()}
     with contextlib.suppress(EngineError):  # without TensorRT nothing says which of its plans are outdated
         current["tensorrt"] = str(load_tensorrt().__version__)
@@ -395,7 +294,7 @@ def _clean(arguments: argparse.Namespace) -> int:
     else:
         removed = cache.clean(unwanted)
     if arguments.json:
-        print(json.dumps({"removed": [_entry_row(entry) for entry in removed], "dry_run": arguments.dry_run}, indent=2))
+        _print_json(removed=[_entry_row(entry) for entry in removed], dry_run=arguments.dry_run)
         return 0
     for entry in removed:
         print(f"{entry.path.name}: {entry.problem or entry.key.runtime_version}")
@@ -403,30 +302,3 @@ def _clean(arguments: argparse.Namespace) -> int:
     verb = "would be removed" if arguments.dry_run else "removed"
     print(f"{cache.folder}: engines {verb}: {len(removed)}, {megabytes:.1f} MB")
     return 0
-
-
-def _progress() -> Progress:
-    """A bar on the error output, so that the answer can be piped."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
-
-
-class _Shown:
-    """A bar for each component that is built."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def report(self, name: str, share: float, phase: str) -> None:
-        """Move the component's bar."""
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=1.0)
-        self._progress.update(self._tasks[name], completed=share, description=f"{name} {phase}")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from semla_ros.engines.components import SCENE_ENCODER, FixedComponent
-
-
-def has_bf16() -> bool:
-    """Whether this machine's CPU computes in bf16, so that it is faster and not slower than fp32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+from semla_ros.engines.component_engine import Maker, Runtime
+from semla_ros.engines.components import FixedComponent
 
 
 class Bf16Runner:
@@ -42,12 +38,11 @@ class Bf16Runner:
         self._module = None
 
 
-class Bf16Runtime:
-    """Torch in bf16, for the scene encoder; a `Runtime`."""
+class Bf16Runtime(Runtime):
+    """Torch in bf16, for a CPU that has the instructions; a `Runtime`."""
 
     name = "torch"
 
-    def makers(self, component: FixedComponent) -> Sequence[Callable[[], Bf16Runner]]:
+    def makers(self, component: FixedComponent) -> Sequence[Maker]:
         """See `Runtime.makers`."""
-        is_tried = component.name == SCENE_ENCODER and component.inputs[0].device.type == "cpu" and has_bf16()
-        return [partial(Bf16Runner, component.module)] if is_tried else []
+        return [partial(Bf16Runner, component.module)]

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semla_ros.errors import EngineError
+from semla_ros.library.manifest import write_atomically
 from semla_ros.segmentation.checkpoint import file_sha256
 
-_FIND_ATTEMPTS = 3  # while other processes keep replacing the entry
 _ABANDONED_S = 3600.0  # a file that is half-made and has not grown for so long was left by a build that died
 
 
@@ -37,6 +37,7 @@ class EngineKey:
         precision: "fp32" or "fp16".
         shapes: See `FixedComponent.shapes`.
         export_revision: Of the code that exported a plan's graph; empty for a graph, whose `runtime_version` has it.
+        attempt: 2 for a plan that replaces one which could not be loaded.
     """
 
     component: str
@@ -47,6 +48,7 @@ class EngineKey:
     precision: str
     shapes: str
     export_revision: str = ""
+    attempt: int = 1
 
     def file_stem(self) -> str:
         """Readable start and a digest of everything."""
@@ -97,10 +99,7 @@ class EngineCache:
         A damaged one is removed, unless the folder may only be read, or another process has replaced it meanwhile.
         """
         description = self._description(key)
-        for _ in range(_FIND_ATTEMPTS):
-            text = _text(description)
-            if not text:
-                return None
+        while text := _text(description):
             entry = _parsed(description, text)
             if entry is not None and entry.key == key and not _damage(entry):
                 return entry.path
@@ -132,7 +131,7 @@ class EngineCache:
             _sync(partial)
             self._description(key).unlink(missing_ok=True)  # who reads now sees no entry instead of half of each
             partial.replace(path)
-            replace_text(self._description(key), json.dumps(values, indent=1))
+            write_atomically(self._description(key), json.dumps(values, indent=1).encode())
         except OSError as error:
             raise EngineError(
                 f"engine cache {self.folder}: cannot be written ({error}); free space, or set SEMLA_ENGINE_DIR to a "
@@ -151,16 +150,14 @@ class EngineCache:
 
     def entries(self, *, verify: bool = False) -> list[CacheEntry]:
         """Every entry, sorted by component; `verify` reads each file and compares its digest."""
-        found = [_read_entry(path) for path in sorted(self.folder.glob("*.json"))]
-        entries = [entry for entry in found if entry is not None]
-        if verify:
-            entries = [
-                entry if entry.problem else dataclasses.replace(entry, problem=_damage(entry)) for entry in entries
-            ]
+        parsed = (_parsed(path, _text(path) or "") for path in sorted(self.folder.glob("*.json")))
+        entries = [
+            dataclasses.replace(entry, problem=_damage(entry, is_deep=verify)) for entry in parsed if entry is not None
+        ]
         return sorted(entries, key=lambda entry: (entry.key.component, entry.key.runtime, entry.key.runtime_version))
 
     def clean(self, unwanted: Callable[[CacheEntry], bool]) -> list[CacheEntry]:
-        """Remove entries, what interrupted builds left, and what `give_up` noted.
+        """Remove entries, and what interrupted builds left.
 
         Half-made files count as left behind once they have not grown for an hour: until then another process may be
         writing them.
@@ -174,66 +171,24 @@ class EngineCache:
         removed = [entry for entry in self.entries(verify=True) if unwanted(entry)]
         described = {path.stem for path in self.folder.glob("*.json")}
         half_made = [
-            *self.folder.glob(".*.partial"),
+            *self.folder.glob(".*"),
             *(path for path in self.folder.glob("*.engine") if path.stem not in described),
         ]
         try:
             for entry in removed:
                 entry.path.with_suffix(".json").unlink(missing_ok=True)
                 entry.path.unlink(missing_ok=True)
-            for path in [*filter(_is_abandoned, half_made), *self.folder.glob("*.failed")]:
+            for path in filter(_is_abandoned, half_made):
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise EngineError(f"engine cache {self.folder}: cannot be cleaned ({error})") from None
         return removed
-
-    def give_up(self, key: EngineKey, reason: str) -> None:
-        """Note that an engine was built again and still cannot be used, until `retry` or `clean`.
-
-        Without it every start would build it once more. Nothing happens where the folder may only be read.
-        """
-        with contextlib.suppress(OSError):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            replace_text(self._failure(key), reason)
-
-    def given_up(self, key: EngineKey) -> str:
-        """Why `give_up` was called for a key; empty where it was not."""
-        return _text(self._failure(key)) or ""
-
-    def retry(self, key: EngineKey) -> None:
-        """Forget what `give_up` noted; nothing happens where that was nothing, or the folder may only be read."""
-        with contextlib.suppress(OSError):
-            self._failure(key).unlink(missing_ok=True)
-
-    def timing_cache(self, version: str, device: str) -> Path:
-        """Where TensorRT's timing cache for this version and device lies; may not exist yet."""
-        plain = "".join(letter if letter.isalnum() or letter in ".-" else "_" for letter in f"{version}-{device}")
-        return self.folder / f"timing-{plain}.cache"
 
     def _payload(self, key: EngineKey) -> Path:
         return self.folder / f"{key.file_stem()}.engine"
 
     def _description(self, key: EngineKey) -> Path:
         return self.folder / f"{key.file_stem()}.json"
-
-    def _failure(self, key: EngineKey) -> Path:
-        return self.folder / f"{key.file_stem()}.failed"
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a small file so that readers see the old one or the new one."""
-    replace_bytes(path, text.encode())
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that readers see the old one or the new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        partial.write_bytes(content)
-        _sync(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -256,14 +211,6 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _read_entry(description: Path) -> CacheEntry | None:
-    text = _text(description)
-    entry = _parsed(description, text) if text is not None else None
-    if entry is None:
-        return None
-    return entry if entry.path.is_file() else dataclasses.replace(entry, problem="the file is gone")
-
-
 def _parsed(description: Path, text: str) -> CacheEntry | None:
     try:
         values = json.loads(text)
@@ -274,11 +221,12 @@ def _parsed(description: Path, text: str) -> CacheEntry | None:
     return CacheEntry(key=key, path=description.with_suffix(".engine"), num_bytes=num_bytes, sha256=sha256)
 
 
-def _damage(entry: CacheEntry) -> str:
+def _damage(entry: CacheEntry, *, is_deep: bool = True) -> str:
     try:
         num_bytes = entry.path.stat().st_size
         if num_bytes != entry.num_bytes:
             return f"{num_bytes} bytes, {entry.num_bytes} were written"
-        return "" if file_sha256(entry.path) == entry.sha256 else "its content has changed since it was written"
+        is_intact = not is_deep or file_sha256(entry.path) == entry.sha256
+        return "" if is_intact else "its content has changed since it was written"
     except OSError as error:  # another process may remove it at any time
         return f"it cannot be read ({error.strerror or error})"

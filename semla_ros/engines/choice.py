@@ -3,110 +3,124 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import Engine
-from semla_ros.engines.bf16_encoder import Bf16Runtime, has_bf16
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.component_engine import FastestEngine, Runtime
-from semla_ros.engines.components import fixed_components
-from semla_ros.engines.export import export_key
-from semla_ros.engines.onnx_engine import OnnxEngine, OnnxRuntime, servable
-from semla_ros.engines.openvino_engine import OpenVinoRuntime
-from semla_ros.engines.tensorrt.build import Toolkit, plan_key
-from semla_ros.engines.tensorrt.engine import TensorRtEngine
-from semla_ros.engines.tensorrt.runtime import TensorRtToolkit
-from semla_ros.engines.torch_engine import TorchEngine, street_scenes
+from semla_ros.engines.component_engine import ComponentEngine, Runtime
+from semla_ros.engines.components import FixedComponent, fixed_components
+from semla_ros.engines.torch_engine import TorchEngine, has_bf16, street_scenes
 from semla_ros.errors import EngineError
 from semla_ros.segmentation.model import CatSeg
 
 logger = logging.getLogger(__name__)
 
+# Setting -> kind of device -> runtimes beside torch in fp32. On a CPU all compete, on a GPU the first one serves.
+_TRIED: dict[str, dict[str, tuple[str, ...]]] = {
+    "torch": {"cpu": ("bf16",), "cuda": ()},
+    "onnx": {"cpu": ("onnx",), "cuda": ("onnx",)},
+    "openvino": {"cpu": ("openvino",), "cuda": ("openvino",)},
+    "tensorrt": {"cpu": ("tensorrt",), "cuda": ("tensorrt",)},
+    "auto": {"cpu": ("onnx", "openvino", "bf16"), "cuda": ("tensorrt", "onnx")},
+}
+
 
 def choose_engine(
-    model: CatSeg,
-    encoder: SceneEncoder,
-    config: InferenceConfig,
-    *,
-    cache: EngineCache | None = None,
-    make_toolkit: Callable[[torch.device], Toolkit] = TensorRtToolkit,
+    model: CatSeg, encoder: SceneEncoder, config: InferenceConfig, *, cache: EngineCache | None = None
 ) -> Engine:
     """The engine that the settings ask for.
 
     "auto" is torch, and the runtimes whose engines `semla engine build` has put into the cache for this very model:
-    nothing is exported or built unasked. On a CPU each fixed component gets the fastest of `cpu_runtimes`.
+    nothing is exported or built unasked. Where another precision than fp32 is welcome, the scene encoder is tried in
+    torch's bf16 without them, too.
 
     Args:
         model: The segmenter.
         encoder: The scene encoder; parts of both may be taken over.
         config: `engine`, device and the settings of the torch engine.
         cache: Where engines are kept; None = the user's.
-        make_toolkit: Makes the TensorRT toolkit for a device; for tests.
 
     Raises:
         EngineError: "onnx", "openvino" or "tensorrt" was asked for and is not installed, or cannot run on the device.
     """
     torch_engine = TorchEngine(model, config)
     cache = cache or EngineCache()
-    if config.engine == "torch" or (config.engine == "auto" and not cache.entries()):
-        return _torch_alone(torch_engine, encoder, config)
+    is_bf16_welcome = config.precision in ("auto", "bf16")
+    is_alone = config.engine == "torch" or (config.engine == "auto" and not cache.entries())
+    if is_alone and not is_bf16_welcome:
+        return torch_engine
     scenes = street_scenes(model)
     components = fixed_components(model, encoder, probe_scenes=scenes)
-    if config.engine in ("auto", "tensorrt") and (config.engine == "tensorrt" or torch_engine.device.type == "cuda"):
-        try:
-            toolkit = make_toolkit(torch_engine.device)
-            if config.engine == "tensorrt" or any(
-                cache.find(plan_key(item, toolkit, "fp16")) is not None for item in components
-            ):
-                return TensorRtEngine(torch_engine, components, toolkit, probe_images=scenes, cache=cache)
-        except EngineError as error:
-            if config.engine == "tensorrt":
-                raise
-            logger.info("engine auto: without TensorRT: %s", error)
-    device, threads = torch_engine.device, config.threads
-    if config.engine == "openvino":
-        runtime = OpenVinoRuntime(device, cache=cache, threads=threads)
-        return FastestEngine(torch_engine, servable(components, device), [runtime], probe_images=scenes)
-    if config.engine == "onnx":
-        return OnnxEngine(torch_engine, components, probe_images=scenes, cache=cache, threads=threads)
-    candidates = [item for item in servable(components, device) if cache.find(export_key(item, "fp32")) is not None]
-    if not candidates:
-        return _torch_alone(torch_engine, encoder, config)
-    if device.type == "cuda":
-        return OnnxEngine(torch_engine, candidates, probe_images=scenes, cache=cache, threads=threads)
-    runtimes = cpu_runtimes(device, cache=cache, threads=threads)
-    return FastestEngine(torch_engine, candidates, runtimes, probe_images=scenes)
+    runtimes = find_runtimes(
+        "torch" if is_alone else config.engine,
+        torch_engine.device,
+        cache=cache,
+        threads=config.threads,
+        built_for=components if config.engine == "auto" else (),
+    )
+    if not is_bf16_welcome and all(runtime.name == "torch" for runtime in runtimes):
+        return torch_engine
+    return ComponentEngine(torch_engine, components, runtimes, probe_images=scenes) if runtimes else torch_engine
 
 
-def cpu_runtimes(device: torch.device, *, cache: EngineCache, threads: int = 0) -> list[Runtime]:
-    """What "auto" tries on a CPU: ONNX Runtime and OpenVINO where they are installed, and torch in bf16.
+def find_runtimes(
+    engine: str,
+    device: torch.device,
+    *,
+    cache: EngineCache,
+    threads: int = 0,
+    builds: bool = True,
+    built_for: Sequence[FixedComponent] = (),
+) -> list[Runtime]:
+    """The runtimes beside torch in fp32 that a setting asks for.
 
     Args:
-        device: A CPU.
-        cache: Where exported graphs are kept.
+        engine: As in the settings; of "auto" those that are not installed are left out.
+        device: Of the pipeline.
+        cache: Where exported graphs and plans are kept.
         threads: CPU threads; 0 = as torch.
+        builds: TensorRT plans that are missing are built in the background.
+        built_for: Only those that find what they need for one of these components; empty = all.
+
+    Raises:
+        EngineError: The runtime that was asked for is not installed, or cannot run on the device.
     """
-    makers: list[Callable[[], Runtime]] = [
-        lambda: OnnxRuntime(device, cache=cache, threads=threads),
-        lambda: OpenVinoRuntime(device, cache=cache, threads=threads),
-        Bf16Runtime,
-    ]
     found = []
-    for make in makers:
+    for name in _TRIED[engine][device.type]:
         try:
-            found.append(make())
+            runtime = _make(name, device, cache, threads, builds)
         except EngineError as error:
-            logger.info("engine auto: %s", error)
-    return found
+            if name == engine:
+                raise
+            logger.info("engine %s: %s", engine, error)
+            continue
+        wanted = [item for item in built_for if item.name in runtime.components]
+        if not built_for or any(map(runtime.is_built, wanted)):
+            found.append(runtime)
+    return found[:1] if device.type == "cuda" else found
 
 
-def _torch_alone(torch_engine: TorchEngine, encoder: SceneEncoder, config: InferenceConfig) -> Engine:
-    """Torch; where another precision than fp32 is welcome, with the scene encoder in bf16 if that passes its gate."""
-    is_welcome = config.precision in ("auto", "bf16") and torch_engine.device.type == "cpu" and has_bf16()
-    if not is_welcome:
-        return torch_engine
-    return FastestEngine(torch_engine, fixed_components(None, encoder), [Bf16Runtime()], probe_images=[])
+def _make(name: str, device: torch.device, cache: EngineCache, threads: int, builds: bool) -> Runtime:
+    """One runtime; its package is imported here and nowhere earlier."""
+    if name == "onnx":
+        from semla_ros.engines.onnx_engine import OnnxRuntime
+
+        return OnnxRuntime(device, cache=cache, threads=threads)
+    if name == "openvino":
+        from semla_ros.engines.openvino_engine import OpenVinoRuntime
+
+        return OpenVinoRuntime(device, cache=cache, threads=threads)
+    if name == "tensorrt":
+        from semla_ros.engines.tensorrt.runner import TensorRtToolkit
+        from semla_ros.engines.tensorrt.runtime import TensorRtRuntime
+
+        return TensorRtRuntime(TensorRtToolkit(device), cache=cache, builds=builds)
+    from semla_ros.engines.bf16_encoder import Bf16Runtime
+
+    if not has_bf16():
+        raise EngineError("this CPU does not compute in bf16")
+    return Bf16Runtime()

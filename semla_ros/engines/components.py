@@ -1,8 +1,8 @@
 """The parts of a model that no adapter ever changes, and how another runtime takes them over.
 
-LoRA touches attention and MLP weights of the segmenter. What stays the same for the life of a model is the scene
-encoder, the patch embedding, the guidance convolutions and the decoder: these may be compiled once and served by ONNX
-Runtime or TensorRT while everything around them goes on in torch.
+LoRA touches attention and MLP weights of the segmenter. What stays the same for the life of a model are the scene
+encoder and the decoder with its guidance: these may be compiled once and served by another runtime while everything
+around them goes on in torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.segmentation.cost_aggregation import CostAggregator
+from semla_ros.segmentation.cost_aggregation import with_details
 from semla_ros.segmentation.model import CatSeg
 
 Forward = Callable[..., Tensor]
@@ -36,7 +36,7 @@ class FixedComponent:
     """One part of a model that another runtime can take over.
 
     Attributes:
-        name: "scene_encoder", "patch_embedding", "appearance_guidance", "guidance_1", "guidance_2" or "decoder".
+        name: `SCENE_ENCODER` or `DECODER`.
         module: What is exported; on fp32 tensors. Once mounted, call `original` instead.
         inputs: An example and probe, fp32; the leading axis of the first may vary from 1 to `max_batch`.
         input_names: One for each input.
@@ -51,12 +51,7 @@ class FixedComponent:
     input_names: tuple[str, ...]
     max_batch: int
     original: Forward
-    shadow: tuple[tuple[object, str, Callable[[Forward], Forward]], ...]
-
-    @property
-    def takes_part_in_masks(self) -> bool:
-        """Whether it is part of the segmenter; the scene encoder is not."""
-        return self.name != SCENE_ENCODER
+    shadow: tuple[tuple[object, str, Callable[[Forward], Callable[..., object]]], ...]
 
     @cached_property
     def digest(self) -> str:
@@ -128,26 +123,12 @@ def fixed_components(
     """Every fixed component of a model and its scene encoder.
 
     Args:
-        model: The segmenter; None leaves its components out.
+        model: The segmenter; None leaves the decoder out.
         encoder: The scene encoder; None leaves it out.
         probe_scenes: RGB images to probe the scene encoder with; noise where there are none.
     """
     found = [] if encoder is None else [_scene_encoder(encoder, probe_scenes)]
-    if model is None:
-        return found
-    config, aggregator = model.config, model.aggregator
-    grid, width = config.aggregator.grid, config.clip.visual_width
-    first, second = aggregator.decoder_guidance_projection
-    patches = model.clip.visual.conv1
-    if isinstance(patches, nn.Conv2d):  # a convolutional stem gives several maps, and adapters reach into it
-        found.append(_chain("patch_embedding", (2, 3, *config.working_resolution), patches))
-    return [
-        *found,
-        _chain("appearance_guidance", (2, config.clip.embed_dim, *grid), aggregator.guidance_projection),
-        _chain("guidance_1", (2, width, *grid), model.upsample1, first),
-        _chain("guidance_2", (2, width, *grid), model.upsample2, second),
-        _decoder(aggregator),
-    ]
+    return found if model is None else [*found, _decoder(model)]
 
 
 def _noise(shape: tuple[int, ...], like: nn.Module) -> Tensor:
@@ -171,77 +152,74 @@ def _scene_encoder(encoder: SceneEncoder, scenes: Sequence[np.ndarray]) -> Fixed
     )
 
 
-def _chain(name: str, shape: tuple[int, ...], *modules: nn.Module) -> FixedComponent:
-    """Modules that follow each other: the first one's place does the work of all, the others pass through."""
-
-    def original(x: Tensor) -> Tensor:
-        for module in modules:
-            x = type(module).forward(module, x)
-        return x
-
-    first, *others = modules
-    return FixedComponent(
-        name=name,
-        module=nn.Sequential(*modules),
-        inputs=(_noise(shape, first),),
-        input_names=("x",),
-        max_batch=MAX_BATCH,
-        original=original,
-        shadow=(
-            (first, "forward", lambda served: served),
-            *((module, "forward", lambda _served: _same) for module in others),
-        ),
-    )
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
-
-
 class Decoder(nn.Module):
-    """The decoder's steps and the head, for the class maps of one image."""
+    """Guidance, decoder and head, for the class maps of one image."""
 
-    def __init__(self, aggregator: CostAggregator) -> None:
+    def __init__(self, model: CatSeg) -> None:
         super().__init__()
-        self.steps = nn.ModuleList(aggregator.decoder_steps)
-        self.head = aggregator.head
+        self.upsampling = nn.ModuleList([model.upsample1, model.upsample2])
+        self.projections = model.aggregator.decoder_guidance_projection
+        self.steps = nn.ModuleList(model.aggregator.decoder_steps)
+        self.head = model.aggregator.head
 
-    def forward(self, maps: Tensor, *guides: Tensor) -> Tensor:
-        """Decode (T, C, H, W) under guides (1, ., 2H, 2W), (1, ., 4H, 4W), ... to (T, 1, sH, sW)."""
-        for step, guide in zip(self.steps, guides, strict=True):
+    def forward(self, maps: Tensor, *guidance: Tensor) -> Tensor:
+        """Decode (T, C, H, W) to (T, 1, sH, sW).
+
+        Args:
+            maps: Aggregated class maps.
+            guidance: Output of two transformer blocks, shape (1, ., H, W); then, where the model has a stem, its
+                projected maps, one for each decoder step.
+        """
+        blocks, details = guidance[:2], guidance[2:]
+        upsampled = [upsample(item) for upsample, item in zip(self.upsampling, blocks, strict=True)]
+        guides = [project(item) for project, item in zip(self.projections, upsampled, strict=True)]
+        for step, guide in zip(self.steps, with_details(guides, details), strict=True):
             maps = step(maps, guide, exact_rewrites=True)
         logits: Tensor = self.head(maps)
         return logits
 
 
-def _decoder(aggregator: CostAggregator) -> FixedComponent:
-    config = aggregator.config
+def _decoder(model: CatSeg) -> FixedComponent:
+    aggregator, config = model.aggregator, model.aggregator.config
     rows, columns = config.grid
+    upsampling = (model.upsample1, model.upsample2)
     inputs = [_noise((4, config.hidden_dim, rows, columns), aggregator)]
-    for index, channels in enumerate(config.decoder_guidance_proj_dims):
+    inputs += [_noise((1, model.config.clip.visual_width, rows, columns), aggregator) for _ in upsampling]
+    # Of the stem's maps one for each step, twice as fine as the one before.
+    for index in range(len(config.detail_dims)):
         factor = 2 ** (index + 1)
-        inputs.append(_noise((1, channels, factor * rows, factor * columns), aggregator))
+        inputs.append(
+            _noise((1, config.decoder_guidance_proj_dims[index], factor * rows, factor * columns), aggregator)
+        )
 
-    def original(*given: Tensor) -> Tensor:
-        return CostAggregator._decode_maps(aggregator, *given)
+    def original(maps: Tensor, *guidance: Tensor) -> Tensor:
+        blocks, details = guidance[:2], guidance[2:]
+        upsampled = [type(module).forward(module, item) for module, item in zip(upsampling, blocks, strict=True)]
+        return aggregator.decode_maps(maps, *aggregator.guides(upsampled, details))
 
     def image_by_image(served: Forward) -> Forward:
-        def decode(maps: Tensor, *guides: Tensor) -> Tensor:
-            count = len(guides[0])
-            parts = [
-                served(part.contiguous(), *(guide[image : image + 1] for guide in guides))
-                for image, part in enumerate(maps.chunk(count))
+        def decode(x: Tensor, blocks: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
+            maps = x.permute(0, 1, 4, 2, 3)  # (B, T, C, H, W)
+            shared = [*blocks, *aggregator.project_details(details)]
+            logits = [
+                served(own.contiguous(), *(item[image : image + 1] for item in shared))
+                for image, own in enumerate(maps)
             ]
-            return torch.cat(parts) if count > 1 else parts[0]
+            return torch.stack(logits)[:, :, 0]
 
         return decode
 
     return FixedComponent(
         name=DECODER,
-        module=Decoder(aggregator).eval(),
+        module=Decoder(model).eval(),
         inputs=tuple(inputs),
-        input_names=("maps", *(f"guidance_{index + 1}" for index in range(len(inputs) - 1))),
+        input_names=("maps", "block_1", "block_2", *(f"detail_{index + 1}" for index in range(len(inputs) - 3))),
         max_batch=config.pad_len or MAX_MAPS,
         original=original,
-        shadow=((aggregator, "_decode_maps", image_by_image),),
+        # The blocks' maps pass through their upsampling, which is part of the component.
+        shadow=((aggregator, "decode", image_by_image), *((module, "forward", _passing) for module in upsampling)),
     )
+
+
+def _passing(_served: Forward) -> Forward:
+    return lambda x: x

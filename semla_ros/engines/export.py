@@ -1,4 +1,4 @@
-"""Fixed components as ONNX graphs whose weights keep their names."""
+"""Fixed components as ONNX graphs, and what runs them on a CPU or through ONNX Runtime's providers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from semla_ros.engines.cache import EngineCache, EngineKey
+from semla_ros.engines.component_engine import Report, Runtime
 from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.gates import first_line
+from semla_ros.engines.torch_engine import choose_threads
 from semla_ros.errors import EngineError
 
 # Raised when this module exports the same component in another way, or the code of a component computes something else:
 # graphs and plans made before are then made anew.
-EXPORT_REVISION = 2
+EXPORT_REVISION = 3
 OUTPUT_NAME = "output"
 
 
@@ -68,6 +70,27 @@ def exported(component: FixedComponent, cache: EngineCache, precision: str = "fp
     """
     key = export_key(component, precision)
     return cache.find(key) or cache.store(key, lambda path: export_onnx(component, path, precision))
+
+
+class GraphRuntime(Runtime):
+    """What ONNX Runtime and OpenVINO share: both run the graphs that a cache keeps.
+
+    Args:
+        cache: Where exported graphs are kept.
+        threads: CPU threads; 0 = as torch.
+    """
+
+    def __init__(self, cache: EngineCache, threads: int) -> None:
+        self._cache, self._threads = cache, choose_threads(threads)
+
+    def is_built(self, component: FixedComponent) -> bool:
+        """See `Runtime.is_built`."""
+        return self._cache.find(export_key(component, "fp32")) is not None
+
+    def build(self, component: FixedComponent, report: Report) -> None:
+        """See `Runtime.build`."""
+        report(0.0, "export")
+        exported(component, self._cache)
 
 
 def export_onnx(component: FixedComponent, path: Path, precision: str = "fp32") -> None:

@@ -1,13 +1,8 @@
-"""Fixed components through ONNX Runtime: on a CPU, or its CUDA and TensorRT providers for the scene encoder.
-
-Each component is exported once into the cache, and serves only where it gives torch's answer in less time. What the
-adapters change stays in torch.
-"""
+"""The scene encoder through ONNX Runtime: on a CPU, or through its CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +11,11 @@ import torch
 from torch import Tensor
 
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.component_engine import FastestEngine
-from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
-from semla_ros.engines.export import exported
-from semla_ros.engines.gates import Measure, first_line, one_run_ms
-from semla_ros.engines.torch_engine import TorchEngine, choose_threads
+from semla_ros.engines.component_engine import Maker
+from semla_ros.engines.components import FixedComponent
+from semla_ros.engines.export import GraphRuntime, exported
+from semla_ros.engines.gates import first_line
 from semla_ros.errors import EngineError
-from semla_ros.results import ImageArray
 
 _CUDA_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
@@ -92,7 +85,7 @@ class OnnxRunner:
         self._session = None
 
 
-class OnnxRuntime:
+class OnnxRuntime(GraphRuntime):
     """ONNX Runtime with the providers for a device; a `Runtime`.
 
     Args:
@@ -107,56 +100,13 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(self, device: torch.device, *, cache: EngineCache, threads: int = 0) -> None:
+        super().__init__(cache, threads)
         self._providers = choose_providers(device, load_onnxruntime().get_available_providers())
-        self._device, self._cache, self._threads = device, cache, choose_threads(threads)
 
-    def makers(self, component: FixedComponent) -> Sequence[Callable[[], OnnxRunner]]:
+    def makers(self, component: FixedComponent) -> Sequence[Maker]:
         """See `Runtime.makers`."""
-        return [partial(self._runner, component)] if servable([component], self._device) else []
+        return [lambda: self._runner(component)]
 
     def _runner(self, component: FixedComponent) -> OnnxRunner:
         graph = exported(component, self._cache)
         return OnnxRunner(graph, component.input_names, providers=self._providers, threads=self._threads)
-
-
-class OnnxEngine(FastestEngine):
-    """The torch engine with fixed components in ONNX Runtime alone.
-
-    Args:
-        torch_engine: Serves everything else.
-        components: See `fixed_components`.
-        probe_images: What masks are compared on, uint8 RGB.
-        cache: Where exported graphs are kept.
-        threads: CPU threads; 0 = as torch.
-        measure: Times a call; for tests.
-    """
-
-    def __init__(
-        self,
-        torch_engine: TorchEngine,
-        components: Sequence[FixedComponent],
-        *,
-        probe_images: Sequence[ImageArray],
-        cache: EngineCache | None = None,
-        threads: int = 0,
-        measure: Measure = one_run_ms,
-    ) -> None:
-        device = torch_engine.device
-        super().__init__(
-            torch_engine,
-            servable(components, device),
-            [OnnxRuntime(device, cache=cache or EngineCache(), threads=threads)],
-            probe_images=probe_images,
-            measure=measure,
-        )
-
-
-def servable(components: Sequence[FixedComponent], device: torch.device) -> list[FixedComponent]:
-    """What ONNX Runtime is tried for.
-
-    On a GPU the segmenter runs as one captured CUDA graph, which a session cannot be part of. On a CPU the decoder is
-    left out: torch decodes in the layout and chunks that suit its caches, and was the faster one.
-    """
-    if device.type == "cuda":
-        return [component for component in components if component.name == SCENE_ENCODER]
-    return [component for component in components if component.name != DECODER]

@@ -1,4 +1,4 @@
-"""Fixed components through OpenVINO on a CPU: the graphs that ONNX Runtime runs too.
+"""The scene encoder through OpenVINO on a CPU: the graph that ONNX Runtime runs too.
 
 OpenVINO is optional: `pip install -r requirements-openvino.txt`.
 """
@@ -6,7 +6,7 @@ OpenVINO is optional: `pip install -r requirements-openvino.txt`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.components import SCENE_ENCODER, FixedComponent
-from semla_ros.engines.export import exported
+from semla_ros.engines.component_engine import Maker
+from semla_ros.engines.components import FixedComponent
+from semla_ros.engines.export import GraphRuntime, exported
 from semla_ros.engines.gates import first_line
-from semla_ros.engines.onnx_engine import servable
-from semla_ros.engines.torch_engine import choose_threads
 from semla_ros.errors import EngineError
 
 _TELEMETRY = "openvino_telemetry"
@@ -94,10 +93,8 @@ class OpenVinoRunner:
         self._request = None
 
 
-class OpenVinoRuntime:
-    """OpenVINO on this machine's CPU; a `Runtime`.
-
-    Only the scene encoder is tried in bf16: the precision of the segmenter is a setting of its own.
+class OpenVinoRuntime(GraphRuntime):
+    """OpenVINO on this machine's CPU, in bf16 too where that has the instructions; a `Runtime`.
 
     Args:
         device: Of the pipeline.
@@ -111,20 +108,17 @@ class OpenVinoRuntime:
     name = "openvino"
 
     def __init__(self, device: torch.device, *, cache: EngineCache, threads: int = 0) -> None:
+        super().__init__(cache, threads)
         if device.type != "cpu":
             raise EngineError(
                 f"engine openvino runs on a CPU, this pipeline runs on '{device}'; use auto, onnx or torch"
             )
         abilities = load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precisions = ("bf16", "f32") if "BF16" in abilities else ("f32",)
-        self._device, self._cache, self._threads = device, cache, choose_threads(threads)
 
-    def makers(self, component: FixedComponent) -> Sequence[Callable[[], OpenVinoRunner]]:
+    def makers(self, component: FixedComponent) -> Sequence[Maker]:
         """See `Runtime.makers`."""
-        if not servable([component], self._device):
-            return []
-        precisions = self._precisions if component.name == SCENE_ENCODER else ("f32",)
-        return [partial(self._runner, component, precision) for precision in precisions]
+        return [partial(self._runner, component, precision) for precision in self._precisions]
 
     def _runner(self, component: FixedComponent, precision: str) -> OpenVinoRunner:
         graph = exported(component, self._cache)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +18,6 @@ from torch import Tensor
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import EngineOutput, check_image
-from semla_ros.engines.bf16_encoder import has_bf16
 from semla_ros.engines.cuda_graph import GraphedForward
 from semla_ros.engines.gates import AGREEMENT, agreement, first_line
 from semla_ros.engines.mask_from_maps import mask_from_maps
@@ -56,6 +54,11 @@ def choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise EngineError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:1")
     return device
+
+
+def has_bf16() -> bool:
+    """Whether this machine's CPU computes in bf16, so that it is faster and not slower than fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def choose_threads(threads: int) -> int:
@@ -163,32 +166,20 @@ class TorchEngine:
 
     def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
         """Segment one image, see `Engine.segment`."""
-        check_image(image)
-        watch = Stopwatch()
-        with watch.stage("total"), torch.inference_mode():
-            with watch.stage("preprocess"):
-                pixels = self._pixels(image)
-            maps = self._maps(pixels, watch)
-            with watch.stage("postprocess"):
-                mask, confidence = _answer(maps, image, want_confidence)
-        return EngineOutput(mask=mask, confidence=confidence, latency_ms=dict(watch.latency_ms))
+        (answer,) = self.segment_batch([image], want_confidence)
+        return answer
 
     def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
         """Segment the images of several cameras, see `Engine.segment_batch`."""
-        if len(images) == 1 or self._config.inference != "whole":
+        if len(images) > 1 and self._config.inference != "whole":
             return [self.segment(image, want_confidence) for image in images]
         for image in images:
             check_image(image)
         watch = Stopwatch()
-        config = self._model.config
         with watch.stage("total"), torch.inference_mode():
             with watch.stage("preprocess"):
                 pixels = [self._pixels(image, place) for place, image in enumerate(images)]
-                views = torch.cat([whole_view(item, config) for item in pixels])
-            with watch.stage("forward"):
-                maps = probabilities(self._forward(views), config)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+            maps = self._maps(pixels, watch)
             with watch.stage("postprocess"):
                 answers = [_answer(one, image, want_confidence) for one, image in zip(maps, images, strict=True)]
         return [
@@ -232,24 +223,26 @@ class TorchEngine:
         ready = image if image.flags.writeable and image.flags.c_contiguous else np.array(image)
         return torch.from_numpy(ready).permute(2, 0, 1)
 
-    def _maps(self, pixels: Tensor, watch: Stopwatch) -> Tensor:
-        """Probability maps (T, h, w); resizing counts as preprocessing."""
-        start = time.perf_counter()
-        inner = Stopwatch()
+    def _maps(self, pixels: Sequence[Tensor], watch: Stopwatch) -> Sequence[Tensor]:
+        """Probability maps (T, h, w) of each image; what is not the forward pass counts as preprocessing."""
+        config, forward = self._model.config, Stopwatch()
 
-        def predict(images: Tensor) -> Tensor:
-            with inner.stage("forward"):
-                logits = self._forward(images)
+        def predict(views: Tensor) -> Tensor:
+            with forward.stage("forward"):
+                logits = self._forward(views)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)
                 return logits
 
-        maps = probability_maps(predict, self._model.config, pixels, self._config.inference)
-        spent = (time.perf_counter() - start) * 1e3
-        forward = inner.latency_ms["forward"]
-        watch.latency_ms["preprocess"] = watch.latency_ms.get("preprocess", 0.0) + spent - forward
-        watch.latency_ms["forward"] = forward
-        return maps
+        with watch.stage("preprocess"):
+            if self._config.inference == "whole":
+                maps = probabilities(predict(torch.cat([whole_view(item, config) for item in pixels])), config)
+                answer: Sequence[Tensor] = list(maps)
+            else:
+                answer = [probability_maps(predict, config, item, self._config.inference) for item in pixels]
+        watch.latency_ms |= forward.latency_ms
+        watch.latency_ms["preprocess"] -= forward.latency_ms["forward"]
+        return answer
 
     def _forward(self, images: Tensor) -> Tensor:
         """Logits (B, T, h, w)."""

@@ -6,6 +6,7 @@ the same a few class maps or pixels at a time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -132,7 +133,7 @@ class CostAggregator(nn.Module):
         text_guidance = self.text_guidance_projection(text)
         for layer in self.layers:
             x = layer(x, appearance, text_guidance, presence, exact_rewrites=self.exact_rewrites)
-        return self._decode(x, guidance, details)
+        return self.decode(x, guidance, details)
 
     def _best_classes(
         self,
@@ -154,31 +155,46 @@ class CostAggregator(nn.Module):
         """Indices of the `pad_len` classes with the highest similarity anywhere, best first, shape (B, pad_len)."""
         return cost.amax(dim=(2, 3)).topk(self.config.pad_len, dim=1).indices
 
-    def _decode(self, x: Tensor, guidance: tuple[Tensor, Tensor], details: tuple[Tensor, ...]) -> Tensor:
-        """Decode (B, T, H, W, C) to (B, T, sH, sW)."""
+    def decode(self, x: Tensor, guidance: Sequence[Tensor], details: Sequence[Tensor]) -> Tensor:
+        """Decode (B, T, H, W, C) to (B, T, sH, sW); `guidance` and `details` as in `forward`."""
         b, t = x.shape[:2]
+        guides = self.guides(guidance, self.project_details(details))
+        return self.decode_maps(x.flatten(0, 1).permute(0, 3, 1, 2), *guides).view(b, t, *guides[-1].shape[2:])
+
+    def project_details(self, details: Sequence[Tensor]) -> list[Tensor]:
+        """A stem's maps (B, ., 2H, 2W), (B, ., 4H, 4W), ... with the channels that the decoder steps read."""
+        return [
+            projection(item.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            for projection, item in zip(self.detail_projection, details, strict=True)
+        ]
+
+    def guides(self, guidance: Sequence[Tensor], details: Sequence[Tensor]) -> list[Tensor]:
+        """What each decoder step reads beside its maps: projected transformer blocks plus projected stem maps."""
+        blocks = [projection(item) for projection, item in zip(self.decoder_guidance_projection, guidance, strict=True)]
+        return with_details(blocks, details)
+
+    def decode_maps(self, maps: Tensor, *guides: Tensor) -> Tensor:
+        """Decode class maps (B*T, C, H, W) under guides (B, ., 2H, 2W), (B, ., 4H, 4W), ... to (B*T, 1, sH, sW)."""
         # The maps are channels-last already, and convolutions are several times faster that way; the literal form
         # keeps the published layout.
         layout = torch.channels_last if self.exact_rewrites else torch.contiguous_format
-        maps = x.flatten(0, 1).permute(0, 3, 1, 2).contiguous(memory_format=layout)  # (B*T, C, H, W)
-        guides = self._guides(guidance, details, layout)
-        return self._decode_maps(maps, *guides).view(b, t, *guides[-1].shape[2:])
-
-    def _guides(
-        self, guidance: tuple[Tensor, Tensor], details: tuple[Tensor, ...], layout: torch.memory_format
-    ) -> list[Tensor]:
-        """What each decoder step reads beside its maps: projected transformer blocks plus projected stem maps."""
-        guides = [projection(item) for projection, item in zip(self.decoder_guidance_projection, guidance, strict=True)]
-        for index, (projection, item) in enumerate(zip(self.detail_projection, details, strict=True)):
-            detail = projection(item.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            guides[index : index + 1] = [guides[index] + detail if index < len(guides) else F.relu(detail)]
-        return [guide.contiguous(memory_format=layout) for guide in guides]
-
-    def _decode_maps(self, maps: Tensor, *guides: Tensor) -> Tensor:
-        """Decode class maps (B*T, C, H, W) under guides (B, ., 2H, 2W), (B, ., 4H, 4W), ... to (B*T, 1, sH, sW)."""
+        maps, *shared = (item.contiguous(memory_format=layout) for item in (maps, *guides))
         if self.exact_rewrites and cached_inference.is_possible(self, maps):
-            return cached_inference.decode(self.decoder_steps, self.head, maps, guides)
-        for step, guide in zip(self.decoder_steps, guides, strict=True):
+            return cached_inference.decode(self.decoder_steps, self.head, maps, shared)
+        for step, guide in zip(self.decoder_steps, shared, strict=True):
             maps = step(maps, guide, exact_rewrites=self.exact_rewrites)
         logits: Tensor = self.head(maps)
         return logits
+
+
+def with_details(blocks: Sequence[Tensor], details: Sequence[Tensor]) -> list[Tensor]:
+    """Guides of the decoder steps: those of transformer blocks, each plus a stem's map of its size where there is one.
+
+    Args:
+        blocks: Projected, shapes (B, ., 2H, 2W), (B, ., 4H, 4W).
+        details: See `CostAggregator.project_details`; may be more than there are blocks.
+    """
+    guides = list(blocks)
+    for index, detail in enumerate(details):
+        guides[index : index + 1] = [guides[index] + detail if index < len(guides) else F.relu(detail)]
+    return guides

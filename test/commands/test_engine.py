@@ -9,7 +9,7 @@ import pytest
 
 from semla_ros.cli import main
 
-COMPONENTS = {"scene_encoder", "patch_embedding", "appearance_guidance", "guidance_1", "guidance_2"}
+COMPONENTS = {"scene_encoder"}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_list_names_every_engine_with_its_size(folder, capsys) -> None:
     assert {engine["component"] for engine in engines} == COMPONENTS
     assert all(engine["bytes"] == Path(engine["path"]).stat().st_size for engine in engines)
     assert main(["engine", "list", "--folder", str(folder)]) == 0
-    assert "guidance_2" in capsys.readouterr().out
+    assert "scene_encoder" in capsys.readouterr().out
 
 
 def test_an_empty_folder_is_no_error_and_tells_what_to_do(tmp_path, capsys) -> None:
@@ -62,14 +62,14 @@ def test_check_passes_on_what_build_made_and_fails_on_damage(folder, tiny_model_
     answer = json.loads(capsys.readouterr().out)
     assert answer["damaged"] == answer["wrong"] == []
     assert {row["component"] for row in answer["components"]} == COMPONENTS
-    victim = next(folder.glob("guidance_1*.engine"))
+    victim = next(folder.glob("scene_encoder*.engine"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"?")
     assert main(command) == 2
     assert f"damaged: {victim.name}: its content has changed" in capsys.readouterr().out
 
 
 def test_clean_removes_only_what_is_damaged_unless_all_is_asked_for(folder, capsys) -> None:
-    victim = next(folder.glob("guidance_1*.engine"))
+    victim = next(folder.glob("scene_encoder*.engine"))
     victim.write_bytes(b"")
     command = ["engine", "clean", "--folder", str(folder)]
     assert main([*command, "--dry-run"]) == 0
@@ -84,7 +84,7 @@ def test_clean_removes_only_what_is_damaged_unless_all_is_asked_for(folder, caps
 
 
 def test_engines_of_another_version_are_cleaned(folder, monkeypatch) -> None:
-    monkeypatch.setattr("semla_ros.commands.engine.export_version", lambda: "torch 9.9 revision 9")
+    monkeypatch.setattr("semla_ros.engines.export.export_version", lambda: "torch 9.9 revision 9")
     assert main(["engine", "clean", "--folder", str(folder)]) == 0
     assert list(folder.glob("*.engine")) == []
 

@@ -30,7 +30,8 @@ class World:
         self.encoder = SceneEncoder.load(encoder_file)
         self.torch_engine = TorchEngine(self.model, InferenceConfig(device="cpu", threads=1))
         generator = torch.Generator().manual_seed(5)
-        self.torch_engine.set_text(F.normalize(torch.randn(4, EMBEDDING_DIM, generator=generator), dim=-1))
+        self.text = F.normalize(torch.randn(4, EMBEDDING_DIM, generator=generator), dim=-1)
+        self.torch_engine.set_text(self.text)
         rng = np.random.default_rng(3)
         self.images = [rng.integers(0, 256, (96, 128, 3), dtype=np.uint8) for _ in range(2)]
         self.components = fixed_components(self.model, self.encoder)

@@ -1,19 +1,12 @@
 import numpy as np
-import pytest
 import torch
 from stand_in_runtime import VirtualClock
 
-import semla_ros.engines.bf16_encoder as bf16_encoder
-from semla_ros.engines.bf16_encoder import Bf16Runner, Bf16Runtime, has_bf16
-from semla_ros.engines.component_engine import FastestEngine
+from semla_ros.engines.bf16_encoder import Bf16Runner, Bf16Runtime
+from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.components import SCENE_ENCODER
 from semla_ros.engines.gates import judge
-
-
-@pytest.fixture
-def bf16_cpu(monkeypatch) -> None:
-    """A CPU that has the instructions; others compute the same, only slower."""
-    monkeypatch.setattr(bf16_encoder, "has_bf16", lambda: True)
+from semla_ros.engines.torch_engine import has_bf16
 
 
 def test_bf16_gives_the_embedding_of_fp32_within_the_gate_and_leaves_the_encoder_as_it_is(world) -> None:
@@ -27,14 +20,7 @@ def test_bf16_gives_the_embedding_of_fp32_within_the_gate_and_leaves_the_encoder
     runner.close()
 
 
-def test_only_the_scene_encoder_is_tried_and_only_where_the_cpu_has_bf16(world, monkeypatch, bf16_cpu) -> None:
-    runtime = Bf16Runtime()
-    assert [item.name for item in world.components if runtime.makers(item)] == [SCENE_ENCODER]
-    monkeypatch.setattr(bf16_encoder, "has_bf16", lambda: False)
-    assert not any(runtime.makers(item) for item in world.components)
-
-
-def test_embeddings_come_from_the_bf16_copy_once_it_serves(world, bf16_cpu) -> None:
+def test_embeddings_come_from_the_bf16_copy_once_it_serves(world) -> None:
     image = world.images[0]
     expected = world.encoder.embed(image)
     turns = iter([2.0, 1.0] * 5)
@@ -43,7 +29,7 @@ def test_embeddings_come_from_the_bf16_copy_once_it_serves(world, bf16_cpu) -> N
         call()
         return next(turns)
 
-    engine = FastestEngine(
+    engine = ComponentEngine(
         world.torch_engine, [world.component(SCENE_ENCODER)], [Bf16Runtime()], probe_images=[], measure=measure
     )
     engine.warm_up()

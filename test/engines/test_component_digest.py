@@ -6,9 +6,10 @@ from fake_tensorrt import FakeToolkit
 from torch import Tensor, nn
 
 from semla_ros.engines import export
+from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.components import DECODER, FixedComponent
-from semla_ros.engines.tensorrt import build
-from semla_ros.engines.tensorrt.build import plan_key
+from semla_ros.engines.tensorrt import runtime
+from semla_ros.engines.tensorrt.runtime import TensorRtRuntime
 
 
 class Windows(nn.Module):
@@ -79,11 +80,12 @@ def test_running_a_model_and_mounting_its_components_leave_the_digests_as_they_w
         assert [dataclasses.replace(item).digest for item in world.components] == before
 
 
-def test_a_plan_of_another_export_revision_has_another_key(world, monkeypatch) -> None:
-    toolkit, item = FakeToolkit(world.components), world.component("guidance_1")
-    before = plan_key(item, toolkit, "fp16"), export.export_key(item, "fp16")
-    monkeypatch.setattr(build, "EXPORT_REVISION", export.EXPORT_REVISION + 1)
+def test_a_plan_of_another_export_revision_has_another_key(world, monkeypatch, tmp_path) -> None:
+    tensorrt = TensorRtRuntime(FakeToolkit(world.components), cache=EngineCache(tmp_path))
+    item = world.component(DECODER)
+    before = tensorrt.key(item), export.export_key(item, "fp16")
+    monkeypatch.setattr(runtime, "EXPORT_REVISION", export.EXPORT_REVISION + 1)
     monkeypatch.setattr(export, "EXPORT_REVISION", export.EXPORT_REVISION + 1)
-    after = plan_key(item, toolkit, "fp16"), export.export_key(item, "fp16")
+    after = tensorrt.key(item), export.export_key(item, "fp16")
     assert before[0] != after[0]
     assert before[1] != after[1]

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 import semla_ros.engines.cache as cache_module
-from semla_ros.engines.cache import EngineCache, EngineKey, default_cache_folder, replace_bytes
+from semla_ros.engines.cache import EngineCache, EngineKey, default_cache_folder
 from semla_ros.errors import EngineError
 
 KEY = EngineKey(
@@ -27,7 +27,8 @@ def test_what_was_stored_is_found_under_its_key_only(tmp_path) -> None:
     assert cache.find(KEY) == path
     assert path.read_bytes() == b"plan"
     for field in dataclasses.fields(EngineKey):
-        other = dataclasses.replace(KEY, **{field.name: getattr(KEY, field.name) + "x"})
+        plain = getattr(KEY, field.name)
+        other = dataclasses.replace(KEY, **{field.name: plain + type(plain)(1)})
         assert cache.find(other) is None, field.name
 
 
@@ -139,11 +140,11 @@ def test_an_entry_that_another_process_replaces_while_it_is_read_is_found_and_no
     plain = cache_module._damage
     is_replaced = []
 
-    def replaced_in_between(entry):
+    def replaced_in_between(entry, **named):
         if not is_replaced:
             is_replaced.append(True)
             cache.store(KEY, lambda file: file.write_bytes(b"new plan"))
-        return plain(entry)
+        return plain(entry, **named)
 
     monkeypatch.setattr(cache_module, "_damage", replaced_in_between)
     path = cache.find(KEY)
@@ -155,14 +156,14 @@ def test_an_entry_that_is_just_being_replaced_is_missing_and_the_new_one_survive
     """A reader that comes between the new file and its description."""
     cache = EngineCache(tmp_path)
     cache.store(KEY, lambda file: file.write_bytes(b"old plan"))
-    plain = cache_module.replace_text
+    plain = cache_module.write_atomically
     seen = []
 
     def read_before(path, text) -> None:
         seen.append(EngineCache(tmp_path).find(KEY))
         plain(path, text)
 
-    monkeypatch.setattr(cache_module, "replace_text", read_before)
+    monkeypatch.setattr(cache_module, "write_atomically", read_before)
     path = cache.store(KEY, lambda file: file.write_bytes(b"new plan"))
     assert seen == [None]
     assert cache.find(KEY) == path
@@ -176,13 +177,11 @@ def test_cleaning_removes_what_is_unwanted_and_what_builds_left(tmp_path) -> Non
     for name in (".left.engine.123.partial", "orphan.engine"):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (0, 0))
-    cache.give_up(KEY, "no memory")
-    (tmp_path / "timing-10.3.0-Orin.cache").write_bytes(b"timing")
     removed = cache.clean(lambda entry: entry.key.runtime_version == "10.3.0")
     assert [entry.key for entry in removed] == [KEY]
     assert cache.find(newer) is not None
     left = sorted(path.suffix for path in tmp_path.iterdir())
-    assert left == [".cache", ".engine", ".json"]
+    assert left == [".engine", ".json"]
 
 
 def test_cleaning_leaves_what_another_process_is_writing(tmp_path) -> None:
@@ -205,27 +204,6 @@ def test_a_folder_that_may_only_be_read_cannot_be_cleaned_and_says_so(tmp_path, 
     assert cache.find(KEY) == path
 
 
-def test_what_was_given_up_stays_so_until_it_is_tried_again(tmp_path) -> None:
-    cache = EngineCache(tmp_path / "engines")
-    other = dataclasses.replace(KEY, component="decoder")
-    assert cache.given_up(KEY) == ""
-    cache.give_up(KEY, "no memory")
-    assert (cache.given_up(KEY), cache.given_up(other)) == ("no memory", "")
-    assert cache.find(KEY) is None
-    assert cache.entries() == []
-    cache.retry(KEY)
-    cache.retry(KEY)
-    assert cache.given_up(KEY) == ""
-
-
-def test_giving_up_needs_no_writable_folder(tmp_path, read_only) -> None:
-    read_only()
-    cache = EngineCache(tmp_path)
-    cache.give_up(KEY, "no memory")
-    cache.retry(KEY)
-    assert cache.given_up(KEY) == ""
-
-
 def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EngineError, match="SEMLA_ENGINE_DIR"):
@@ -246,17 +224,3 @@ def test_the_description_tells_everything_that_the_key_depends_on(tmp_path) -> N
     values = json.loads(path.with_suffix(".json").read_text())
     assert values["key"] == dataclasses.asdict(KEY)
     assert values["bytes"] == 4
-
-
-def test_replacing_a_file_never_shows_a_part_of_it(tmp_path, monkeypatch) -> None:
-    path = tmp_path / "timing.cache"
-    replace_bytes(path, b"old")
-
-    def full_disk(_descriptor) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        replace_bytes(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

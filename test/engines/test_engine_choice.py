@@ -1,32 +1,48 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from semla_ros.config import InferenceConfig
+import semla_ros
+from semla_ros.config import InferenceConfig, SemlaConfig
+from semla_ros.engines import choice
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.choice import choose_engine, cpu_runtimes
-from semla_ros.engines.component_engine import FastestEngine
-from semla_ros.engines.onnx_engine import OnnxEngine
+from semla_ros.engines.choice import choose_engine, find_runtimes
+from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import EngineError
+from semla_ros.pipeline import PerceptionPipeline
+from semla_ros.results import Frame
 
 
 def settings(engine: str, **others: object) -> InferenceConfig:
     return InferenceConfig(device="cpu", threads=1, engine=engine, **others)
 
 
-def no_openvino(*given: object, **named: object):
-    raise EngineError("engine openvino needs OpenVINO")
+def tried(engine) -> list[str]:
+    """Runtimes that an engine would try; none of plain torch."""
+    return [] if isinstance(engine, TorchEngine) else [runtime.name for runtime in engine._runtimes]
 
 
-def no_toolkit(device: torch.device):
-    raise EngineError("engine tensorrt needs TensorRT 10.3 to 11")
+@pytest.fixture(autouse=True)
+def _has_bf16(monkeypatch) -> None:
+    """A CPU that has the instructions; others compute the same, only slower."""
+    monkeypatch.setattr(choice, "has_bf16", lambda: True)
+
+
+@pytest.fixture
+def no_openvino(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
 
 
 def test_auto_is_torch_until_engines_of_this_model_have_been_built(world, graphs, tmp_path) -> None:
     empty = EngineCache(tmp_path)
     assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=empty), TorchEngine)
-    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), FastestEngine)
+    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), ComponentEngine)
     with torch.no_grad():
         for weight in [*world.model.parameters(), *world.encoder.tower.parameters()]:
             weight.add_(1e-3)
@@ -38,62 +54,73 @@ def test_torch_is_torch_whatever_has_been_built(world, graphs) -> None:
 
 
 def test_onnx_alone_is_tried_where_it_was_asked_for(world, graphs) -> None:
-    assert isinstance(choose_engine(world.model, world.encoder, settings("onnx"), cache=graphs), OnnxEngine)
+    assert tried(choose_engine(world.model, world.encoder, settings("onnx"), cache=graphs)) == ["onnx"]
 
 
-def test_openvino_that_was_asked_for_and_is_missing_is_an_error(world, graphs, monkeypatch) -> None:
-    monkeypatch.setattr("semla_ros.engines.choice.OpenVinoRuntime", no_openvino)
+def test_openvino_that_was_asked_for_and_is_missing_is_an_error(world, graphs, no_openvino) -> None:
     with pytest.raises(EngineError, match="needs OpenVINO"):
         choose_engine(world.model, world.encoder, settings("openvino"), cache=graphs)
 
 
-def test_auto_goes_on_without_openvino(world, graphs, monkeypatch) -> None:
-    monkeypatch.setattr("semla_ros.engines.choice.OpenVinoRuntime", no_openvino)
-    names = [runtime.name for runtime in cpu_runtimes(torch.device("cpu"), cache=graphs)]
-    assert names == ["onnx", "torch"]
-    assert isinstance(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs), FastestEngine)
+def test_auto_goes_on_without_openvino(world, graphs, no_openvino) -> None:
+    assert tried(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs)) == ["onnx", "torch"]
 
 
-@pytest.mark.parametrize(("precision", "is_tried"), [("fp32", False), ("bf16", True), ("auto", True)])
-def test_torch_tries_a_bf16_scene_encoder_only_where_another_precision_is_welcome(
-    world, tmp_path, monkeypatch, precision, is_tried
+@pytest.mark.parametrize(("precision", "is_welcome"), [("fp32", False), ("bf16", True), ("auto", True)])
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_torch_tries_a_bf16_scene_encoder_only_where_it_is_welcome_and_fast(
+    world, tmp_path, monkeypatch, precision, is_welcome, has_bf16
 ) -> None:
-    monkeypatch.setattr("semla_ros.engines.choice.has_bf16", lambda: True)
+    monkeypatch.setattr(choice, "has_bf16", lambda: has_bf16)
     for name in ("torch", "auto"):
         engine = choose_engine(
             world.model, world.encoder, settings(name, precision=precision), cache=EngineCache(tmp_path)
         )
-        assert isinstance(engine, FastestEngine if is_tried else TorchEngine)
-    if is_tried:
-        assert [component.name for component in engine.components] == ["scene_encoder"]
+        assert tried(engine) == (["torch"] if is_welcome and has_bf16 else [])
 
 
-def test_tensorrt_that_was_asked_for_and_is_missing_is_an_error(world, tmp_path) -> None:
+def test_tensorrt_that_was_asked_for_and_is_missing_is_an_error(world, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(EngineError, match="needs TensorRT"):
-        choose_engine(
-            world.model, world.encoder, settings("tensorrt"), cache=EngineCache(tmp_path), make_toolkit=no_toolkit
-        )
+        choose_engine(world.model, world.encoder, settings("tensorrt"), cache=EngineCache(tmp_path))
+
+
+class StandIn:
+    """A runtime for the decoder that is there, or not."""
+
+    components = ("decoder",)
+
+    def __init__(self, name: str, is_there: bool) -> None:
+        self.name, self.is_there = name, is_there
+
+    def is_built(self, component) -> bool:
+        assert component.name == "decoder"
+        return self.is_there
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "onnx", "found"),
+    [(True, True, "tensorrt"), (None, True, "onnx"), (False, True, "onnx"), (False, False, "")],
+)
+def test_on_a_gpu_auto_is_tensorrt_where_it_has_plans_else_onnx(
+    world, tmp_path, monkeypatch, tensorrt, onnx, found
+) -> None:
+    def make(name, *_given):
+        is_there = {"tensorrt": tensorrt, "onnx": onnx}[name]
+        if is_there is None:
+            raise EngineError("engine tensorrt needs TensorRT 10.3 to 11")
+        return StandIn(name, is_there)
+
+    monkeypatch.setattr(choice, "_make", make)
+    runtimes = find_runtimes("auto", torch.device("cuda"), cache=EngineCache(tmp_path), built_for=world.components)
+    assert [runtime.name for runtime in runtimes] == ([found] if found else [])
 
 
 def test_a_pipeline_on_onnx_gives_the_masks_of_torch_and_names_what_serves(
     tiny_model_folder, tiny_library_folder, tmp_path, monkeypatch
 ) -> None:
-    from semla_ros.config import SemlaConfig
-    from semla_ros.pipeline import PerceptionPipeline
-    from semla_ros.results import Frame
-
     monkeypatch.setenv("SEMLA_ENGINE_DIR", str(tmp_path))
-    # One component is enough to see that it serves, and keeps the export short; it always counts as faster.
-    import semla_ros.engines.choice as choice
-
-    plain = choice.fixed_components
-
-    def only_one(*given, **named):
-        return [component for component in plain(*given, **named) if component.name == "guidance_1"]
-
-    monkeypatch.setattr(choice, "fixed_components", only_one)
-    monkeypatch.setattr("semla_ros.engines.gates.LARGEST_TIME_RATIO", 1e9)
-    monkeypatch.setattr("semla_ros.engines.component_engine._NOISE_RATIO", 1e9)
+    monkeypatch.setattr("semla_ros.engines.gates.LARGEST_TIME_RATIO", 1e9)  # it always counts as faster
     image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     masks, names = [], []
     for engine in ("torch", "onnx"):
@@ -106,5 +133,30 @@ def test_a_pipeline_on_onnx_gives_the_masks_of_torch_and_names_what_serves(
         names.append(pipeline.status().engine)
         assert pipeline.status().engine_notes == ()
         pipeline.close()
-    assert names == ["torch", "onnx (guidance_1)"]
+    assert names == ["torch", "onnx (scene_encoder)"]
     assert (masks[0] == masks[1]).mean() > 0.999
+
+
+def test_what_is_not_used_is_not_imported() -> None:
+    unused = ("onnx_engine", "openvino_engine", "bf16_encoder", "export", "tensorrt.runtime", "tensorrt.builder")
+    code = (
+        "import sys, semla_ros.pipeline; "
+        f"unused = {('tensorrt', 'onnxruntime', 'openvino', *(f'semla_ros.engines.{name}' for name in unused))}; "
+        "sys.exit(str(found) if (found := [name for name in unused if name in sys.modules]) else 0)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def test_only_the_choice_meets_tensorrt_and_late() -> None:
+    package = Path(semla_ros.__file__).parent
+    found = {}
+    for path in package.rglob("*.py"):
+        name = str(path.relative_to(package))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        early = {node for node in tree.body if isinstance(node, ast.ImportFrom)}
+        for node in ast.walk(tree):
+            is_meant = isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("semla_ros.engines.tensorrt.")
+            if is_meant and not name.startswith("engines/tensorrt/"):
+                found[name] = "early" if node in early else "late"
+    assert found == {"engines/choice.py": "late", "commands/engine.py": "late"}

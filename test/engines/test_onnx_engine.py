@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 
@@ -8,13 +9,14 @@ import torch
 
 import semla_ros.engines.onnx_engine as onnx_engine
 from semla_ros.engines.cache import EngineCache
+from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.components import DECODER, SCENE_ENCODER
 from semla_ros.engines.export import export_key, exported
 from semla_ros.engines.gates import judge, smallest_cosine
-from semla_ros.engines.onnx_engine import OnnxEngine, OnnxRunner, choose_providers, servable
+from semla_ros.engines.onnx_engine import OnnxRunner, OnnxRuntime, choose_providers
 from semla_ros.errors import EngineError
 
-NAMES = {SCENE_ENCODER, DECODER, "patch_embedding", "appearance_guidance", "guidance_1", "guidance_2"}
+NAMES = {SCENE_ENCODER, DECODER}
 
 
 def runner_for(component, cache: EngineCache) -> OnnxRunner:
@@ -71,7 +73,7 @@ def test_initialisers_keep_the_names_and_values_of_the_weights(world, graphs) ->
 
 
 def test_half_precision_is_in_the_graph_while_inputs_and_output_stay_fp32(world, tmp_path) -> None:
-    component = world.component("guidance_1")
+    component = world.component(DECODER)
     path = exported(component, EngineCache(tmp_path), "fp16")
     graph = onnx.load(path).graph
     assert {item.data_type for item in graph.initializer if item.name.endswith("weight")} == {onnx.TensorProto.FLOAT16}
@@ -84,48 +86,41 @@ def test_half_precision_is_in_the_graph_while_inputs_and_output_stay_fp32(world,
     assert 0.9999 < cosine < 1.0
 
 
+def onnx_engine_for(world, graphs, *, torch_ms: float, engine_ms: float) -> ComponentEngine:
+    engine = ComponentEngine(
+        world.torch_engine,
+        world.components,
+        [OnnxRuntime(torch.device("cpu"), cache=graphs, threads=1)],
+        probe_images=world.images,
+        measure=alternating(torch_ms, engine_ms),
+    )
+    engine.warm_up()
+    return engine
+
+
 def test_masks_and_embeddings_stay_the_same_when_onnx_runtime_takes_over(world, graphs) -> None:
     image = world.images[0]
     mask, embedding = world.torch_engine.segment(image).mask, world.encoder.embed(image)
-    engine = OnnxEngine(
-        world.torch_engine,
-        world.components,
-        probe_images=world.images,
-        cache=graphs,
-        threads=1,
-        measure=alternating(torch_ms=2.0, engine_ms=1.0),
-    )
-    engine.warm_up()
-    assert set(engine.serving) == NAMES - {DECODER}
-    assert engine.name.startswith("onnx (appearance_guidance, ")
+    engine = onnx_engine_for(world, graphs, torch_ms=2.0, engine_ms=1.0)
+    assert engine.name == "onnx (scene_encoder)"
     assert not engine.notes
-    calls = [verdict.cosine for verdict in engine.verdicts.values()]
-    assert min(calls) > 0.99999
-    assert (engine.segment(image).mask == mask).mean() > 0.999
+    assert engine.serving[SCENE_ENCODER].cosine > 0.99999
+    assert (engine.segment(image).mask == mask).all()
     assert np.allclose(world.encoder.embed(image), embedding, atol=1e-4)
     assert len(np.unique(mask)) > 1
     engine.close()
     assert "forward" not in vars(world.encoder.tower)
-    assert "forward" not in vars(world.model.upsample1)
 
 
 def test_what_is_not_faster_stays_in_torch_with_the_figures(world, graphs) -> None:
-    engine = OnnxEngine(
-        world.torch_engine,
-        world.components,
-        probe_images=world.images,
-        cache=graphs,
-        threads=1,
-        measure=alternating(torch_ms=1.0, engine_ms=1.0),
-    )
-    engine.warm_up()
-    assert engine.serving == ()
+    engine = onnx_engine_for(world, graphs, torch_ms=1.0, engine_ms=1.0)
+    assert list(engine.serving) == []
     assert engine.name == "torch"
-    assert "scene_encoder: not faster (1.00 ms, torch 1.00 ms)" in engine.notes
+    assert engine.notes == ["scene_encoder: not faster (1.00 ms, torch 1.00 ms)"]
 
 
 def test_an_answer_that_differs_from_torch_is_refused(world) -> None:
-    component = world.component("guidance_1")
+    component = world.component(DECODER)
     noise = torch.randn(component.original(*component.inputs).shape)
 
     def wrong(*inputs):
@@ -135,70 +130,66 @@ def test_an_answer_that_differs_from_torch_is_refused(world) -> None:
     assert not verdict.passed
     assert "below 0.999" in verdict.reason
     assert not judge(component, lambda *inputs: component.original(*inputs) * float("nan")).passed
-    assert not judge(component, lambda *inputs: component.original(*inputs)[:, :1]).passed
+    assert not judge(component, lambda *inputs: component.original(*inputs)[..., :1]).passed
 
     def broken(*inputs):
         raise RuntimeError("out of memory\nsecond line")
 
-    assert judge(component, broken).reason == "guidance_1: does not run (out of memory)"
+    assert judge(component, broken).reason == "decoder: does not run (out of memory)"
+
+
+def decoder_inputs(world, count: int, images: int = 1) -> tuple[torch.Tensor, list[torch.Tensor], tuple[()]]:
+    """Aggregated maps, channels-last, of some classes, and what guides their decoding before it is upsampled."""
+    maps, *blocks = world.component(DECODER).inputs
+    x = torch.randn(images, count, *maps.shape[2:], maps.shape[1], generator=torch.Generator().manual_seed(count))
+    return x, [torch.cat([block * (image + 1) for image in range(images)]) for block in blocks], ()
+
+
+def decode(world, x: torch.Tensor, blocks: list[torch.Tensor], details: tuple[()]) -> torch.Tensor:
+    upsampled = [world.model.upsample1(blocks[0]), world.model.upsample2(blocks[1])]
+    return world.model.aggregator.decode(x, upsampled, details)
 
 
 def test_inputs_that_an_engine_was_not_built_for_go_to_torch(world) -> None:
-    component = world.component("guidance_2")
+    component = world.component(DECODER)
     seen = []
 
-    def runner(x):
-        seen.append(len(x))
-        return component.original(x)
+    def runner(maps, *guidance):
+        seen.append(len(maps))
+        return component.original(maps, *guidance)
 
-    with component.mount(runner):
-        for count in (1, component.max_batch, component.max_batch + 1):
-            x = torch.randn(count, *component.inputs[0].shape[1:])
-            projection = world.model.aggregator.decoder_guidance_projection[1]
-            assert torch.equal(projection(world.model.upsample2(x)), component.original(x))
+    for count in (1, component.max_batch, component.max_batch + 1):
+        inputs = decoder_inputs(world, count)
+        expected = decode(world, *inputs)
+        with component.mount(runner):
+            assert torch.allclose(decode(world, *inputs), expected, atol=1e-6)
     assert seen == [1, component.max_batch]
 
 
 def test_the_decoder_is_served_image_by_image(world) -> None:
     component = world.component(DECODER)
-    maps, first, second = component.inputs
-    two = (torch.cat([maps, maps * 0.5]), torch.cat([first, first * 2]), torch.cat([second, second * 3]))
-    expected = world.model.aggregator._decode_maps(*two)
-    with component.mount(component.original):
-        assert torch.allclose(world.model.aggregator._decode_maps(*two), expected, atol=1e-5)
-    assert "_decode_maps" not in vars(world.model.aggregator)
-
-
-def test_a_component_whose_masks_differ_is_taken_out_again(world, graphs) -> None:
-    engine = OnnxEngine(
-        world.torch_engine,
-        [world.component("guidance_1"), world.component(SCENE_ENCODER)],
-        probe_images=world.images,
-        cache=graphs,
-        threads=1,
-        measure=alternating(2.0, 1.0),
-    )
-    plain = engine._masks()
-    answers = iter([plain, [mask + 1 for mask in plain]])
-    engine._masks = lambda: next(answers)
-    engine.warm_up()
-    assert engine.serving == (SCENE_ENCODER,)
-    assert "masks agree with torch on 0.00%" in engine.notes[0]
+    inputs = decoder_inputs(world, 3, images=2)
+    expected = decode(world, *inputs)
+    with component.mount(copy.deepcopy(component.module)):
+        assert torch.allclose(decode(world, *inputs), expected, atol=1e-5)
+    assert "decode" not in vars(world.model.aggregator)
     assert "forward" not in vars(world.model.upsample1)
 
 
 def test_an_export_is_made_once(world, graphs, monkeypatch) -> None:
-    component = world.component("guidance_1")
+    component = world.component(DECODER)
     monkeypatch.setattr("semla_ros.engines.export.export_onnx", None)  # would be called for a new one
     assert exported(component, graphs).is_file()
 
 
 def test_other_weights_are_another_key(world) -> None:
-    component = world.component("patch_embedding")
+    component = world.component(DECODER)
     before = export_key(component, "fp32")
     assert export_key(component, "fp16") != before
-    world.model.clip.visual.conv1.weight.data[0, 0, 0, 0] += 1e-3
-    assert export_key(dataclasses.replace(component), "fp32") != before
+    for module in (world.model.aggregator.head, world.model.upsample1):
+        module.weight.data[0, 0, 0, 0] += 1e-3
+        assert export_key(dataclasses.replace(component), "fp32") != before
+        module.weight.data[0, 0, 0, 0] -= 1e-3
 
 
 def test_what_adapters_change_is_in_no_component(world) -> None:
@@ -209,27 +200,14 @@ def test_what_adapters_change_is_in_no_component(world) -> None:
     assert not adapted & fixed
 
 
-def test_a_component_that_cannot_be_exported_leaves_the_others(world, graphs, monkeypatch) -> None:
-    plain = onnx_engine.exported
-
+def test_a_component_that_cannot_be_exported_leaves_torch_with_the_reason(world, graphs, monkeypatch) -> None:
     def failing(component, cache):
-        if component.name == SCENE_ENCODER:
-            raise EngineError("component 'scene_encoder' cannot be exported to ONNX: no such operator")
-        return plain(component, cache)
+        raise EngineError(f"component '{component.name}' cannot be exported to ONNX: no such operator")
 
     monkeypatch.setattr(onnx_engine, "exported", failing)
-    engine = OnnxEngine(
-        world.torch_engine,
-        world.components,
-        probe_images=world.images,
-        cache=graphs,
-        threads=1,
-        measure=alternating(2.0, 1.0),
-    )
-    engine.warm_up()
-    assert "guidance_1" in engine.serving
-    assert SCENE_ENCODER not in engine.serving
-    assert "no such operator" in engine.notes[0]
+    engine = onnx_engine_for(world, graphs, torch_ms=2.0, engine_ms=1.0)
+    assert list(engine.serving) == []
+    assert engine.notes == ["component 'scene_encoder' cannot be exported to ONNX: no such operator"]
 
 
 def test_a_damaged_graph_is_an_error_with_its_name(tmp_path) -> None:
@@ -244,7 +222,3 @@ def test_providers_follow_the_device() -> None:
     assert choose_providers(torch.device("cpu"), available) == ["CPUExecutionProvider"]
     assert choose_providers(torch.device("cuda"), available)[0] == "TensorrtExecutionProvider"
     assert choose_providers(torch.device("cuda"), available)[-1] == "CPUExecutionProvider"
-
-
-def test_on_a_gpu_only_the_scene_encoder_leaves_the_captured_graph(world) -> None:
-    assert [item.name for item in servable(world.components, torch.device("cuda"))] == [SCENE_ENCODER]

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from semla_ros.engines.tensorrt.build import BuildRequest, Report
+from semla_ros.engines.component_engine import Report
+from semla_ros.engines.tensorrt.builder import BuildRequest
 from semla_ros.errors import EngineError
+
+
+def component_of(request: BuildRequest) -> str:
+    """What a plan is asked for."""
+    return Path(request.destination).name.lstrip(".").split("-")[0]
 
 
 class FakeBuilder:
@@ -22,7 +29,7 @@ class FakeBuilder:
         self.was_stopped = False
 
     def build(self, request: BuildRequest, report: Report) -> None:
-        name = request.destination.name.lstrip(".").split("-")[0]
+        name = component_of(request)
         self.requests.append(request)
         report(0.5, "tactics")
         if self.gate is not None:
@@ -31,7 +38,7 @@ class FakeBuilder:
             raise EngineError("ended")
         if name in self.failing:
             raise EngineError(self.failing[name])
-        request.destination.write_text(name)
+        Path(request.destination).write_text(name)
 
     def stop(self) -> None:
         self.was_stopped = True
@@ -85,15 +92,13 @@ def fake_module(**behaviour):
     """The part of the TensorRT module that is used, with a record of what was called.
 
     Args:
-        behaviour: `version`; `has_strong_typing_flag`; `parses`; `plan` (bytes or None); `takes_timing_cache`;
-            `takes_profile`.
+        behaviour: `version`; `has_strong_typing_flag`; `parses`; `plan` (bytes or None); `takes_profile`.
     """
     settings = {
         "version": "10.3.0",
         "has_strong_typing_flag": True,
         "parses": True,
         "plan": b"plan",
-        "takes_timing_cache": True,
         "takes_profile": True,
         **behaviour,
     }
@@ -103,21 +108,7 @@ def fake_module(**behaviour):
         def set_shape(self, *shapes):
             log.append(("set_shape", *shapes))
 
-    class Timing:
-        def __init__(self, content):
-            self.content = content
-
-        def serialize(self):
-            return self.content + b"+"
-
     class Config:
-        def create_timing_cache(self, content):
-            log.append(("create_timing_cache", content))
-            return Timing(content)
-
-        def set_timing_cache(self, cache, ignore_mismatch):
-            return settings["takes_timing_cache"] or not cache.content
-
         def add_optimization_profile(self, profile):
             log.append(("add_optimization_profile",))
             return 0 if settings["takes_profile"] else -1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from semla_ros.engines.components import FixedComponent
+from semla_ros.engines.component_engine import Runtime
+from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
 from semla_ros.errors import EngineError
 
 
@@ -39,7 +41,7 @@ class StandInRunner:
         self.is_closed = True
 
 
-class StandInRuntime:
+class StandInRuntime(Runtime):
     """A `Runtime`.
 
     Args:
@@ -47,7 +49,7 @@ class StandInRuntime:
         clock: Of the engine under test.
         ways: Runner's name -> its milliseconds, or None where it cannot be made.
         errors: Runner's name -> its relative error.
-        only: Components that it is tried for; empty = all.
+        components: What it is tried for.
     """
 
     def __init__(
@@ -56,15 +58,13 @@ class StandInRuntime:
         clock: VirtualClock,
         ways: dict[str, float | None],
         errors: dict[str, float] | None = None,
-        only: tuple[str, ...] = (),
+        components: tuple[str, ...] = (SCENE_ENCODER, DECODER),
     ) -> None:
-        self.name, self.clock, self.ways, self.errors, self.only = name, clock, ways, errors or {}, only
+        self.name, self.clock, self.ways, self.errors, self.components = name, clock, ways, errors or {}, components
         self.made: list[StandInRunner] = []
 
     def makers(self, component: FixedComponent) -> list[Callable[[], StandInRunner]]:
-        if self.only and component.name not in self.only:
-            return []
-        return [lambda way=way: self._make(component, way) for way in self.ways]  # type: ignore[misc]
+        return [partial(self._make, component, way) for way in self.ways]
 
     def _make(self, component: FixedComponent, way: str) -> StandInRunner:
         ms = self.ways[way]

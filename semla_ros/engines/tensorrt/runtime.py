@@ -1,147 +1,222 @@
-"""TensorRT behind a narrow interface: load a plan and run it."""
+"""Fixed components as TensorRT plans, built in the background while torch serves.
+
+What goes wrong on the way, a build that fails, a plan that cannot be loaded, leaves torch in service with the reason.
+"""
 
 from __future__ import annotations
 
+import logging
+import queue
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from semla_ros.engines.gates import current
-from semla_ros.engines.tensorrt.build import Builder, SubprocessBuilder
-from semla_ros.engines.tensorrt.builder import load_tensorrt
+from semla_ros.engines.cache import EngineCache, EngineKey
+from semla_ros.engines.component_engine import Maker, Report, Runner, Runtime
+from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
+from semla_ros.engines.export import EXPORT_REVISION, exported
+from semla_ros.engines.gates import first_line
+from semla_ros.engines.tensorrt.builder import BuildRequest, Shapes
+from semla_ros.engines.tensorrt.runner import TensorRtToolkit
 from semla_ros.errors import EngineError
 
+logger = logging.getLogger(__name__)
 
-class TensorRtToolkit:
-    """TensorRT on one CUDA device; a `Toolkit`.
+_PRECISION = "fp16"  # inputs and output are fp32
+_OPTIMISED_FOR_MAPS = 16  # class maps that the decoder is tuned for, where it takes so many
 
-    Args:
-        device: Where plans run.
-        trt: The TensorRT module, for tests; None = the installed one.
-        builder: Makes plans; None = in a process of its own.
 
-    Raises:
-        EngineError: TensorRT is not installed or of another version, or the device is no CUDA device.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BuildJob:
+    """A component whose plan is missing.
+
+    Attributes:
+        component: What the plan is for.
+        key: Its place in the cache.
+        graph: The exported component.
     """
 
-    def __init__(self, device: torch.device, *, trt: Any = None, builder: Builder | None = None) -> None:
-        self._trt = trt or load_tensorrt()
-        if device.type != "cuda":
-            raise EngineError(
-                f"engine tensorrt needs a CUDA device, this pipeline runs on '{device}'; use onnx or torch"
-            )
-        self.version = str(self._trt.__version__)
-        self.device_index = torch.cuda.current_device() if device.index is None else device.index
-        self._torch_device = torch.device("cuda", self.device_index)  # with its index, as tensors on it have it
-        major, minor = torch.cuda.get_device_capability(self._torch_device)
-        self.device = f"{torch.cuda.get_device_name(self._torch_device)} sm_{major}{minor}"
-        self.builder: Builder = builder or SubprocessBuilder()
-
-    def load(self, path: Path, input_names: Sequence[str]) -> TensorRtRunner:
-        """See `Toolkit.load`."""
-        return TensorRtRunner(path, input_names, self._torch_device, self._trt)
+    component: FixedComponent
+    key: EngineKey
+    graph: Path
 
 
-class TensorRtRunner:
-    """One plan with its execution context. Runs on torch's current stream, so a CUDA graph can capture it.
+class TensorRtRuntime(Runtime):
+    """Plans of the cache at once, those that are missing or cannot be loaded once they are built; a `Runtime`.
 
     Args:
-        path: The plan.
-        input_names: Names of its input tensors, in the order in which a call gives them; the plan may keep another.
-        device: The CUDA device it was built for.
-        trt: The TensorRT module.
-
-    Raises:
-        EngineError: The plan cannot be loaded here, or has other tensors than fp32 ones of these names and one output.
+        toolkit: Builds and loads plans on one GPU.
+        cache: Where graphs and plans are kept.
+        builds: Build what is missing in the background; False = only what the cache holds serves.
     """
 
-    runtime = "tensorrt"
+    name = "tensorrt"
+    components = (SCENE_ENCODER, DECODER)
 
-    def __init__(self, path: Path, input_names: Sequence[str], device: torch.device, trt: Any) -> None:
-        self._trt, self._device = trt, device
-        with current(device):  # engine and context are bound to the GPU that is current when they are made
-            self._load(path)
-        self._shapes = self._checked_shapes(path, input_names)  # in the order of a call; -1: any size
+    def __init__(self, toolkit: TensorRtToolkit, *, cache: EngineCache, builds: bool = True) -> None:
+        self._toolkit, self._cache, self._builds = toolkit, cache, builds
+        self._jobs: list[BuildJob] = []
+        self._finished: queue.SimpleQueue[tuple[BuildJob, str]] = queue.SimpleQueue()  # with the reason of a failure
+        self._discarded: dict[str, str] = {}  # component -> why its plan is built anew
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
 
-    def _load(self, path: Path) -> None:
-        trt = self._trt
-        self._logger = trt.Logger(trt.Logger.WARNING)
-        self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise EngineError(
-                f"TensorRT {trt.__version__} refuses the plan {path.name}: made by another version or GPU"
-            )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise EngineError(f"TensorRT has no memory to run the plan {path.name}")
+    @property
+    def notes(self) -> Sequence[str]:
+        """Which plans could not be loaded and are built anew, until they are."""
+        return list(self._discarded.values())
 
-    def _checked_shapes(self, path: Path, input_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        trt = self._trt
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        outputs = [name for name in names if name not in inputs]
-        if sorted(inputs) != sorted(input_names):
-            raise EngineError(f"the plan {path.name} has the inputs {sorted(inputs)}, expected {sorted(input_names)}")
-        if len(outputs) != 1:
-            raise EngineError(f"the plan {path.name} has {len(outputs)} outputs, expected 1")
-        for name in names:
-            if (kind := self._engine.get_tensor_dtype(name)) != trt.DataType.FLOAT:
-                raise EngineError(f"the plan {path.name} has '{name}' as {kind}, expected fp32")
-        self._output = outputs[0]
-        return {name: tuple(self._engine.get_tensor_shape(name)) for name in input_names}
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """Run once; fp32 in, fp32 out.
+    def key(self, component: FixedComponent, attempt: int = 1) -> EngineKey:
+        """Cache key of a component's plan.
 
         Args:
-            inputs: On the device, in the order of `input_names`, each of the shape that the plan was built for.
-
-        Raises:
-            EngineError: An input does not fit the plan, the message names it; or the plan cannot be enqueued.
+            component: What the plan is for.
+            attempt: 2 for the plan that replaces one which could not be loaded; nothing replaces that by itself, or
+                every start would build it once more.
         """
-        context = self._context
-        # Kept until all is enqueued; memory that torch frees after that is reused in stream order only.
-        held = [item.contiguous() for item in inputs]
-        if len(held) != len(self._shapes):
-            raise EngineError(f"the plan takes {len(self._shapes)} inputs, got {len(held)}")
-        for name, item in zip(self._shapes, held, strict=True):
-            self._check_input(name, item)
-            if not context.set_input_shape(name, tuple(item.shape)):
-                raise EngineError(f"TensorRT refuses shape {tuple(item.shape)} for '{name}'")
-            self._set_address(name, item)
-        shape = tuple(context.get_tensor_shape(self._output))
-        if any(size < 0 for size in shape):
-            raise EngineError(f"TensorRT cannot tell the shape of '{self._output}' from those of the inputs")
-        output = torch.empty(shape, dtype=torch.float32, device=self._device)
-        self._set_address(self._output, output)
-        with current(self._device):
-            is_enqueued = context.execute_async_v3(self._stream())
-        if not is_enqueued:
-            raise EngineError("TensorRT could not enqueue the plan")
-        return output
+        return EngineKey(
+            component=component.name,
+            model_digest=component.digest,
+            runtime=self.name,
+            runtime_version=self._toolkit.version,
+            device=self._toolkit.device,
+            precision=_PRECISION,
+            shapes=component.shapes(),
+            export_revision=str(EXPORT_REVISION),
+            attempt=attempt,
+        )
 
-    def _check_input(self, name: str, item: Tensor) -> None:
-        """The runtime is given an address only, and would read whatever lies there."""
-        expected, given = self._shapes[name], tuple(item.shape)
-        fits = len(given) == len(expected) and all(b in (-1, a) for a, b in zip(given, expected, strict=True))
-        if not fits:
-            raise EngineError(f"input '{name}' has shape {given}, the plan was built for {expected}")
-        if item.dtype != torch.float32 or item.device != self._device:
-            raise EngineError(
-                f"input '{name}' is {item.dtype} on '{item.device}', the plan takes fp32 on '{self._device}'"
-            )
+    def makers(self, component: FixedComponent) -> Sequence[Maker]:
+        """See `Runtime.makers`."""
+        return [partial(self._from_cache, component)]
 
-    def _set_address(self, name: str, item: Tensor) -> None:
-        if not self._context.set_tensor_address(name, item.data_ptr()):
-            raise EngineError(f"TensorRT refuses the memory of '{name}'")
+    def is_built(self, component: FixedComponent) -> bool:
+        """See `Runtime.is_built`."""
+        return self._find(component)[1] is not None
+
+    def build(self, component: FixedComponent, report: Report) -> None:
+        """Build the plan now unless there is one that can be loaded, see `Runtime.build`."""
+        _, path = self._find(component)
+        if path is not None:
+            try:
+                self._toolkit.load(path, component.input_names).close()
+                return
+            except Exception as error:  # whatever it was, a new plan is the remedy
+                logger.info("engine tensorrt: %s: its plan is built anew (%s)", component.name, first_line(error))
+        report(0.0, "export")
+        self._run(self._job(component, attempt=1), report)
+        self._cache.remove(self.key(component, attempt=2))
+
+    def start(self) -> None:
+        """See `Runtime.start`."""
+        if self._jobs:
+            self._thread = threading.Thread(target=self._build_all, name="semla-engine-build", daemon=True)
+            self._thread.start()
+
+    def wait_until_built(self, timeout_s: float) -> bool:
+        """Wait for the background builds; whether they ended. `arrivals` tells what came out of them."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return self._thread is None or not self._thread.is_alive()
+
+    def arrivals(self) -> Sequence[tuple[FixedComponent, Maker]]:
+        """See `Runtime.arrivals`."""
+        arrived: list[tuple[FixedComponent, Maker]] = []
+        while not self._finished.empty():
+            job, failure = self._finished.get()
+            self._discarded.pop(job.component.name, None)
+            arrived.append((job.component, partial(self._built, job, failure)))
+        return arrived
 
     def close(self) -> None:
-        """Release context, engine and runtime, in the order that they depend on each other."""
-        self._context = self._engine = self._runtime = None
+        """End the build in progress and build nothing more."""
+        self._is_closed = True
+        self._toolkit.builder.stop()
+        self.wait_until_built(10.0)
 
-    def _stream(self) -> int:
-        return int(torch.cuda.current_stream(self._device).cuda_stream) if self._device.type == "cuda" else 0
+    def _find(self, component: FixedComponent) -> tuple[EngineKey, Path | None]:
+        second = self.key(component, attempt=2)
+        if (path := self._cache.find(second)) is not None:
+            return second, path
+        first = self.key(component)
+        return first, self._cache.find(first)
+
+    def _from_cache(self, component: FixedComponent) -> Runner | None:
+        key, path = self._find(component)
+        if path is None:
+            if not self._builds:
+                raise EngineError(f"{component.name}: no plan; 'semla engine build' makes it")
+            self._jobs.append(self._job(component, attempt=1))
+            return None
+        try:
+            return self._toolkit.load(path, component.input_names)
+        except Exception as error:  # the runtime has no error family of its own
+            # Other versions have other keys, so this is another driver, or there was no memory: a new one replaces it.
+            reason = first_line(error)
+        if not self._builds or key.attempt > 1:
+            raise EngineError(
+                f"{component.name}: its plan cannot be loaded ({reason}); 'semla engine build' makes another"
+            )
+        self._jobs.append(self._job(component, attempt=2))
+        self._cache.remove(key)
+        self._discarded[component.name] = f"{component.name}: its plan cannot be loaded and is built anew ({reason})"
+        logger.warning("engine tensorrt: %s", self._discarded[component.name])
+        return None
+
+    def _built(self, job: BuildJob, failure: str) -> Runner:
+        """A plan that the background build has finished."""
+        name, path = job.component.name, self._cache.find(job.key)
+        if failure or path is None:
+            raise EngineError(f"the build of {name}: {failure or 'its plan is gone'}")
+        try:
+            return self._toolkit.load(path, job.component.input_names)
+        except Exception as error:  # as above
+            rest = "; not built again until 'semla engine build' is run" if job.key.attempt > 1 else ""
+            raise EngineError(f"{name}: its new plan cannot be loaded ({first_line(error)}){rest}") from error
+
+    def _job(self, component: FixedComponent, attempt: int) -> BuildJob:
+        """Export a component, which must not be mounted, for a build."""
+        graph = exported(component, self._cache, _PRECISION)
+        return BuildJob(component=component, key=self.key(component, attempt), graph=graph)
+
+    def _build_all(self) -> None:
+        for number, job in enumerate(self._jobs, start=1):
+            start = self.state = f"building {job.component.name} ({number} of {len(self._jobs)})"
+
+            def report(share: float, phase: str, start: str = start) -> None:
+                self.state = f"{start}: {share:.0%} {phase}".rstrip()
+
+            failure = ""
+            try:
+                self._run(job, report)
+            except Exception as error:  # a builder can fail in any way, and torch goes on
+                failure = first_line(error)
+            if self._is_closed:
+                break
+            self._finished.put((job, failure))
+        self.state = ""
+
+    def _run(self, job: BuildJob, report: Report) -> None:
+        """Build into the cache."""
+
+        def write(path: Path) -> None:
+            request = BuildRequest(
+                graph=str(job.graph),
+                destination=str(path),
+                profiles=profiles_of(job.component),
+                device_index=self._toolkit.device_index,
+            )
+            self._toolkit.builder.build(request, report)
+            if not path.is_file() or not path.stat().st_size:
+                raise EngineError("the builder reported success but wrote no plan")
+
+        self._cache.store(job.key, write)
+
+
+def profiles_of(component: FixedComponent) -> dict[str, Shapes]:
+    """Smallest, usual and largest shape of the input whose leading axis varies."""
+    rest = tuple(component.inputs[0].shape[1:])
+    usual = min(_OPTIMISED_FOR_MAPS, component.max_batch) if component.name == DECODER else 1
+    return {component.input_names[0]: ((1, *rest), (usual, *rest), (component.max_batch, *rest))}
