@@ -109,7 +109,8 @@ class _Subject:
 
         from semla_ros.config import InferenceConfig
         from semla_ros.engines.components import fixed_components
-        from semla_ros.engines.torch_engine import TorchEngine, street_scenes
+        from semla_ros.engines.probe_images import probe_images
+        from semla_ros.engines.torch_engine import TorchEngine
         from semla_ros.resources import find_model
         from semla_ros.segmentation.checkpoint import load_model
 
@@ -123,7 +124,7 @@ class _Subject:
         tokens = loaded.tokenizer.tokenize(loaded.class_names or PROBE_CLASSES, loaded.template)
         with torch.inference_mode():
             self.torch_engine.set_text(loaded.model.encode_text(tokens.to(self.device)))
-        self.scenes: list[ImageArray] = street_scenes(loaded.model)
+        self.scenes: list[ImageArray] = probe_images(*loaded.model.config.working_resolution)
         self.components: list[FixedComponent] = fixed_components(loaded.model, encoder, probe_scenes=self.scenes)
 
     def _encoder(self, arguments: argparse.Namespace, model: Path) -> Any:

@@ -13,7 +13,8 @@ from semla_ros.engines.base import Engine
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import ComponentEngine, Runtime
 from semla_ros.engines.components import FixedComponent, fixed_components
-from semla_ros.engines.torch_engine import TorchEngine, has_bf16, street_scenes
+from semla_ros.engines.probe_images import probe_images
+from semla_ros.engines.torch_engine import TorchEngine, has_bf16
 from semla_ros.errors import EngineError
 from semla_ros.segmentation.model import CatSeg
 
@@ -53,7 +54,7 @@ def choose_engine(
     is_alone = config.engine == "torch" or (config.engine == "auto" and not cache.entries())
     if is_alone and not is_bf16_welcome:
         return torch_engine
-    scenes = street_scenes(model)
+    scenes = probe_images(*model.config.working_resolution)
     components = fixed_components(model, encoder, probe_scenes=scenes)
     runtimes = find_runtimes(
         "torch" if is_alone else config.engine,

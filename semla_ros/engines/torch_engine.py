@@ -21,6 +21,7 @@ from semla_ros.engines.base import EngineOutput, check_image
 from semla_ros.engines.cuda_graph import GraphedForward
 from semla_ros.engines.gates import AGREEMENT, agreement, first_line
 from semla_ros.engines.mask_from_maps import mask_from_maps
+from semla_ros.engines.probe_images import probe_images
 from semla_ros.errors import EngineError
 from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
@@ -116,7 +117,7 @@ class TorchEngine:
     Args:
         model: In evaluation mode.
         config: Device, inference mode, precision, threads, compilation.
-        probe_images: What lower precision is checked on, uint8 RGB; None = a few rendered street scenes.
+        probe_images: What lower precision is checked on, uint8 RGB; None = those of the module of that name.
 
     Attributes:
         name: "torch".
@@ -284,7 +285,8 @@ class TorchEngine:
             self._refuse(f"{wanted} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
 
     def _probe_set(self) -> Sequence[ImageArray]:
-        return self._probe_images if self._probe_images is not None else street_scenes(self._model)
+        given = self._probe_images
+        return probe_images(*self._model.config.working_resolution) if given is None else given
 
     def _probe(self, images: Sequence[ImageArray]) -> tuple[list[MaskArray], float]:
         """Masks of the probe set, and the shortest forward pass in milliseconds."""
@@ -335,15 +337,3 @@ def _fast_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "fp16"
     return "bf16" if has_bf16() else "fp32"
-
-
-def street_scenes(model: CatSeg) -> list[ImageArray]:
-    """Probe images at the model's resolution: day, night, fog and rain."""
-    from semla_ros.lab.world import SOURCE_CITIES, Conditions, render
-
-    height, width = model.config.working_resolution
-    weathers = (Conditions(), Conditions(night=0.9), Conditions(fog=0.8), Conditions(rain=0.8))
-    return [
-        render(city=SOURCE_CITIES[0], seed=seed, conditions=weather, width=width, height=height).image
-        for seed, weather in enumerate(weathers)
-    ]
