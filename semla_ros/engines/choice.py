@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,12 +12,13 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.component_engine import ComponentEngine, Runtime
-from semla_ros.engines.components import FixedComponent, fixed_components
-from semla_ros.engines.probe_images import probe_images
 from semla_ros.engines.torch_engine import TorchEngine, has_bf16
 from semla_ros.errors import EngineError
 from semla_ros.segmentation.model import CatSeg
+
+if TYPE_CHECKING:
+    from semla_ros.engines.component_engine import Runtime
+    from semla_ros.engines.components import FixedComponent
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,11 @@ def choose_engine(
     is_alone = config.engine == "torch" or (config.engine == "auto" and not cache.entries())
     if is_alone and not is_bf16_welcome:
         return torch_engine
+    # What most robots do not use is imported where it is.
+    from semla_ros.engines.component_engine import ComponentEngine
+    from semla_ros.engines.components import fixed_components
+    from semla_ros.engines.probe_images import probe_images
+
     scenes = probe_images(*model.config.working_resolution)
     components = fixed_components(model, encoder, probe_scenes=scenes)
     runtimes = find_runtimes(

@@ -6,13 +6,16 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semla_ros.engines.components import FixedComponent, Forward
 from semla_ros.results import MaskArray
+
+if TYPE_CHECKING:
+    from semla_ros.engines.components import FixedComponent, Forward
 
 COSINE = 0.999  # smallest cosine similarity of each probe's output with torch's
 DEVIATION = 0.05  # largest RMS difference from torch, as a share of the standard deviation of torch's output

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -18,16 +19,17 @@ from torch import Tensor
 
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import EngineOutput, check_image
-from semla_ros.engines.cuda_graph import GraphedForward
 from semla_ros.engines.gates import AGREEMENT, agreement, first_line
 from semla_ros.engines.mask_from_maps import mask_from_maps
-from semla_ros.engines.probe_images import probe_images
 from semla_ros.errors import EngineError
 from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
 from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from semla_ros.engines.cuda_graph import GraphedForward
 
 logger = logging.getLogger(__name__)
 
@@ -252,6 +254,8 @@ class TorchEngine:
         forward: Forward = self._autocast_forward
         if self.device.type == "cuda":
             if self._graph is None:
+                from semla_ros.engines.cuda_graph import GraphedForward
+
                 self._graph = GraphedForward(self._autocast_forward, _GRAPHS_KEPT)
             forward = self._graph
         has_fixed_shapes = self._graph is not None or self._compiled is not None
@@ -285,8 +289,11 @@ class TorchEngine:
             self._refuse(f"{wanted} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
 
     def _probe_set(self) -> Sequence[ImageArray]:
-        given = self._probe_images
-        return probe_images(*self._model.config.working_resolution) if given is None else given
+        if self._probe_images is not None:
+            return self._probe_images
+        from semla_ros.engines.probe_images import probe_images
+
+        return probe_images(*self._model.config.working_resolution)
 
     def _probe(self, images: Sequence[ImageArray]) -> tuple[list[MaskArray], float]:
         """Masks of the probe set, and the shortest forward pass in milliseconds."""
