@@ -168,9 +168,9 @@ def _build(arguments: argparse.Namespace, cache: EngineCache) -> int:
         for maker, component in itertools.product(runtimes, subject.components):
             if component.name not in maker.components:
                 continue
-            start = f"{maker.name}: {component.name}"
+            status.update(f"{maker.name}: {component.name}")
             try:
-                maker.build(component, lambda share, phase, start=start: status.update(f"{start} {share:.0%} {phase}"))  # type: ignore[misc]
+                maker.build(component)
             except SemlaError as error:
                 failed[component.name] = f"{component.name}: {error}"
         status.update("compare with torch")

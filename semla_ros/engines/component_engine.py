@@ -10,7 +10,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -26,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 _FEWEST_RUNS, _MOST_RUNS, _ENOUGH_MS = 3, 15, 1000.0  # of whole frames, until the shortest is trusted
 _NOISE_RATIO = 1.05  # a whole frame may not take longer than this times torch's
-
-Report = Callable[[float, str], None]  # share done 0..1, what is being done
 
 
 class Runner(Protocol):
@@ -57,7 +54,7 @@ class Runtime:
     Attributes:
         name: "onnx", "openvino", "tensorrt" or "torch".
         components: Names of those that are worth a try.
-        state: What is being built and how far it is, for people; empty where nothing is.
+        state: What is being built, for people; empty where nothing is.
     """
 
     name: str
@@ -77,7 +74,7 @@ class Runtime:
         """Whether its makers find what they need on disk."""
         return True
 
-    def build(self, component: FixedComponent, report: Report) -> None:
+    def build(self, component: FixedComponent) -> None:
         """Put on disk what its makers need, unless that is there.
 
         Raises:
@@ -93,21 +90,6 @@ class Runtime:
 
     def close(self) -> None:
         """End what goes on beside the frames."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Serving:
-    """A component that another runtime serves.
-
-    Attributes:
-        runner: Who serves it.
-        verdict: What the gates said of the runner.
-        mounted: Closing it gives the component back to torch.
-    """
-
-    runner: Runner
-    verdict: Verdict
-    mounted: ExitStack
 
 
 class ComponentEngine:
@@ -139,7 +121,7 @@ class ComponentEngine:
         self._probe_images = list(probe_images)
         self._measure = measure
         self._own_notes: list[str] = []
-        self._serving: dict[str, Serving] = {}
+        self._serving: dict[str, tuple[Verdict, ExitStack]] = {}  # closing it gives the component back to torch
         self._is_settled = False
 
     @property
@@ -156,7 +138,7 @@ class ComponentEngine:
     @property
     def serving(self) -> dict[str, Verdict]:
         """Components that another runtime serves, and what the gates said of it."""
-        return {name: item.verdict for name, item in sorted(self._serving.items())}
+        return {name: self._serving[name][0] for name in sorted(self._serving)}
 
     @property
     def notes(self) -> list[str]:
@@ -248,7 +230,10 @@ class ComponentEngine:
         takes_part_in_masks = component.name == DECODER
         expected = self._masks() if takes_part_in_masks else []
         before_ms = self._frame_ms() if takes_part_in_masks else 0.0
-        self._serving[component.name] = Serving(runner=runner, verdict=verdict, mounted=component.mount(runner))
+        stack = ExitStack()
+        stack.callback(runner.close)
+        stack.enter_context(component.mount(runner))
+        self._serving[component.name] = verdict, stack
         if not takes_part_in_masks:
             return
         self._torch.forget_graph()
@@ -269,9 +254,7 @@ class ComponentEngine:
         return ""
 
     def _give_back_to_torch(self, name: str) -> None:
-        item = self._serving.pop(name)
-        item.mounted.close()
-        item.runner.close()
+        self._serving.pop(name)[1].close()
         self._torch.forget_graph()
 
     def _refuse(self, reason: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,10 +57,9 @@ class FixedComponent:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over architecture, weights and buffers, as hex; read once, as they are fixed."""
-        state = self.module.state_dict()
-        constants = {name: item for name, item in self.module.named_buffers() if name not in state}
+        values: dict[str, Any] = dict([*self.module.named_parameters(), *self.module.named_buffers()])
         total = hashlib.sha256(architecture(self.module).encode())
-        for name, tensor in sorted((state | constants).items()):
+        for name, tensor in sorted(values.items()):
             total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             total.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
         return total.hexdigest()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from semla_ros.engines.cache import EngineCache, EngineKey
-from semla_ros.engines.component_engine import Report, Runtime
+from semla_ros.engines.component_engine import Runtime
 from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.gates import first_line
 from semla_ros.engines.torch_engine import choose_threads
@@ -87,9 +87,8 @@ class GraphRuntime(Runtime):
         """See `Runtime.is_built`."""
         return self._cache.find(export_key(component, "fp32")) is not None
 
-    def build(self, component: FixedComponent, report: Report) -> None:
+    def build(self, component: FixedComponent) -> None:
         """See `Runtime.build`."""
-        report(0.0, "export")
         exported(component, self._cache)
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,30 +30,28 @@ def request_(tmp_path) -> BuildRequest:
     return BuildRequest(graph=str(graph), destination=str(tmp_path / "out.plan"), profiles=SHAPES)
 
 
-def test_a_plan_is_strongly_typed_and_its_progress_is_that_of_the_outermost_phase(request_) -> None:
+def test_a_plan_is_strongly_typed_for_the_range_of_shapes(request_) -> None:
     trt = fake_module()
-    told = []
-    build_plan(request_, lambda share, phase: told.append((share, phase)), trt)
+    build_plan(request_, trt)
     assert Path(request_.destination).read_bytes() == b"plan"
     assert ("create_network", 1 << 1) in trt.log
     assert ("parse", b"graph") in trt.log
     assert ("set_shape", "maps", *SHAPES["maps"]) in trt.log
-    assert told == [(0.25, "build"), (0.5, "build"), (0.75, "build"), (1.0, "build")]
 
 
 def test_a_version_without_the_flag_is_strongly_typed_by_itself(request_) -> None:
     trt = fake_module(version="11.1.0", has_strong_typing_flag=False)
-    build_plan(request_, lambda share, phase: None, trt)
+    build_plan(request_, trt)
     assert ("create_network", 0) in trt.log
 
 
 def test_a_graph_or_build_that_fails_says_why(request_) -> None:
     with pytest.raises(EngineError, match="operator Foo is not known"):
-        build_plan(request_, lambda share, phase: None, fake_module(parses=False))
+        build_plan(request_, fake_module(parses=False))
     with pytest.raises(EngineError, match="built no plan"):
-        build_plan(request_, lambda share, phase: None, fake_module(plan=None))
+        build_plan(request_, fake_module(plan=None))
     with pytest.raises(EngineError, match="refuses the range of shapes"):
-        build_plan(request_, lambda share, phase: None, fake_module(takes_profile=False))
+        build_plan(request_, fake_module(takes_profile=False))
     assert not Path(request_.destination).exists()
 
 
@@ -77,35 +76,43 @@ def python(code: str) -> SubprocessBuilder:
     return SubprocessBuilder((sys.executable, "-c", code))
 
 
-def test_a_builder_process_tells_progress_and_writes_the_plan(request_) -> None:
-    told = []
+def test_a_builder_process_writes_the_plan_that_is_asked_for(request_) -> None:
     code = (
         "import json, sys\n"
         "request = json.loads(sys.argv[1])\n"
         "print('a library says hello')\n"
-        "print(json.dumps({'progress': 0.5, 'phase': 'tactics'}), flush=True)\n"
         "open(request['destination'], 'w').write('plan')\n"
     )
-    python(code).build(request_, lambda share, phase: told.append((share, phase)))
-    assert told == [(0.5, "tactics")]
+    python(code).build(request_)
     assert Path(request_.destination).read_text() == "plan"
 
 
 def test_a_builder_process_that_dies_is_an_error_with_its_last_line(request_) -> None:
     with pytest.raises(EngineError, match=r"status 3 \(out of memory\)"):
-        python("import sys; sys.stderr.write('out of memory\\n'); sys.exit(3)").build(request_, lambda *_: None)
+        python("import sys; sys.stderr.write('out of memory\\n'); sys.exit(3)").build(request_)
     with pytest.raises(EngineError, match="status -11"):
-        python("import os; os.kill(os.getpid(), 11)").build(request_, lambda *_: None)
+        python("import os; os.kill(os.getpid(), 11)").build(request_)
 
 
-def test_a_builder_process_can_be_ended(request_) -> None:
-    builder = python("print('{\"progress\": 0.1}', flush=True); import time; time.sleep(60)")
+def stop_once_it_runs(builder: SubprocessBuilder, started: Path) -> threading.Thread:
+    """Stop a builder whose program makes a file."""
 
-    def report(share: float, phase: str) -> None:
+    def stop() -> None:
+        while not started.exists():
+            time.sleep(0.01)
         builder.stop()
 
+    thread = threading.Thread(target=stop)
+    thread.start()
+    return thread
+
+
+def test_a_builder_process_can_be_ended(request_, tmp_path) -> None:
+    builder = python(f"open({str(tmp_path / 'started')!r}, 'w'); import time; time.sleep(60)")
+    stopping = stop_once_it_runs(builder, tmp_path / "started")
     with pytest.raises(EngineError, match="status -15"):
-        builder.build(request_, report)
+        builder.build(request_)
+    stopping.join()
 
 
 def test_a_stop_that_comes_while_the_process_is_starting_is_not_missed(request_, monkeypatch) -> None:
@@ -120,7 +127,7 @@ def test_a_stop_that_comes_while_the_process_is_starting_is_not_missed(request_,
 
     monkeypatch.setattr(subprocess, "Popen", slow_start)
     with pytest.raises(EngineError, match="status -15"):
-        builder.build(request_, lambda *_: None)
+        builder.build(request_)
     stops[0].join()
 
 
@@ -128,36 +135,43 @@ def test_a_builder_that_was_stopped_starts_nothing_more(request_, tmp_path) -> N
     builder = python(f"open({str(tmp_path / 'started')!r}, 'w')")
     builder.stop()
     with pytest.raises(EngineError, match="was stopped"):
-        builder.build(request_, lambda *_: None)
+        builder.build(request_)
     assert not (tmp_path / "started").exists()
 
 
-def test_a_builder_process_that_does_not_end_when_asked_is_killed(request_) -> None:
+def test_a_builder_process_that_does_not_end_when_asked_is_killed(request_, tmp_path) -> None:
     code = (
         "import signal, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "print('{\"progress\": 0.1}', flush=True)\n"
+        f"open({str(tmp_path / 'started')!r}, 'w')\n"
         "time.sleep(10)\n"
     )
     builder = SubprocessBuilder((sys.executable, "-c", code), grace_s=0.2)
+    stopping = stop_once_it_runs(builder, tmp_path / "started")
     with pytest.raises(EngineError, match="status -9"):
-        builder.build(request_, lambda *_: builder.stop())
+        builder.build(request_)
+    stopping.join()
 
 
 def test_a_builder_that_cannot_be_started_is_an_error(request_) -> None:
     with pytest.raises(EngineError, match="cannot be started"):
-        SubprocessBuilder(("/no/such/program",)).build(request_, lambda *_: None)
+        SubprocessBuilder(("/no/such/program",)).build(request_)
 
 
-def test_a_report_that_fails_leaves_no_process_behind(request_) -> None:
-    builder, processes = python("print('{\"progress\": 0.1}', flush=True); import time; time.sleep(10)"), []
+def test_an_interrupt_leaves_no_process_behind(request_, monkeypatch) -> None:
+    builder, processes = python("import time; time.sleep(10)"), []
 
-    def failing(share: float, phase: str) -> None:
-        processes.append(builder._process)
-        raise KeyboardInterrupt
+    def interrupted(process) -> int:
+        if not processes:
+            processes.append(process)
+            raise KeyboardInterrupt
+        return plain(process)
 
+    plain = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    builder._command[-1] = "import os, time; os.close(1); os.close(2); time.sleep(10)"  # its output ends, it goes on
     with pytest.raises(KeyboardInterrupt):
-        builder.build(request_, failing)
+        builder.build(request_)
     assert processes[0].poll() == -9
 
 
@@ -167,18 +181,18 @@ def test_the_input_of_a_builder_process_stays_open_while_it_builds(request_) -> 
         "has_ended = bool(select.select([sys.stdin], [], [], 0.3)[0])\n"
         "sys.exit(7 if has_ended else 0)\n"
     )
-    python(code).build(request_, lambda *_: None)
+    python(code).build(request_)
 
 
 def start_worker(request: BuildRequest, build_plan: str) -> subprocess.Popen:
     """The real builder process with a stand-in for TensorRT and for what selects a GPU."""
     code = (
-        "import json, sys, time\n"
+        "import sys, time\n"
         "import semla_ros.engines.tensorrt.builder as worker\n"
         "selected = []\n"
         "worker.load_tensorrt = lambda: 'tensorrt'\n"
         "worker.make_current = selected.append\n"
-        f"def build_plan(request, report, trt):\n    {build_plan}\n"
+        f"def build_plan(request, trt):\n    {build_plan}\n"
         "worker.build_plan = build_plan\n"
         "sys.exit(worker.main())\n"
     )
@@ -189,7 +203,7 @@ def start_worker(request: BuildRequest, build_plan: str) -> subprocess.Popen:
 
 def test_a_builder_process_whose_parent_has_died_ends(request_) -> None:
     """Closing its input is what the death of the parent does."""
-    with start_worker(request_, "report(0.1, 'tactics'); time.sleep(20)") as process:
+    with start_worker(request_, "print('tactics', flush=True); time.sleep(20)") as process:
         assert "tactics" in process.stdout.readline()
         assert process.poll() is None
         process.stdin.close()
@@ -198,17 +212,15 @@ def test_a_builder_process_whose_parent_has_died_ends(request_) -> None:
 
 def test_a_builder_process_selects_the_gpu_of_the_request_before_it_builds(request_) -> None:
     request = dataclasses.replace(request_, device_index=1)
-    with start_worker(request, "report(0.1, f'{trt} on {selected} for {request.profiles}')") as process:
-        assert json.loads(process.stdout.readline())["phase"] == (
-            "tensorrt on [1] for {'maps': [[1, 4], [8, 4], [16, 4]]}"
-        )
+    with start_worker(request, "print(f'{trt} on {selected} for {request.profiles}')") as process:
+        assert process.stdout.readline() == "tensorrt on [1] for {'maps': [[1, 4], [8, 4], [16, 4]]}\n"
         assert process.wait(10) == 0
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
 def test_the_real_builder_process_says_what_is_missing(request_) -> None:
     with pytest.raises(EngineError, match=r"needs TensorRT 10\.3 to 11"):
-        SubprocessBuilder().build(request_, lambda *_: None)
+        SubprocessBuilder().build(request_)
 
 
 class FakePlan:

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import torch
 
-from semla_ros.engines.component_engine import Report
 from semla_ros.engines.tensorrt.builder import BuildRequest
 from semla_ros.errors import EngineError
 
@@ -28,10 +27,9 @@ class FakeBuilder:
         self.gate: threading.Event | None = None
         self.was_stopped = False
 
-    def build(self, request: BuildRequest, report: Report) -> None:
+    def build(self, request: BuildRequest) -> None:
         name = component_of(request)
         self.requests.append(request)
-        report(0.5, "tactics")
         if self.gate is not None:
             assert self.gate.wait(20)
         if self.was_stopped:
@@ -128,13 +126,6 @@ def fake_module(**behaviour):
             return Profile()
 
         def build_serialized_network(self, network, config):
-            monitor = config.progress_monitor
-            monitor.phase_start("build", None, 4)
-            monitor.phase_start("inner", "build", 100)
-            assert monitor.step_complete("inner", 50)
-            for step in range(4):
-                assert monitor.step_complete("build", step)
-            monitor.phase_finish("build")
             return settings["plan"]
 
     class Parser:
@@ -156,10 +147,6 @@ def fake_module(**behaviour):
         def __init__(self, severity):
             pass
 
-    class ProgressMonitor:
-        def __init__(self):
-            pass
-
     flags = SimpleNamespace(STRONGLY_TYPED=1) if settings["has_strong_typing_flag"] else SimpleNamespace()
     return SimpleNamespace(
         __version__=settings["version"],
@@ -167,6 +154,5 @@ def fake_module(**behaviour):
         Logger=Logger,
         Builder=Builder,
         OnnxParser=Parser,
-        IProgressMonitor=ProgressMonitor,
         log=log,
     )

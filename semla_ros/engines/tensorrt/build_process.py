@@ -8,10 +8,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Any
 
-from semla_ros.engines.component_engine import Report
-from semla_ros.engines.tensorrt.builder import BuildRequest
+from semla_ros.engines.tensorrt.builder import FAILED, BuildRequest
 from semla_ros.errors import EngineError
 
 
@@ -22,8 +20,8 @@ class SubprocessBuilder:
     graph that is being captured: in its own process it can fail, or be ended, without the node.
 
     Args:
-        command: The program; it is given a request in JSON and writes one JSON object per line. It has to end when its
-            input does, as that of a parent that dies.
+        command: The program; it is given a request in JSON, and its last line tells why it failed. It has to end when
+            its input does, as that of a parent that dies.
         grace_s: From asking the program to end until it is killed.
     """
 
@@ -39,7 +37,7 @@ class SubprocessBuilder:
         self._process: subprocess.Popen[str] | None = None
         self._is_stopped = False
 
-    def build(self, request: BuildRequest, report: Report) -> None:
+    def build(self, request: BuildRequest) -> None:
         """Write the plan that is asked for.
 
         Raises:
@@ -48,15 +46,20 @@ class SubprocessBuilder:
         process = self._start(request)
         with process:
             try:
-                failure, last_line = _follow(process, report)
+                assert process.stdout is not None
+                last_line = "it said nothing"
+                for line in process.stdout:  # its input stays open meanwhile
+                    last_line = line.strip() or last_line
                 status = process.wait()
             except BaseException:
                 process.kill()
                 raise
             finally:
                 self._process = None
-        if failure or status:
-            raise EngineError(failure or f"the builder ended with status {status} ({last_line or 'it said nothing'})")
+        if status:
+            raise EngineError(
+                last_line if status == FAILED else f"the builder ended with status {status} ({last_line})"
+            )
 
     def stop(self) -> None:
         """End the build in progress, from another thread; builds that are asked for later are refused.
@@ -84,26 +87,3 @@ class SubprocessBuilder:
             except OSError as error:
                 raise EngineError(f"the builder cannot be started ({error})") from None
             return self._process
-
-
-def _follow(process: subprocess.Popen[str], report: Report) -> tuple[str, str]:
-    """Pass progress on until the program ends; the failure that it tells, and the last line that is no message."""
-    assert process.stdout is not None
-    failure = last_line = ""
-    for line in process.stdout:
-        message = _message(line)
-        if "progress" in message:
-            report(float(message["progress"]), str(message.get("phase", "")))
-        failure = str(message.get("error", failure))
-        if not message:
-            last_line = line.strip() or last_line
-    return failure, last_line
-
-
-def _message(line: str) -> dict[str, Any]:
-    """One line of the builder; what is not a JSON object is something a library printed."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}

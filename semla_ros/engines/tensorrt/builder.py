@@ -1,7 +1,7 @@
 """Builds one TensorRT plan: the program behind `SubprocessBuilder`.
 
-Its argument is a `BuildRequest` in JSON; it writes progress, and an error if there is one, as one JSON object per line.
-It ends when its input ends: then the process that asked is gone, and nobody waits for the plan.
+Its argument is a `BuildRequest` in JSON; its last line tells why there is no plan, where there is none. It ends when
+its input ends: then the process that asked is gone, and nobody waits for the plan.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from semla_ros.engines.gates import first_line, make_current
 from semla_ros.errors import EngineError
 
-_ORPHANED = 3  # exit status
+FAILED, ORPHANED = 1, 3  # exit statuses: there is no plan and the last line tells why; nobody waits for it
 OLDEST, TOO_NEW = (10, 3), (12, 0)  # strong typing from the graph, one interface for both major versions
 
 Shapes = Sequence[Sequence[int]]
@@ -69,12 +69,11 @@ def check_version(version: str) -> None:
         raise EngineError(f"engine tensorrt needs TensorRT 10.3 to 11, found {version}; choose engine torch or onnx")
 
 
-def build_plan(request: BuildRequest, report: Callable[[float, str], None], trt: Any) -> None:
+def build_plan(request: BuildRequest, trt: Any) -> None:
     """Build a strongly typed plan from an ONNX graph.
 
     Args:
         request: What to build.
-        report: Gets the share done and the phase.
         trt: The TensorRT module.
 
     Raises:
@@ -95,36 +94,10 @@ def build_plan(request: BuildRequest, report: Callable[[float, str], None], trt:
         profile.set_shape(name, *map(tuple, shapes))
     if config.add_optimization_profile(profile) < 0:
         raise EngineError(f"TensorRT refuses the range of shapes {request.profiles}")
-    monitor = _progress_monitor(trt, report)
-    config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise EngineError("TensorRT built no plan; out of memory or an operator without implementation on this GPU")
     Path(request.destination).write_bytes(memoryview(plan))
-
-
-def _progress_monitor(trt: Any, report: Callable[[float, str], None]) -> Any:
-    """Share of the outermost phase that is done."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._outermost: dict[str, int] = {}  # phase -> steps; TensorRT calls from several threads
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None:
-                self._outermost[phase_name] = max(1, num_steps)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            steps = self._outermost.get(phase_name)
-            if steps is not None:
-                report(min(1.0, (step + 1) / steps), phase_name)
-            return True  # go on
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._outermost.pop(phase_name, None)
-
-    return Monitor()
 
 
 def end_with_input(descriptor: int) -> None:
@@ -133,26 +106,22 @@ def end_with_input(descriptor: int) -> None:
     def watch() -> None:
         while os.read(descriptor, 4096):
             pass
-        os._exit(_ORPHANED)
+        os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="semla-orphan-watch", daemon=True).start()
 
 
 def main() -> int:
-    """Build what the argument asks for; exit status 1 where that fails."""
-
-    def tell(**values: object) -> None:
-        print(json.dumps(values), flush=True)
-
+    """Build what the argument asks for; exit status 1 where that fails, with the reason in the last line."""
     try:
         end_with_input(sys.stdin.fileno())
         request = BuildRequest(**json.loads(sys.argv[1]))
         trt = load_tensorrt()
         make_current(request.device_index)  # a plan is made for the GPU that is current when the builder is
-        build_plan(request, lambda share, phase: tell(progress=share, phase=phase), trt)
+        build_plan(request, trt)
     except Exception as error:
-        tell(error=str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {first_line(error)}")
-        return 1
+        print(error if isinstance(error, EngineError) else f"{type(error).__name__}: {first_line(error)}", flush=True)
+        return FAILED
     return 0
 
 

@@ -9,12 +9,12 @@ import logging
 import queue
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from semla_ros.engines.cache import EngineCache, EngineKey
-from semla_ros.engines.component_engine import Maker, Report, Runner, Runtime
+from semla_ros.engines.component_engine import Maker, Runner, Runtime
 from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
 from semla_ros.engines.export import EXPORT_REVISION, exported
 from semla_ros.engines.gates import first_line
@@ -28,15 +28,8 @@ _PRECISION = "fp16"  # inputs and output are fp32
 _OPTIMISED_FOR_MAPS = 16  # class maps that the decoder is tuned for, where it takes so many
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BuildJob:
-    """A component whose plan is missing.
-
-    Attributes:
-        component: What the plan is for.
-        key: Its place in the cache.
-        graph: The exported component.
-    """
+class BuildJob(NamedTuple):
+    """A component whose plan is missing, the plan's place in the cache, and the exported component."""
 
     component: FixedComponent
     key: EngineKey
@@ -96,7 +89,7 @@ class TensorRtRuntime(Runtime):
         """See `Runtime.is_built`."""
         return self._find(component)[1] is not None
 
-    def build(self, component: FixedComponent, report: Report) -> None:
+    def build(self, component: FixedComponent) -> None:
         """Build the plan now unless there is one that can be loaded, see `Runtime.build`."""
         _, path = self._find(component)
         if path is not None:
@@ -105,8 +98,7 @@ class TensorRtRuntime(Runtime):
                 return
             except Exception as error:  # whatever it was, a new plan is the remedy
                 logger.info("engine tensorrt: %s: its plan is built anew (%s)", component.name, first_line(error))
-        report(0.0, "export")
-        self._run(self._job(component, attempt=1), report)
+        self._run(self._job(component, attempt=1))
         self._cache.remove(self.key(component, attempt=2))
 
     def start(self) -> None:
@@ -179,18 +171,14 @@ class TensorRtRuntime(Runtime):
     def _job(self, component: FixedComponent, attempt: int) -> BuildJob:
         """Export a component, which must not be mounted, for a build."""
         graph = exported(component, self._cache, _PRECISION)
-        return BuildJob(component=component, key=self.key(component, attempt), graph=graph)
+        return BuildJob(component, self.key(component, attempt), graph)
 
     def _build_all(self) -> None:
         for number, job in enumerate(self._jobs, start=1):
-            start = self.state = f"building {job.component.name} ({number} of {len(self._jobs)})"
-
-            def report(share: float, phase: str, start: str = start) -> None:
-                self.state = f"{start}: {share:.0%} {phase}".rstrip()
-
+            self.state = f"building {job.component.name} ({number} of {len(self._jobs)})"
             failure = ""
             try:
-                self._run(job, report)
+                self._run(job)
             except Exception as error:  # a builder can fail in any way, and torch goes on
                 failure = first_line(error)
             if self._is_closed:
@@ -198,7 +186,7 @@ class TensorRtRuntime(Runtime):
             self._finished.put((job, failure))
         self.state = ""
 
-    def _run(self, job: BuildJob, report: Report) -> None:
+    def _run(self, job: BuildJob) -> None:
         """Build into the cache."""
 
         def write(path: Path) -> None:
@@ -208,7 +196,7 @@ class TensorRtRuntime(Runtime):
                 profiles=profiles_of(job.component),
                 device_index=self._toolkit.device_index,
             )
-            self._toolkit.builder.build(request, report)
+            self._toolkit.builder.build(request)
             if not path.is_file() or not path.stat().st_size:
                 raise EngineError("the builder reported success but wrote no plan")
 
