@@ -3,12 +3,16 @@
 torchvision's only wheel on the package index is built for CUDA. Beside a CPU build of torch its library of compiled
 operators cannot be loaded, and `import torchvision` stops where it describes the output shape of two of them. open_clip
 and peft (through transformers) use only torchvision's image transforms, which need no operator, so telling torch the
-two operators' schemas is enough. Where the real ones load, this module does nothing. Import both through it everywhere.
+two operators' schemas is enough. Where the real ones load, this module does nothing. Import both through it everywhere,
+and in functions: they bring timm, torchvision and transformers, a second and 150 MB.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -40,6 +44,29 @@ def import_open_clip() -> ModuleType:
     """The open_clip package."""
     make_torchvision_importable()
     return importlib.import_module("open_clip")
+
+
+def import_open_clip_file(name: str) -> ModuleType:
+    """One module of open_clip that needs no other, without the package around it.
+
+    Args:
+        name: "tokenizer", "zero_shot_metadata".
+    """
+    package = importlib.util.find_spec("open_clip")  # finds the package, does not run it
+    if f"open_clip.{name}" not in sys.modules and package is not None and package.origin is not None:
+        spec = importlib.util.spec_from_file_location(
+            f"open_clip_{name}_alone", Path(package.origin).with_name(f"{name}.py")
+        )
+        if spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except (ImportError, OSError):
+                pass  # this release's file needs its neighbours
+            else:
+                return module
+    import_open_clip()
+    return importlib.import_module(f"open_clip.{name}")
 
 
 def import_peft() -> ModuleType:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from semla_ros.errors import VocabularyError
-from semla_ros.torchvision_compat import import_open_clip
+from semla_ros.torchvision_compat import import_open_clip_file
 
 SINGLE_TEMPLATE = "A photo of a {} in the scene"
 TEMPLATE_SETS = ("single", "select", "imagenet")  # 1, 8 and 80 templates
@@ -24,7 +24,8 @@ _KNOWN_WORDS_SHOWN = 80
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    return import_open_clip().tokenizer.SimpleTokenizer()
+    module = import_open_clip_file("tokenizer")
+    return getattr(module, "_tokenizer", None) or module.SimpleTokenizer()  # it has made one, of 11 MiB, for itself
 
 
 @functools.lru_cache(maxsize=8)
@@ -40,7 +41,7 @@ def templates(name: str) -> tuple[str, ...]:
     if name == "single":
         return (SINGLE_TEMPLATE,)
     if name in ("select", "imagenet"):
-        published = import_open_clip()
+        published = import_open_clip_file("zero_shot_metadata")
         if name == "imagenet":
             return tuple(make("{}") for make in published.OPENAI_IMAGENET_TEMPLATES)
         return (*(make("{}") for make in published.SIMPLE_IMAGENET_TEMPLATES), SINGLE_TEMPLATE)

@@ -1,8 +1,14 @@
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
 import pytest
 import torch
 
 from semla_ros.errors import VocabularyError
 from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary, templates
+from semla_ros.torchvision_compat import import_open_clip, import_open_clip_file
 
 WORDS = ("road", "traffic sign", "person, pedestrian")
 
@@ -61,3 +67,35 @@ def test_template_sets_have_the_published_sizes() -> None:
     assert templates(SINGLE_TEMPLATE) == templates("single")
     with pytest.raises(VocabularyError, match="where the class name goes"):
         templates("a photo")
+
+
+AWKWARD = (
+    "", "  ", "a", "I'll they've we'd it's", "traffic-light/3 (left), 50km/h!", "Straße, façade", "x" * 500,
+    "行人 道路 交通标志", "пешеход и дорога", "مشاة", "e\u0301te\u0301", "&amp;amp; &lt;b&gt; &#39;x&#39;", "schÃ¶n â€œx",
+    "🚗🚦👩\u200d👧", "<start_of_text> road <end_of_text>", "tab\tnew\nline\u3000wide", "١٢٣ ⅷ ²", "\u200bzero\u200d",
+)  # fmt: skip
+
+
+def test_the_tokenizer_read_alone_gives_the_tokens_of_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_clip = import_open_clip()
+    monkeypatch.delitem(sys.modules, "open_clip.tokenizer")
+    alone = import_open_clip_file("tokenizer")
+    assert alone.__name__ != "open_clip.tokenizer"
+    ours, theirs = alone.SimpleTokenizer(), open_clip.SimpleTokenizer()
+    sets = [make for name in ("single", "select", "imagenet") for make in templates(name)]
+    names = open_clip.IMAGENET_CLASSNAMES
+    texts = [sets[index % len(sets)].format(name) for index, name in enumerate([*names, *names, *AWKWARD * 5])]
+    assert len(texts) > 2000
+    assert [ours.encode(text) for text in texts] == [theirs.encode(text) for text in texts]
+    assert templates("imagenet") == tuple(make("{}") for make in open_clip.OPENAI_IMAGENET_TEMPLATES)
+
+
+def test_a_file_of_open_clip_that_needs_its_neighbours_is_imported_with_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import_open_clip()
+    (tmp_path / "tokenizer.py").write_text("from .constants import OPENAI_DATASET_MEAN\n")
+    package = ModuleSpec("open_clip", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.delitem(sys.modules, "open_clip.tokenizer")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    assert import_open_clip_file("tokenizer").__name__ == "open_clip.tokenizer"
