@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
@@ -14,7 +15,7 @@ from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.choice import choose_engine
-from semla_ros.engines.torch_engine import choose_device
+from semla_ros.engines.torch_engine import choose_device, choose_threads
 from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.manifest import LibraryManifest, read_manifest
@@ -66,6 +67,8 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         SemlaError: A file is missing, damaged or does not fit the others.
     """
     device = choose_device(config.inference.device)
+    if device.type == "cpu":  # before the weights: thousands of small steps, which several threads make slower
+        torch.set_num_threads(choose_threads(config.inference.threads))
     path = find_model(config.model, config.model_dir)
     library_folder = Path(config.library).expanduser() if config.library else shipped_library(config.model)
     if library is None and not library_folder.is_dir():

@@ -20,11 +20,14 @@ from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.library.fetching import PUBLISHED
 from semla_ros.library.safetensors_header import HeaderError, read_header
 from semla_ros.resources import share_folder
-from semla_ros.segmentation.checkpoint import file_sha256
+from semla_ros.segmentation.checkpoint import Unfilled, file_sha256, is_finite
+from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower
 from semla_ros.torchvision_compat import import_open_clip
 
 ENCODER_FILE = "scene_encoder.safetensors"  # in a model folder
 _CONFIG_KEY = "open_clip_vision_cfg"  # marks our own files
+_CLIP_SETTINGS = ("image_size", "layers", "patch_size", "pool_type", "width")  # those in which OpenAI's models differ
+_AS_OPENAI = {"head_width": HEAD_DIM, "mlp_ratio": 4.0, "norm_kwargs": {"eps": 1e-5}}
 _OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _HF_FILES = ("model.safetensors", "clip_vision.safetensors")
 _HF_START = "vision_model."
@@ -47,6 +50,30 @@ class EncoderSource:
     sha256: str
     tower: nn.Module
     preprocessing: ScenePreprocessing
+
+
+class _PackedAttention(nn.MultiheadAttention):
+    """Self-attention with query, key and value in one product."""
+
+    def forward(self, x: Tensor, *, is_causal: bool = False) -> Tensor:  # type: ignore[override]
+        """Mix tokens of shape (B, N, width)."""
+        assert not is_causal
+        mixed: Tensor = super().forward(x, x, x, need_weights=False)[0]
+        return mixed
+
+
+class SceneTower(VisualTower):
+    """CLIP's image tower with open_clip's names and, bit for bit, its results.
+
+    What fuses adapters needs query, key and value apart; this one is never adapted. That it rounds as the tower does
+    which the centroids of published libraries were made with, keeps recorded drives reproducible.
+    """
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        width = config.visual_width
+        for block in self.transformer.resblocks:
+            block.attn = _PackedAttention(width, width // HEAD_DIM, batch_first=True)
 
 
 def find_encoder(source: str | Path, model_dir: str | Path = "") -> EncoderSource:
@@ -143,12 +170,17 @@ def _build_own(
 def _build_tower(
     dim: int, vision: Mapping[str, Any], quick_gelu: bool, tensors: Mapping[str, Tensor], where: str
 ) -> nn.Module:
-    """An open_clip image tower with weights; every tensor must fit."""
-    open_clip = import_open_clip()
-    try:
-        tower: nn.Module = open_clip.model._build_vision_tower(dim, dict(vision), quick_gelu)
-    except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"scene encoder {where}: open_clip refuses the vision settings: {error}") from None
+    """An image tower with weights; every tensor must fit."""
+    config = _clip_config(dim, vision) if quick_gelu else None
+    tower: nn.Module
+    if config is not None:
+        with Unfilled():
+            tower = SceneTower(config)
+    else:
+        try:
+            tower = import_open_clip().model._build_vision_tower(dim, dict(vision), quick_gelu)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(f"scene encoder {where}: open_clip refuses the vision settings: {error}") from None
     expected = {name: tensor.shape for name, tensor in tower.state_dict().items()}
     if missing := sorted(set(expected) - set(tensors)):
         raise CheckpointError(f"scene encoder {where}: '{missing[0]}' and {len(missing) - 1} more tensors are missing")
@@ -159,10 +191,34 @@ def _build_tower(
             raise CheckpointError(
                 f"scene encoder {where}: '{name}' has shape {tuple(tensors[name].shape)}, expected {tuple(shape)}"
             )
-        if not bool(torch.isfinite(tensors[name]).all()):
+        if not is_finite(tensors[name]):
             raise CheckpointError(f"scene encoder {where}: '{name}' has values that are not finite; fetch it again")
-    tower.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    # Copied, so that nothing refers to the file any more.
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    tower.load_state_dict(weights, assign=True)
     return tower
+
+
+def _clip_config(dim: int, vision: Mapping[str, Any]) -> ClipConfig | None:
+    """OpenAI's architecture in open_clip's vision settings; None where they describe another one."""
+    others = {key: value for key, value in vision.items() if key not in _CLIP_SETTINGS}
+    if any(_AS_OPENAI.get(key) != value for key, value in others.items()):
+        return None
+    try:
+        (height, width), patch = _pair(vision["image_size"]), int(vision.get("patch_size", ClipConfig.patch))
+        grid = (height // patch, width // patch)
+        config = ClipConfig(
+            patch=patch,
+            visual_width=vision.get("width", ClipConfig.visual_width),
+            visual_layers=vision.get("layers", ClipConfig.visual_layers),
+            native_grid=grid,
+            working_grid=grid,
+            embed_dim=dim,
+            pool=vision.get("pool_type", ClipConfig.pool),
+        )
+    except (ConfigError, TypeError, ValueError):  # such as the four numbers of layers of a ResNet
+        return None
+    return config if config.working_resolution == (height, width) else None
 
 
 def _read_published(name: str, tag: str, model_dir: str | Path) -> EncoderSource:

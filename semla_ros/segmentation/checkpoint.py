@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from semla_ros.errors import CheckpointError, SemlaError
-from semla_ros.segmentation.aggregation_layers import WindowBlock
 from semla_ros.segmentation.clip import from_open_clip
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary
@@ -68,6 +68,28 @@ class LoadedModel:
         return file_sha256(self.path)
 
 
+class Unfilled(TorchFunctionMode):
+    """Modules built under it do not draw the random values that the weights of a file replace.
+
+    Not `torch.device("meta")`: there, torch computes by its reference code in Python, which imports torch._dynamo and
+    sympy, for 0.8 s and 100 MB.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Answer one call of torch."""
+        del types
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return (kwargs or {})["tensor"]
+        return (torch.empty if function is torch.randn else function)(*args, **(kwargs or {}))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every value is finite: so is their sum then, and it takes a fifth of the time of `isfinite`."""
+    return math.isfinite(tensor.sum(dtype=torch.float64))
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
@@ -99,7 +121,7 @@ def load_model(
     try:
         tensors = normalise_names(tensors)
         config = derive_config({name: tuple(item.shape) for name, item in tensors.items()}, header, settings)
-        with torch.device("meta"):
+        with Unfilled():
             model = CatSeg(config)
         _check_whole(model, tensors)
         _check_finite(tensors)
@@ -107,8 +129,7 @@ def load_model(
         raise CheckpointError(f"{file}: {error}") from None
     state = {name: item.to(device, torch.float32, copy=True) for name, item in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
-    _derive_buffers(model, device)
-    model.eval().requires_grad_(False)
+    model.to(device).eval().requires_grad_(False)
     rows = header.get("token_rows")
     return LoadedModel(
         model=model,
@@ -419,12 +440,5 @@ def _listed(names: Sequence[str]) -> str:
 
 def _check_finite(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise CheckpointError(f"'{name}' holds values that are not finite; the file is damaged")
-
-
-def _derive_buffers(model: CatSeg, device: str | torch.device) -> None:
-    """Compute the attention masks that the file did not hold."""
-    for module in model.modules():
-        if isinstance(module, WindowBlock) and module.attn_mask is not None and module.attn_mask.is_meta:
-            module.attn_mask = module.make_attn_mask().to(device)

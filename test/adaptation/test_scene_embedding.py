@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder, save_scene_encoder
+from semla_ros.adaptation.scene_encoder_files import SceneTower
 from semla_ros.adaptation.scene_image import CLIP_MEAN, CLIP_STD, ScenePreprocessing
 from semla_ros.errors import CheckpointError, ConfigError, ImageError
-from semla_ros.segmentation.clip import ClipConfig, VisualTower, to_open_clip
+from semla_ros.segmentation.clip import ClipConfig, QuickGelu, VisualTower, to_open_clip
 from semla_ros.torchvision_compat import import_open_clip
 
 DIM = 12
@@ -178,10 +179,47 @@ def test_an_open_clip_model_is_found_by_name_and_needs_no_text_tower(published: 
     assert encoder.id == "ViT-B-32/openai"
     assert encoder.dim == 512
     assert encoder.preprocessing == ScenePreprocessing(height=224, width=224)
-    assert type(encoder.tower.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
+    assert isinstance(encoder.tower.transformer.resblocks[0].mlp.gelu, QuickGelu)
     by_path = SceneEncoder.load(f"ViT-B-32:{published / 'open_clip_model.safetensors'}")
     assert by_path.id == "ViT-B-32/openai"
     np.testing.assert_array_equal(encoder.embed(picture()), by_path.embed(picture()))
+
+
+@pytest.mark.parametrize(
+    ("dim", "vision", "size"),
+    [
+        (128, {"image_size": (96, 128), "width": 128, "layers": 4, "head_width": 64, "pool_type": "avg"}, (96, 128)),
+        (32, {"image_size": 64, "patch_size": 32, "width": 192, "layers": 2, "mlp_ratio": 4.0}, (64, 64)),
+        (768, {"image_size": 224, "patch_size": 14, "width": 1024, "layers": 3}, (224, 224)),  # a slice of ViT-L/14
+    ],
+)
+def test_openais_architecture_is_computed_to_the_bit_as_open_clip_does(
+    tmp_path: Path, dim: int, vision: dict[str, object], size: tuple[int, int]
+) -> None:
+    torch.manual_seed(5)
+    theirs = import_open_clip().model._build_vision_tower(dim, vision, True).half().float().eval().requires_grad_(False)
+    path = tmp_path / "encoder.safetensors"
+    save_scene_encoder(theirs.state_dict(), tiny_settings(embed_dim=dim, open_clip_vision_cfg=vision), path)
+    encoder = SceneEncoder.load(path)
+    assert isinstance(encoder.tower, SceneTower)
+    images = torch.randn(3, 3, *size)
+    with torch.inference_mode():
+        assert torch.equal(encoder.tower(images), theirs(images))
+        assert torch.equal(encoder.tower(images[:1]), theirs(images[:1]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"head_width": 32}, {"mlp_ratio": 2.0}, {"norm_kwargs": {"eps": 1e-6}}, {"image_size": 50}, {"layers": 1}],
+)
+def test_another_architecture_is_left_to_open_clip(tmp_path: Path, change: dict[str, object]) -> None:
+    vision = {"image_size": 48, "patch_size": 16, "width": 64, "layers": 2, **change}
+    tower = import_open_clip().model._build_vision_tower(DIM, dict(vision), True)
+    path = tmp_path / "encoder.safetensors"
+    save_scene_encoder(tower.state_dict(), tiny_settings(open_clip_vision_cfg=vision, resize="shortest_crop"), path)
+    encoder = SceneEncoder.load(path)
+    assert type(encoder.tower).__module__.startswith("open_clip")
+    assert encoder.embed(picture()).shape == (DIM,)
 
 
 def test_weights_of_others_have_the_plain_activation(published: Path) -> None:
