@@ -11,15 +11,26 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.lab.world.classes import CLASS_NAMES, PALETTE
 from semla_ros.results import ImageArray, MaskArray
 
-_KNOWN = {name: tuple(int(value) for value in colour) for name, colour in zip(CLASS_NAMES, PALETTE, strict=True)} | {
+# The customary classes and colours (RGB) of street scenes, in their customary order.
+STREET_COLOURS: dict[str, tuple[int, int, int]] = {
+    "road": (128, 64, 128),
+    "sidewalk": (244, 35, 232),
+    "building": (70, 70, 70),
     "wall": (102, 102, 156),
     "fence": (190, 153, 153),
+    "pole": (153, 153, 153),
     "traffic light": (250, 170, 30),
+    "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35),
+    "terrain": (152, 251, 152),
+    "sky": (70, 130, 180),
+    "person": (220, 20, 60),
     "rider": (255, 0, 0),
+    "car": (0, 0, 142),
     "truck": (0, 0, 70),
+    "bus": (0, 60, 100),
     "train": (0, 80, 100),
     "motorcycle": (0, 0, 230),
     "bicycle": (119, 11, 32),
@@ -28,9 +39,9 @@ _KNOWN = {name: tuple(int(value) for value in colour) for name, colour in zip(CL
 
 def colour_of(name: str) -> tuple[int, int, int]:
     """RGB of a class: the customary one of street scenes, else one that depends on nothing but the name."""
-    known = _KNOWN.get(name.strip().lower())
+    known = STREET_COLOURS.get(name.strip().lower())
     if known is not None:
-        return known  # type: ignore[return-value]
+        return known
     digest = hashlib.sha256(name.encode()).digest()
     hue, saturation, value = digest[0] / 256, 0.5 + digest[1] / 512, 0.6 + digest[2] / 640
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -60,13 +71,13 @@ def labels_json(names: Sequence[str], version: int) -> str:
     )
 
 
-def overlay(image: ImageArray, mask: MaskArray, palette: NDArray[np.uint8], alpha: float) -> ImageArray:
+def overlay(image: ImageArray, mask: MaskArray, palette: NDArray[np.uint8], alpha: float = 0.5) -> ImageArray:
     """Lay the class colours over an image; pixels without a class stay as they are.
 
     Args:
-        image: RGB, shape (H, W, 3).
-        mask: Class ids, shape (H, W).
-        palette: RGB, shape (T, 3).
+        image: RGB, shape (H, W, 3), uint8.
+        mask: Class index per pixel, shape (H, W).
+        palette: RGB per class, shape (T, 3), see `palette_of`.
         alpha: Opacity of the colours, 0..1.
 
     Returns:

@@ -28,8 +28,7 @@ from rich.table import Table
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import ConfigError, ImageError, SemlaError
-from semla_ros.lab.report.pictures import overlay
-from semla_ros.labels import palette_of
+from semla_ros.labels import STREET_COLOURS, overlay, palette_of
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import BASE_MODEL, AdapterMix, Frame, ImageArray, Segmentation
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
@@ -37,21 +36,6 @@ from semla_ros.segmentation.text_prompts import Vocabulary
 from semla_ros.timing import Stopwatch
 
 SIZES = {"catseg-b": CatSegConfig.catseg_b, "catseg-l": CatSegConfig.catseg_l}
-STREET_CLASSES = (  # the vocabulary of the common street data sets
-    *(
-        "road",
-        "sidewalk",
-        "building",
-        "wall",
-        "fence",
-        "pole",
-        "traffic light",
-        "traffic sign",
-        "vegetation",
-        "terrain",
-    ),
-    *("sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
-)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,7 +150,7 @@ def _random_segmenter(arguments: argparse.Namespace) -> tuple[Sequence[str], Seg
     """A model of a published size with random weights."""
     if arguments.model not in SIZES:
         raise ConfigError(f"--random-weights builds {' or '.join(SIZES)}, got --model {arguments.model}")
-    class_names = tuple(arguments.classes) or STREET_CLASSES
+    class_names = tuple(arguments.classes or STREET_COLOURS)
     tokens = Vocabulary().tokenize(class_names)
     torch.manual_seed(0)
     model = CatSeg(SIZES[arguments.model]()).eval().requires_grad_(False)

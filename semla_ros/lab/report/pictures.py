@@ -1,4 +1,4 @@
-"""Masks as pictures: colours, overlays, panels with text, bars of an adapter mix, tiles."""
+"""Masks as pictures: colours, panels with text, bars of an adapter mix, tiles."""
 
 from __future__ import annotations
 
@@ -66,24 +66,6 @@ def colourise(mask: MaskArray, palette: NDArray[np.uint8]) -> ImageArray:
     table = np.vstack([palette, np.zeros((1, 3), np.uint8)])
     painted: ImageArray = table[np.minimum(mask.astype(np.intp), len(palette))]
     return painted
-
-
-def overlay(image: ImageArray, mask: MaskArray, palette: NDArray[np.uint8], alpha: float = 0.5) -> ImageArray:
-    """Lay the colours of a mask over its image.
-
-    Args:
-        image: RGB, shape (H, W, 3), uint8.
-        mask: Class index per pixel, shape (H, W).
-        palette: RGB colour per class, shape (K, 3), uint8.
-        alpha: Weight of the colours, 0..1; unlabelled pixels show the image as it is.
-
-    Returns:
-        RGB image, shape (H, W, 3), uint8.
-    """
-    blended: ImageArray = cv2.addWeighted(colourise(mask, palette), alpha, image, 1.0 - alpha, 0.0)
-    unlabelled = mask >= len(palette)
-    blended[unlabelled] = image[unlabelled]
-    return blended
 
 
 @functools.lru_cache(maxsize=32)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from semla_ros.labels import palette_of
+
 CLASS_NAMES: tuple[str, ...] = (
     "road",
     "sidewalk",
@@ -21,19 +23,4 @@ CLASS_NAMES: tuple[str, ...] = (
 
 ROAD, SIDEWALK, BUILDING, VEGETATION, TERRAIN, SKY, POLE, SIGN, PERSON, CAR, BUS = range(11)
 
-PALETTE: NDArray[np.uint8] = np.array(
-    [
-        (128, 64, 128),
-        (244, 35, 232),
-        (70, 70, 70),
-        (107, 142, 35),
-        (152, 251, 152),
-        (70, 130, 180),
-        (153, 153, 153),
-        (220, 220, 0),
-        (220, 20, 60),
-        (0, 0, 142),
-        (0, 60, 100),
-    ],
-    np.uint8,
-)  # (11, 3) RGB, index = class; the customary street-scene colours
+PALETTE: NDArray[np.uint8] = palette_of(CLASS_NAMES)  # (11, 3) RGB, index = class

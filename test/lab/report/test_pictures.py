@@ -9,7 +9,6 @@ from semla_ros.lab.report.pictures import (
     domain_colour,
     draw_legend,
     draw_mix,
-    overlay,
     resize,
     tile,
 )
@@ -24,13 +23,6 @@ def test_every_class_gets_its_colour_and_unlabelled_is_black() -> None:
 
 def test_sixteen_bit_masks_are_painted_too() -> None:
     assert (colourise(np.array([[1, 65535]], np.uint16), PALETTE)[0, 0] == PALETTE[1]).all()
-
-
-def test_overlay_mixes_by_alpha_and_leaves_unlabelled_pixels_alone() -> None:
-    image = np.full((1, 2, 3), 100, np.uint8)
-    picture = overlay(image, np.array([[1, 255]], np.uint8), PALETTE, alpha=0.5)
-    np.testing.assert_allclose(picture[0, 0], [150, 100, 75], atol=1)
-    np.testing.assert_array_equal(picture[0, 1], [100, 100, 100])
 
 
 def test_an_unknown_domain_keeps_its_own_colour() -> None:
