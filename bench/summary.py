@@ -138,6 +138,8 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
         console.print(rows)
     for size, figures in (look_up(summary, "engines.by_size") or {}).items():
         console.print(_scene_encoder_line(size, figures))
+    if "start" in summary:
+        console.print(_start_line(summary["start"]))
     for sentence in look_up(summary, "soak.failures") or ():
         console.print(f"[red]soak: {sentence}[/red]")
     for size, figures in (look_up(summary, "memory.by_size") or {}).items():
@@ -153,6 +155,18 @@ def _scene_encoder_line(size: str, figures: Mapping[str, Any]) -> str:
     for row, item in (figures.get("retrieval") or {}).items():
         if isinstance(item, Mapping):
             line += f"; weights in {row} change by at most {item['largest_weight_change']:.4f}"
+    return line
+
+
+def _start_line(figures: Mapping[str, Any]) -> str:
+    """Process start to first mask, and how another checkout compares."""
+    parts = ", ".join(f"{part} {ms / 1e3:.2f}" for part, ms in figures["parts_ms"].items())
+    line = f"start: first mask of {figures['model']} after {figures['start']['median_ms'] / 1e3:.2f} s ({parts}), "
+    line += f"{figures['resident_mib']:.0f} MiB resident"
+    if other := figures.get("against"):
+        parts = ", ".join(f"{part} {ms / 1e3:.2f}" for part, ms in other["parts_ms"].items())
+        line += f"; of {other['folder']} after {other['start']['median_ms'] / 1e3:.2f} s ({parts}): "
+        line += f"{figures['speedup']:.2f} x faster, {figures['resident_saved_mib']:.0f} MiB less"
     return line
 
 

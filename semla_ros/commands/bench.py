@@ -1,14 +1,15 @@
-"""Measure fusion, frames, stalls, retrieval, memory, node and transport, each against a peer or a floor in one run.
+"""Measure fusion, frames, stalls, retrieval, memory, start, node and transport, against peers or floors in one run.
 
     semla bench                              # all, at the sizes that each is usually measured at; tens of minutes
     semla bench fusion stall --size tiny     # some of them, at one size
     semla bench frame --size b               # the published loop runs one B-size image: a minute or more on 2 cores
+    semla bench start --against ../old       # process start to first mask, and of another checkout, in turns
     semla bench engines                      # not part of "all": what engines serve, in each runtime that is installed
     semla bench soak --frames 10000          # not part of "all": endurance of the node, a quarter of an hour
 
-Models have random weights, except in engines, node, soak and stall at tiny size, which run the embedded default: no
-weights need to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks, and prints
-a table with the goals. Run it on a machine that does nothing else; the load before the run is in the table.
+Models have random weights, except in engines, node, soak, start and stall at tiny size, which run the embedded
+default: no weights need to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks,
+and prints a table with the goals. Run it on a machine that does nothing else; the load before the run is in the table.
 
 Exit status: 0 whether or not a goal is met, except for the soak: 1 where the node did not hold.
 """
@@ -28,7 +29,7 @@ from rich.console import Console
 from semla_ros.errors import ConfigError
 from semla_ros.resources import share_folder
 
-NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "node", "transport")
+NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "start", "node", "transport")
 NOT_IN_ALL = ("engines", "soak")
 _KNOWN = ", ".join((*NAMES, *NOT_IN_ALL))
 USUAL_SIZES = {
@@ -37,6 +38,7 @@ USUAL_SIZES = {
     "stall": ("tiny",),
     "retrieval": ("tiny",),
     "memory": ("tiny", "b"),
+    "start": ("tiny",),
     "node": ("tiny",),
     "transport": ("tiny",),
     "engines": ("tiny", "b"),
@@ -52,13 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seconds", type=float, default=20.0, help="of frames in stall, node and transport; default: %(default)g"
     )
     parser.add_argument(
-        "--repeats", type=int, default=5, help="timed runs in fusion, frame, engines; default: %(default)s"
+        "--repeats", type=int, default=5, help="timed runs in fusion, frame, engines, start; default: %(default)s"
     )
     parser.add_argument("--compiled", action="store_true", help="in frame, also torch.compile; a minute or more")
     parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
     parser.add_argument("--frames", type=int, default=10000, help="images in soak; default: %(default)s")
-    parser.add_argument("--model", default="semla-tiny", help="for node and soak; default: %(default)s")
-    parser.add_argument("--library", default="", metavar="DIR", help="for node and soak; default: the model's own")
+    parser.add_argument("--model", default="semla-tiny", help="for start, node and soak; default: %(default)s")
+    parser.add_argument("--library", default="", metavar="DIR", help="for the same; default: the model's own")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="in start, another checkout to compare with")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print summary.json instead of tables")
 
@@ -121,6 +124,8 @@ def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callabl
         return lambda: measure(size, counts=(*counts, arguments.adapters))
     if name == "node":
         return lambda: measure(arguments.model, arguments.library, seconds=arguments.seconds)
+    if name == "start":
+        return lambda: measure(arguments.model, arguments.library, repeats=arguments.repeats, against=arguments.against)
     if name == "soak":
         return lambda: measure(arguments.frames, arguments.model, arguments.library)
     return lambda: measure(size)

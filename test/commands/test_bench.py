@@ -75,6 +75,20 @@ def test_retrieval_and_memory_are_measured_in_processes_of_their_own(tmp_path: P
     assert set(figures["by_adapters"]) == {"10", "30"}
 
 
+def test_the_start_is_measured_in_its_parts_and_against_another_checkout(tmp_path: Path) -> None:
+    figures = measured("start", tmp_path, "--repeats", "1", "--against", str(ROOT))
+    for row in (figures, figures["against"]):
+        assert set(row["parts_ms"]) == {"imports", "load", "warm_up", "first_mask"}
+        assert sum(row["parts_ms"].values()) == pytest.approx(row["start"]["median_ms"])
+        assert row["resident_mib"] > 100
+    assert figures["speedup"] == pytest.approx(figures["against"]["start"]["median_ms"] / figures["start"]["median_ms"])
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "start", "--against", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "holds no semla_ros" in capsys.readouterr().err
+
+
 def test_the_node_is_compared_with_the_pipeline_alone(
     tmp_path: Path, tiny_model_folder: Path, tiny_library_folder: Path
 ) -> None:
