@@ -17,12 +17,16 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from semla_ros.lab.demo.run import DemoOutcome, run_demo
+from semla_ros.errors import ConfigError
 from semla_ros.lab.demo.settings import DemoSettings, parse_size
+
+if TYPE_CHECKING:
+    from semla_ros.lab.demo.run import DemoOutcome
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; returns 0, or 1 where a promise was not kept."""
+    from semla_ros.lab.demo.run import run_demo
+
     width, height = parse_size(arguments.size)
     settings = DemoSettings(
         out=arguments.out,
@@ -74,8 +80,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _rate(words: str) -> float:
-    from semla_ros.errors import ConfigError
-
     if words == "auto":
         return 0.0
     try:

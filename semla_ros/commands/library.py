@@ -25,9 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import ConfigError, LibraryError
-from semla_ros.lab.training.library_index import index_adapter
 from semla_ros.library.adapter_files import Signature
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.importing import add_adapter, check_library, import_library
@@ -149,6 +147,9 @@ def _add(arguments: argparse.Namespace) -> int:
 
 
 def _index(arguments: argparse.Namespace) -> int:
+    from semla_ros.adaptation.scene_embedding import SceneEncoder
+    from semla_ros.lab.training.library_index import index_adapter
+
     if arguments.batch_size < 1:
         raise ConfigError(f"--batch-size must be at least 1, got {arguments.batch_size}")
     if not arguments.library.is_dir():

@@ -20,22 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
 
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import ConfigError, ImageError, SemlaError
 from semla_ros.labels import STREET_COLOURS, overlay, palette_of
-from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import BASE_MODEL, AdapterMix, Frame, ImageArray, Segmentation
-from semla_ros.segmentation.model import CatSeg, CatSegConfig
-from semla_ros.segmentation.text_prompts import Vocabulary
 from semla_ros.timing import Stopwatch
 
-SIZES = {"catseg-b": CatSegConfig.catseg_b, "catseg-l": CatSegConfig.catseg_l}
+SIZES = ("catseg-b", "catseg-l")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,6 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Segment the images; 0, or 2 through SemlaError on bad input, before anything is written."""
     images = [(path, read_image(path)) for path in arguments.images]
+    import torch
+
     watch = Stopwatch()
     with watch.stage("load"):
         class_names, segment = _random_segmenter(arguments) if arguments.random_weights else _adaptive(arguments)
@@ -126,6 +123,8 @@ def peak_memory_mib() -> float:
 
 def _adaptive(arguments: argparse.Namespace) -> tuple[Sequence[str], Segment]:
     """A pipeline for which each image is a scene of its own."""
+    from semla_ros.pipeline import PerceptionPipeline
+
     config = SemlaConfig(
         model=arguments.model,
         model_dir=arguments.model_dir,
@@ -148,12 +147,19 @@ def _adaptive(arguments: argparse.Namespace) -> tuple[Sequence[str], Segment]:
 
 def _random_segmenter(arguments: argparse.Namespace) -> tuple[Sequence[str], Segment]:
     """A model of a published size with random weights."""
+    import torch
+
+    from semla_ros.engines.torch_engine import TorchEngine
+    from semla_ros.segmentation.model import CatSeg, CatSegConfig
+    from semla_ros.segmentation.text_prompts import Vocabulary
+
     if arguments.model not in SIZES:
         raise ConfigError(f"--random-weights builds {' or '.join(SIZES)}, got --model {arguments.model}")
     class_names = tuple(arguments.classes or STREET_COLOURS)
     tokens = Vocabulary().tokenize(class_names)
     torch.manual_seed(0)
-    model = CatSeg(SIZES[arguments.model]()).eval().requires_grad_(False)
+    config = CatSegConfig.catseg_b() if arguments.model == "catseg-b" else CatSegConfig.catseg_l()
+    model = CatSeg(config).eval().requires_grad_(False)
     engine = TorchEngine(model, _inference(arguments))
     engine.set_text(model.encode_text(tokens.to(engine.device)))
 

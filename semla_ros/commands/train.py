@@ -14,30 +14,18 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.errors import ConfigError
-from semla_ros.lab.bags.frames import FrameOptions
-from semla_ros.lab.bags.label_map import read_label_map
-from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, published_adapter_training, train_adapter
-from semla_ros.lab.training.bag_samples import BagSamples, Stretch, bag_class_names, read_worklist
-from semla_ros.lab.training.progress import progress_bar
-from semla_ros.lab.training.recipe import (
-    Recipe,
-    TrainingFolders,
-    render_training_images,
-    train_all,
-    train_clip_stage,
-    train_segmenter_stage,
-)
-from semla_ros.lab.training.samples import FolderSamples, SampleSource
-from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.resources import find_model, share_folder
-from semla_ros.segmentation.checkpoint import LoadedModel, load_model
-from semla_ros.segmentation.targets import lora_signature
+
+if TYPE_CHECKING:
+    import torch
+
+    from semla_ros.lab.training.adapter_training import AdapterTrainingConfig
+    from semla_ros.lab.training.bag_samples import BagSamples
+    from semla_ros.lab.training.samples import SampleSource
+    from semla_ros.segmentation.checkpoint import LoadedModel
 
 PUBLISHED_ENCODER = "ViT-L-14/openai"
 
@@ -98,21 +86,23 @@ def run(arguments: argparse.Namespace) -> int:
     device = _device(arguments.device)
     if arguments.part == "adapter":
         return _train_adapter(arguments, device)
-    recipe = Recipe.load(arguments.recipe or share_folder() / "config" / "training.yaml", arguments.budget)
-    folders = TrainingFolders(work=arguments.work, model=arguments.model_out, library=arguments.library_out)
+    from semla_ros.lab.training import recipe as stages
+
+    recipe = stages.Recipe.load(arguments.recipe or share_folder() / "config" / "training.yaml", arguments.budget)
+    folders = stages.TrainingFolders(work=arguments.work, model=arguments.model_out, library=arguments.library_out)
     if arguments.part == "all":
-        train_all(recipe, folders, device)
+        stages.train_all(recipe, folders, device)
         print(f"model in {folders.model}, library in {folders.library}")
         return 0
     folders.work.mkdir(parents=True, exist_ok=True)
-    samples = render_training_images(recipe, folders.scenes)
+    samples = stages.render_training_images(recipe, folders.scenes)
     if arguments.part == "clip":
-        train_clip_stage(recipe, folders, samples, device)
+        stages.train_clip_stage(recipe, folders, samples, device)
         print(f"scene encoder in {folders.encoder}, CLIP in {folders.clip}")
     else:
         if not folders.clip.is_file():
             raise ConfigError(f"{folders.clip} does not exist; 'semla train clip' makes it")
-        train_segmenter_stage(recipe, folders, samples, device)
+        stages.train_segmenter_stage(recipe, folders, samples, device)
         print(f"segmenter in {folders.segmenter}")
     return 0
 
@@ -137,6 +127,8 @@ def _folder_samples(arguments: argparse.Namespace) -> tuple[list[str], SampleSou
     for name in ("stretch", "worklist", "topic", "truth", "truth_tolerance", "label_map"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} goes with --from-bag")
+    from semla_ros.lab.training.samples import FolderSamples
+
     class_names = _class_names(arguments.classes)
     return class_names, FolderSamples(arguments.images, arguments.labels, len(class_names))
 
@@ -145,6 +137,10 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
     bag = arguments.from_bag
     if arguments.images is not None or arguments.labels is not None:
         raise ConfigError("--from-bag stands instead of --images and --labels; give one of the two")
+    from semla_ros.lab.bags.frames import FrameOptions
+    from semla_ros.lab.bags.label_map import read_label_map
+    from semla_ros.lab.training.bag_samples import BagSamples, Stretch, bag_class_names, read_worklist
+
     stretches = [Stretch.parse(text) for text in arguments.stretch]
     if arguments.worklist is not None:
         stretches += read_worklist(arguments.worklist, bag)
@@ -167,6 +163,13 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
 
 
 def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: list[str], source: SampleSource) -> int:
+    from semla_ros.adaptation.scene_embedding import SceneEncoder
+    from semla_ros.lab.training.adapter_training import train_adapter
+    from semla_ros.lab.training.progress import progress_bar
+    from semla_ros.library.adapter_library import AdapterLibrary
+    from semla_ros.segmentation.checkpoint import load_model
+    from semla_ros.segmentation.targets import lora_signature
+
     model_path = find_model(arguments.model, arguments.model_dir)
     base = load_model(model_path)
     tokens = base.tokenizer.tokenize(class_names, base.template)
@@ -205,6 +208,9 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
 
 
 def _adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
+    from semla_ros.lab.training.adapter_training import published_adapter_training
+    from semla_ros.lab.training.recipe import Recipe
+
     if arguments.recipe:
         return Recipe.load(arguments.recipe).adapter
     return published_adapter_training(arguments.steps, arguments.batch_size, arguments.seed)
@@ -212,6 +218,8 @@ def _adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
 
 def _encoder_of(base: LoadedModel) -> str:
     """The scene encoder beside our own models; the published one for all others."""
+    from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
+
     beside = base.path.parent / ENCODER_FILE
     return str(beside) if beside.is_file() else PUBLISHED_ENCODER
 
@@ -225,6 +233,8 @@ def _class_names(path: Path) -> list[str]:
 
 
 def _device(name: str) -> torch.device:
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
