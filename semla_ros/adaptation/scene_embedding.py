@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from semla_ros.adaptation.scene_encoder_files import EncoderSource, find_encoder, save_scene_encoder
+from semla_ros.adaptation.scene_encoder_files import find_encoder, save_scene_encoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
+from semla_ros.adaptation.scene_tower import EncoderSource
 from semla_ros.errors import ImageError
 from semla_ros.results import ImageArray
 

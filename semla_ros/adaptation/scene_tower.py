@@ -1,0 +1,153 @@
+"""The image tower of a scene encoder: built from its settings, and filled with weights that must fit."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from semla_ros.adaptation.scene_image import ScenePreprocessing
+from semla_ros.errors import CheckpointError, ConfigError
+from semla_ros.segmentation.checkpoint import Unfilled, is_finite
+from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower
+from semla_ros.torchvision_compat import import_open_clip
+
+_CLIP_SETTINGS = ("image_size", "layers", "patch_size", "pool_type", "width")  # those in which OpenAI's models differ
+_AS_OPENAI = {"head_width": HEAD_DIM, "mlp_ratio": 4.0, "norm_kwargs": {"eps": 1e-5}}
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderSource:
+    """A scene encoder, read and checked; see `SceneEncoder` for the fields."""
+
+    id: str
+    dim: int
+    sha256: str
+    tower: nn.Module
+    preprocessing: ScenePreprocessing
+
+
+class _PackedAttention(nn.MultiheadAttention):
+    """Self-attention with query, key and value in one product."""
+
+    def forward(self, x: Tensor, *, is_causal: bool = False) -> Tensor:  # type: ignore[override]
+        """Mix tokens of shape (B, N, width)."""
+        assert not is_causal
+        mixed: Tensor = super().forward(x, x, x, need_weights=False)[0]
+        return mixed
+
+
+class SceneTower(VisualTower):
+    """CLIP's image tower with open_clip's names and, bit for bit, its results.
+
+    What fuses adapters needs query, key and value apart; this one is never adapted. That it rounds as the tower does
+    which the centroids of published libraries were made with, keeps recorded drives reproducible.
+    """
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(config)
+        width = config.visual_width
+        for block in self.transformer.resblocks:
+            block.attn = _PackedAttention(width, width // HEAD_DIM, batch_first=True)
+
+
+def build_tower(
+    dim: int, vision: Mapping[str, Any], quick_gelu: bool, tensors: Mapping[str, Tensor], where: str
+) -> nn.Module:
+    """An image tower with weights.
+
+    Args:
+        dim: Length of an embedding.
+        vision: Fields of open_clip's CLIPVisionCfg.
+        quick_gelu: Its activation is QuickGELU, as in OpenAI's models.
+        tensors: Weights under open_clip's names.
+        where: Names the source in errors.
+
+    Raises:
+        ConfigError: open_clip refuses the settings.
+        CheckpointError: A tensor is missing, not expected, of another shape or not finite.
+    """
+    config = _clip_config(dim, vision) if quick_gelu else None
+    tower: nn.Module
+    if config is not None:
+        with Unfilled():
+            tower = SceneTower(config)
+    else:
+        try:
+            tower = import_open_clip().model._build_vision_tower(dim, dict(vision), quick_gelu)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(f"scene encoder {where}: open_clip refuses the vision settings: {error}") from None
+    expected = {name: tensor.shape for name, tensor in tower.state_dict().items()}
+    if missing := sorted(set(expected) - set(tensors)):
+        raise CheckpointError(f"scene encoder {where}: '{missing[0]}' and {len(missing) - 1} more tensors are missing")
+    if extra := sorted(set(tensors) - set(expected)):
+        raise CheckpointError(f"scene encoder {where}: '{extra[0]}' and {len(extra) - 1} more tensors are not expected")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"scene encoder {where}: '{name}' has shape {tuple(tensors[name].shape)}, expected {tuple(shape)}"
+            )
+        if not is_finite(tensors[name]):
+            raise CheckpointError(f"scene encoder {where}: '{name}' has values that are not finite; fetch it again")
+    # Copied, so that nothing refers to the file any more.
+    weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+    tower.load_state_dict(weights, assign=True)
+    return tower
+
+
+def _clip_config(dim: int, vision: Mapping[str, Any]) -> ClipConfig | None:
+    """OpenAI's architecture in open_clip's vision settings; None where they describe another one."""
+    others = {key: value for key, value in vision.items() if key not in _CLIP_SETTINGS}
+    if any(_AS_OPENAI.get(key) != value for key, value in others.items()):
+        return None
+    try:
+        (height, width), patch = pair(vision["image_size"]), int(vision.get("patch_size", ClipConfig.patch))
+        grid = (height // patch, width // patch)
+        config = ClipConfig(
+            patch=patch,
+            visual_width=vision.get("width", ClipConfig.visual_width),
+            visual_layers=vision.get("layers", ClipConfig.visual_layers),
+            native_grid=grid,
+            working_grid=grid,
+            embed_dim=dim,
+            pool=vision.get("pool_type", ClipConfig.pool),
+        )
+    except (ConfigError, KeyError, TypeError, ValueError):  # such as the four numbers of layers of a ResNet
+        return None
+    return config if config.working_resolution == (height, width) else None
+
+
+def read_tensors(file: Path, start: str = "") -> dict[str, Tensor]:
+    """Tensors of a safetensors file or of a pickle that holds nothing else; those whose name starts so, if any do."""
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(str(file), framework="pt") as content:
+                names = list(content.keys())
+                kept = [name for name in names if name.startswith(start)] or names
+                return {name: content.get_tensor(name) for name in kept}
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = loaded.get("state_dict", loaded)
+        return {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
+    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError, AttributeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"scene encoder {file}: cannot be read ({reason}); fetch the file again") from None
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width, from both or from the edge of a square."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def triple(values: Any) -> tuple[float, float, float]:
+    """One number for each channel; ValueError or TypeError where they are not three."""
+    first, second, third = values
+    return float(first), float(second), float(third)
