@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
+from semla_ros.adaptation.scene_tower import SceneTower
 from semla_ros.config import DriftConfig, InferenceConfig
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.library.adapter_library import AdapterLibrary
@@ -22,7 +23,6 @@ from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.clip import ClipConfig
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_signature
-from semla_ros.torchvision_compat import import_open_clip
 
 Size = Literal["toy", "tiny", "b", "l"]
 RANK, ALPHA = 8, 16  # of the published adapters
@@ -90,15 +90,17 @@ def random_image(height: int, width: int, seed: int = 0) -> np.ndarray:
 def random_encoder(size: Size, device: str = "cpu", seed: int = 0) -> SceneEncoder:
     """The published scene encoder's architecture for B and L, one like the embedded default's otherwise."""
     torch.manual_seed(seed)
-    build = import_open_clip().model._build_vision_tower
     if size in ("b", "l"):
-        vision = {"image_size": 224, "layers": 24, "width": 1024, "patch_size": 14}
-        published = ScenePreprocessing(height=224, width=224)
-        return SceneEncoder(build(768, vision, True), published, id=size, dim=768, device=device)
-    width, layers, dim = (64, 2, 32) if size == "toy" else (192, 6, 128)
-    vision = {"image_size": (96, 128), "layers": layers, "width": width, "head_width": 32, "patch_size": 16}
-    preprocessing = ScenePreprocessing(height=96, width=128, resize="stretch")
-    return SceneEncoder(build(dim, vision, False), preprocessing, id=size, dim=dim, device=device)
+        preprocessing = ScenePreprocessing(height=224, width=224)
+        patch, width, layers, dim = 14, 1024, 24, 768
+    else:
+        preprocessing = ScenePreprocessing(height=96, width=128, resize="stretch")
+        patch, width, layers, dim = (16, 64, 2, 32) if size == "toy" else (16, 192, 6, 128)
+    grid = (preprocessing.height // patch, preprocessing.width // patch)
+    config = ClipConfig(
+        patch=patch, visual_width=width, visual_layers=layers, native_grid=grid, working_grid=grid, embed_dim=dim
+    )
+    return SceneEncoder(SceneTower(config), preprocessing, id=size, dim=dim, device=device)
 
 
 def class_list(count: int) -> tuple[str, ...]:
