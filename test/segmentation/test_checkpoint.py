@@ -102,6 +102,12 @@ def test_a_saved_model_comes_back_with_all_that_belongs_to_it(saved: Path, model
     assert loaded.model(torch.zeros(1, 3, 32, 48), loaded.model.encode_text(ids)).shape == (1, 2, 16, 24)
 
 
+def test_loading_draws_no_random_numbers(saved: Path) -> None:
+    before = torch.get_rng_state()
+    load_model(saved)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_saving_again_gives_the_same_bytes_and_leaves_nothing_else(saved: Path, model, vocabulary) -> None:
     before = saved.read_bytes()
     assert_same_weights(load_model(saved), model)
