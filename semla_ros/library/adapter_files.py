@@ -7,18 +7,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from semla_ros.errors import AdapterError
 from semla_ros.library.domain_statistics import CENTROID_KEY, DomainStatistics, parse_statistics, statistics_name
 from semla_ros.library.lora_layers import CONFIG_NAME, WEIGHTS_NAME, Signature, layer_keys, layer_paths, layers_problem
 from semla_ros.library.lora_settings import LoraSettings, parse_lora_settings
-from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry
+from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry, file_sha256
 from semla_ros.library.safetensors_header import Header, HeaderError, read_header
-from semla_ros.library.safetensors_reader import read_tensors
-from semla_ros.segmentation.checkpoint import file_sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_SMALL_FILE_BYTES = 64 * 1024 * 1024  # configuration and statistics; a larger one is not what it claims to be
 MAX_LAYOUTS = 16
@@ -132,6 +131,8 @@ def read_layers(files: AdapterFiles, *, is_verified: bool = False) -> dict[str, 
     Raises:
         AdapterError: The file has changed since, or holds values that are not finite.
     """
+    from semla_ros.library.safetensors_reader import read_tensors
+
     name, path, settings = files.name, files.folder / WEIGHTS_NAME, files.settings
     if not is_verified and files.sha256 and file_sha256(path) != files.sha256:
         raise AdapterError(_wrong_digest(name, WEIGHTS_NAME))
@@ -184,7 +185,7 @@ def _wrong_digest(name: str, file_name: str) -> str:
 
 def _check_finite(name: str, module: str, a: Tensor, b: Tensor) -> None:
     for label, matrix in (("A", a), ("B", b)):
-        if not bool(torch.isfinite(matrix).all()):
+        if not bool(matrix.isfinite().all()):
             raise AdapterError(
                 f"adapter '{name}': {label} of layer '{module}' has values that are not finite; "
                 "train it again or remove its folder"

@@ -21,10 +21,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
@@ -46,6 +46,9 @@ from semla_ros.library.manifest import (
     is_plain_name,
     read_manifest,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
