@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     *("timm", "torchvision", "transformers", "peft", "open_clip", "matplotlib", "scipy", "huggingface_hub"),
@@ -44,3 +46,9 @@ def test_the_check_finds_an_import() -> None:
 
 def test_the_shipped_model_adapts_and_gives_masks_without_what_training_and_reports_need() -> None:
     assert imported_by(MASKS, *HEAVY) == []
+
+
+@pytest.mark.ros
+def test_importing_the_node_brings_nothing_of_it_either() -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy")
+    assert imported_by("import semla_ros.nodes.perception_node, semla_ros.pipeline", *HEAVY) == []
