@@ -9,6 +9,7 @@ and in functions: they bring timm, torchvision and transformers, a second and 15
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -54,17 +55,14 @@ def import_open_clip_file(name: str) -> ModuleType:
     """
     package = importlib.util.find_spec("open_clip")  # finds the package, does not run it
     if f"open_clip.{name}" not in sys.modules and package is not None and package.origin is not None:
-        spec = importlib.util.spec_from_file_location(
-            f"open_clip_{name}_alone", Path(package.origin).with_name(f"{name}.py")
-        )
-        if spec is not None and spec.loader is not None:
-            module = importlib.util.module_from_spec(spec)
-            try:
-                spec.loader.exec_module(module)
-            except (ImportError, OSError):
-                pass  # this release's file needs its neighbours
-            else:
-                return module
+        file = Path(package.origin).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"open_clip_{name}_alone", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        with contextlib.suppress(ImportError, OSError):  # where the file of a release needs its neighbours
+            spec.loader.exec_module(module)
+            return module
     import_open_clip()
     return importlib.import_module(f"open_clip.{name}")
 

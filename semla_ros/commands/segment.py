@@ -2,7 +2,6 @@
 
     semla segment street.png fog.jpg --out out/segment
     semla segment *.png --model catseg-l --library adapters/catseg-l --inference sliding --classes road car sky
-    semla segment street.png --model catseg-b --random-weights      # time and memory of a size, without its weights
 
 Writes <name>_mask.png (class index per pixel, 255 = unlabelled; 16 bits above 254 classes) and <name>_overlay.png, and
 prints the mix, the time and the peak memory.
@@ -12,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,24 +22,11 @@ from rich.console import Console
 from rich.table import Table
 
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError, ImageError, SemlaError
-from semla_ros.labels import STREET_COLOURS, overlay, palette_of
-from semla_ros.results import BASE_MODEL, AdapterMix, Frame, ImageArray, Segmentation
+from semla_ros.errors import ImageError, SemlaError
+from semla_ros.labels import overlay, palette_of
+from semla_ros.results import BASE_MODEL, Frame, ImageArray, Segmentation
+from semla_ros.serving.process_memory import peak_resident_bytes
 from semla_ros.timing import Stopwatch
-
-SIZES = ("catseg-b", "catseg-l")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
-    """What was found in one image."""
-
-    mask: np.ndarray
-    mix: AdapterMix
-    latency_ms: dict[str, float]
-
-
-Segment = Callable[[ImageArray], Answer]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,39 +40,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores but one")
-    parser.add_argument(
-        "--random-weights",
-        action="store_true",
-        help=f"build {' or '.join(SIZES)} with random weights and no library: what a size costs, masks mean nothing",
-    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment the images; 0, or 2 through SemlaError on bad input, before anything is written."""
-    images = [(path, read_image(path)) for path in arguments.images]
+    images = [read_image(path) for path in arguments.images]
     import torch
 
+    from semla_ros.pipeline import PerceptionPipeline
+
+    inference = InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads)
+    config = SemlaConfig(
+        model=arguments.model,
+        model_dir=arguments.model_dir,
+        library=arguments.library,
+        classes=tuple(arguments.classes),
+        inference=inference,
+    )
     watch = Stopwatch()
     with watch.stage("load"):
-        class_names, segment = _random_segmenter(arguments) if arguments.random_weights else _adaptive(arguments)
+        pipeline = PerceptionPipeline.load(config)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    palette = palette_of(class_names)
+    names = pipeline.class_names
     records = []
-    for (path, image), stem in zip(images, _unique_stems(arguments.images), strict=True):
-        answer = segment(image)
+    for path, image, stem in zip(arguments.images, images, _unique_stems(arguments.images), strict=True):
+        pipeline.reset_gate()  # each image is a scene of its own
+        result, step = pipeline.process(Frame(image=image, stamp_ns=0))
+        if step.error is not None:
+            raise SemlaError(step.error)
         mask_file, overlay_file = (arguments.out / f"{stem}_{kind}.png" for kind in ("mask", "overlay"))
-        Image.fromarray(answer.mask).save(mask_file)
-        Image.fromarray(overlay(image, answer.mask, palette)).save(overlay_file)
-        records.append(_record(path, mask_file, overlay_file, answer, class_names))
+        Image.fromarray(result.mask).save(mask_file)
+        Image.fromarray(overlay(image, result.mask, palette_of(names))).save(overlay_file)
+        latency_ms = {**step.latency_ms, **result.latency_ms}
+        files = {"image": str(path), "mask": str(mask_file), "overlay": str(overlay_file)}
+        records.append({**files, **_record(result, latency_ms, names)})
     summary = {
         "model": arguments.model,
-        "random_weights": arguments.random_weights,
         "inference": arguments.inference,
-        "classes": list(class_names),
+        "classes": list(names),
         "threads": torch.get_num_threads(),
         "load_s": watch.latency_ms["load"] / 1e3,
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": peak_resident_bytes() / 2**20,
         "images": records,
     }
     if arguments.json:
@@ -115,65 +108,6 @@ def read_image(path: Path) -> ImageArray:
         raise ImageError(f"{path}: cannot be read: {reason}") from None
 
 
-def peak_memory_mib() -> float:
-    """Largest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def _adaptive(arguments: argparse.Namespace) -> tuple[Sequence[str], Segment]:
-    """A pipeline for which each image is a scene of its own."""
-    from semla_ros.pipeline import PerceptionPipeline
-
-    config = SemlaConfig(
-        model=arguments.model,
-        model_dir=arguments.model_dir,
-        library=arguments.library,
-        classes=tuple(arguments.classes),
-        inference=_inference(arguments),
-    )
-    pipeline = PerceptionPipeline.load(config)
-
-    def segment(image: ImageArray) -> Answer:
-        pipeline.reset_gate()
-        result: Segmentation
-        result, step = pipeline.process(Frame(image=image, stamp_ns=0))
-        if step.error is not None:
-            raise SemlaError(step.error)
-        return Answer(mask=result.mask, mix=result.generation.mix, latency_ms={**step.latency_ms, **result.latency_ms})
-
-    return pipeline.class_names, segment
-
-
-def _random_segmenter(arguments: argparse.Namespace) -> tuple[Sequence[str], Segment]:
-    """A model of a published size with random weights."""
-    import torch
-
-    from semla_ros.engines.torch_engine import TorchEngine
-    from semla_ros.segmentation.model import CatSeg, CatSegConfig
-    from semla_ros.segmentation.text_prompts import Vocabulary
-
-    if arguments.model not in SIZES:
-        raise ConfigError(f"--random-weights builds {' or '.join(SIZES)}, got --model {arguments.model}")
-    class_names = tuple(arguments.classes or STREET_COLOURS)
-    tokens = Vocabulary().tokenize(class_names)
-    torch.manual_seed(0)
-    config = CatSegConfig.catseg_b() if arguments.model == "catseg-b" else CatSegConfig.catseg_l()
-    model = CatSeg(config).eval().requires_grad_(False)
-    engine = TorchEngine(model, _inference(arguments))
-    engine.set_text(model.encode_text(tokens.to(engine.device)))
-
-    def segment(image: ImageArray) -> Answer:
-        output = engine.segment(image, want_confidence=False)
-        return Answer(mask=output.mask, mix=AdapterMix(), latency_ms=dict(output.latency_ms))
-
-    return class_names, segment
-
-
-def _inference(arguments: argparse.Namespace) -> InferenceConfig:
-    return InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads)
-
-
 def _unique_stems(paths: Sequence[Path]) -> list[str]:
     """File names without suffix; a number is added where two would be the same."""
     seen: Counter[str] = Counter()
@@ -184,27 +118,23 @@ def _unique_stems(paths: Sequence[Path]) -> list[str]:
     return stems
 
 
-def _record(path: Path, mask: Path, picture: Path, answer: Answer, class_names: Sequence[str]) -> dict[str, object]:
-    indices, counts = np.unique(answer.mask, return_counts=True)
+def _record(result: Segmentation, latency_ms: Mapping[str, float], class_names: Sequence[str]) -> dict[str, object]:
+    indices, counts = np.unique(result.mask, return_counts=True)
+    mix = result.generation.mix
     return {
-        "image": str(path),
-        "mask": str(mask),
-        "overlay": str(picture),
-        "mix": answer.mix.as_dict(),
-        "base_weight": answer.mix.base_weight,
+        "mix": mix.as_dict(),
+        "base_weight": mix.base_weight,
         "share_of_pixels": {
-            class_names[index]: round(count / answer.mask.size, 4)
+            class_names[index]: round(count / result.mask.size, 4)
             for index, count in zip(indices.tolist(), counts.tolist(), strict=True)
             if index < len(class_names)
         },
-        "latency_ms": {stage: round(value, 3) for stage, value in answer.latency_ms.items()},
+        "latency_ms": {stage: round(value, 3) for stage, value in latency_ms.items()},
     }
 
 
 def _show(summary: dict[str, object], records: Sequence[dict[str, object]], out: Path) -> None:
     console = Console()
-    if summary["random_weights"]:
-        console.print("[yellow]random weights: time and memory are real, masks mean nothing[/yellow]")
     table = Table("image", "adapters", "largest classes", "adapt (ms)", "segment (ms)", box=None, header_style="bold")
     for record in records:
         latency, mix, share = record["latency_ms"], record["mix"], record["share_of_pixels"]

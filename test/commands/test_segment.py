@@ -57,7 +57,6 @@ def test_an_image_gets_a_mask_an_overlay_and_a_record(
         (["{text}"], "not an image file"),
         (["{picture}", "--library", "/nowhere"], "/nowhere"),
         (["{picture}", "--classes", "unicorn"], "unicorn"),
-        (["{picture}", "--random-weights", "--model", "semla-tiny"], "catseg-b or catseg-l"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_writes_nothing(
