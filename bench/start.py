@@ -38,6 +38,7 @@ def measure(model: str, library: str, *, repeats: int = 5, against: Path | None 
         figures |= {
             "against": {"folder": str(against), **other},
             "speedup": other["start"]["median_ms"] / here["start"]["median_ms"],
+            "cpu_speedup": other["start"]["cpu_median_ms"] / here["start"]["cpu_median_ms"],
             "resident_saved_mib": other["resident_mib"] - here["resident_mib"],
         }
     return figures
@@ -66,7 +67,8 @@ def first_mask(model: str, library: str, started_s: float) -> None:
     stamps_s.append(time.monotonic())
     assert step.error is None, step.error
     assert mask.mask.shape == (480, 640)
-    print(json.dumps({"stamps_s": stamps_s, "resident_mib": psutil.Process().memory_info().rss / 2**20}))
+    resident_mib = psutil.Process().memory_info().rss / 2**20
+    print(json.dumps({"stamps_s": stamps_s, "cpu_ms": time.process_time() * 1e3, "resident_mib": resident_mib}))
 
 
 def _start_apart(folder: Path, model: str, library: str, environment: dict[str, str]) -> dict[str, float]:
@@ -80,14 +82,14 @@ def _start_apart(folder: Path, model: str, library: str, environment: dict[str, 
     if answer.returncode:
         raise ConfigError(f"{folder}: no mask: {answer.stderr.strip().splitlines()[-1]}")
     told = json.loads(answer.stdout.splitlines()[-1])
-    stamps_s = told["stamps_s"]
+    stamps_s = told.pop("stamps_s")
     parts_ms = [(end - begin) * 1e3 for begin, end in pairwise(stamps_s)]
-    return {**dict(zip(PARTS, parts_ms, strict=True)), "total": sum(parts_ms), "resident_mib": told["resident_mib"]}
+    return {**dict(zip(PARTS, parts_ms, strict=True)), "total": sum(parts_ms), **told}
 
 
 def _summary(runs: list[dict[str, float]]) -> dict[str, Any]:
     return {
-        "start": Timing(tuple(run["total"] for run in runs)).as_dict(),
+        "start": Timing(tuple(run["total"] for run in runs), tuple(run["cpu_ms"] for run in runs)).as_dict(),
         "parts_ms": {part: statistics.median(run[part] for run in runs) for part in PARTS},
         "resident_mib": statistics.median(run["resident_mib"] for run in runs),
     }

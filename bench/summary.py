@@ -166,7 +166,8 @@ def _start_line(figures: Mapping[str, Any]) -> str:
     if other := figures.get("against"):
         parts = ", ".join(f"{part} {ms / 1e3:.2f}" for part, ms in other["parts_ms"].items())
         line += f"; of {other['folder']} after {other['start']['median_ms'] / 1e3:.2f} s ({parts}): "
-        line += f"{figures['speedup']:.2f} x faster, {figures['resident_saved_mib']:.0f} MiB less"
+        line += f"{figures['speedup']:.2f} x faster, "
+        line += f"{figures['cpu_speedup']:.2f} x in processor time, {figures['resident_saved_mib']:.0f} MiB less"
     return line
 
 
