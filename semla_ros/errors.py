@@ -36,6 +36,14 @@ class EngineError(SemlaError):
     """An engine cannot be built, loaded or trusted."""
 
 
+class NotFiniteError(EngineError):
+    """A model's answer is not finite, even in fp32: its weights are to blame."""
+
+
+class OutOfMemoryError(EngineError):
+    """There is no memory for an image, not even in the way that needs least."""
+
+
 class DatasetError(SemlaError):
     """A data set folder lacks what the protocol needs, or holds something unreadable."""
 

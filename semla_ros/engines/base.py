@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,28 @@ class EngineOutput:
     latency_ms: Mapping[str, float]
 
 
+class Stage(NamedTuple):
+    """What an engine is doing.
+
+    Attributes:
+        name: "preprocess", "forward", "postprocess", or "engine check" between two frames.
+        since_s: When that began, by `time.monotonic`.
+    """
+
+    name: str
+    since_s: float
+
+
 class Engine(Protocol):
-    """Runs the forward pass of one model. Not thread-safe: the pipeline calls it for one frame at a time."""
+    """Runs the forward pass of one model. Not thread-safe: the pipeline calls it for one frame at a time.
+
+    Where a forward pass fails, an engine answers that very image in a safer way, stays with it, and tells why once.
+    """
+
+    @property
+    def stage(self) -> Stage | None:
+        """What it is doing, None between two frames; may be read from any thread."""
+        ...
 
     @property
     def name(self) -> str:
@@ -46,7 +66,9 @@ class Engine(Protocol):
 
         Raises:
             ImageError: The image has another type or shape.
-            EngineError: No vocabulary was set, or the result is not finite.
+            NotFiniteError: The weights in use give no finite answer in any way; the engine stays as it is.
+            OutOfMemoryError: No way needs little enough; likewise.
+            EngineError: No vocabulary was set, or the device fails in every way.
         """
         ...
 
@@ -62,12 +84,18 @@ class Engine(Protocol):
 
         Raises:
             ImageError: An image has another type or shape.
-            EngineError: No vocabulary was set, or the result is not finite.
+            NotFiniteError: The weights in use give no finite answer in any way; the engine stays as it is.
+            OutOfMemoryError: No way needs little enough; likewise.
+            EngineError: No vocabulary was set, or the device fails in every way.
         """
         ...
 
     def set_text(self, text_features: Tensor) -> None:
-        """Take over class embeddings (T, C), unit length; the mask's indices follow their order."""
+        """Take over class embeddings (T, C), unit length; the mask's indices follow their order.
+
+        Raises:
+            EngineError: They cannot be used, or there is no memory for them; the former ones stay in use.
+        """
         ...
 
     def warm_up(self) -> None:

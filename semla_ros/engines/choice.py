@@ -12,6 +12,7 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.cache import EngineCache
+from semla_ros.engines.gates import first_line
 from semla_ros.engines.torch_engine import TorchEngine, has_bf16
 from semla_ros.errors import EngineError
 from semla_ros.segmentation.model import CatSeg
@@ -101,10 +102,10 @@ def find_runtimes(
     for name in _TRIED[engine][device.type]:
         try:
             runtime = _make(name, device, cache, threads, builds)
-        except EngineError as error:
+        except Exception as error:  # a package that is broken can fail in any way
             if name == engine:
-                raise
-            logger.info("engine %s: %s", engine, error)
+                raise EngineError(first_line(error)) from error
+            logger.info("engine %s: %s", engine, first_line(error))
             continue
         wanted = [item for item in built_for if item.name in runtime.components]
         if not built_for or any(map(runtime.is_built, wanted)):

@@ -5,20 +5,20 @@ For each component every runtime makes its runners, one by one; the gates choose
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
 from torch import Tensor
 
-from semla_ros.engines.base import EngineOutput
-from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
-from semla_ros.engines.gates import AGREEMENT, Measure, Verdict, agreement, judge, one_run_ms
+from semla_ros.engines.base import EngineOutput, Stage
+from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent, Forward
+from semla_ros.engines.gates import AGREEMENT, Measure, Verdict, agreement, first_line, judge, one_run_ms
 from semla_ros.engines.torch_engine import TorchEngine
-from semla_ros.errors import SemlaError
 from semla_ros.results import ImageArray, MaskArray
 
 logger = logging.getLogger(__name__)
@@ -138,22 +138,34 @@ class ComponentEngine:
     @property
     def serving(self) -> dict[str, Verdict]:
         """Components that another runtime serves, and what the gates said of it."""
-        return {name: self._serving[name][0] for name in sorted(self._serving)}
+        return {name: verdict for name, (verdict, _) in sorted(self._serving.copy().items())}
 
     @property
     def notes(self) -> list[str]:
         """What was asked for and could not be had, with the reason; also of the torch engine behind it."""
         return [*self._torch.notes, *self._own_notes, *(note for runtime in self._runtimes for note in runtime.notes)]
 
+    @property
+    def stage(self) -> Stage | None:
+        """See `Engine.stage`."""
+        return self._torch.stage
+
     def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
-        """Segment one image, after what was built since the last one has been checked and taken over."""
-        self._adopt_arrivals()
-        return self._torch.segment(image, want_confidence)
+        """Segment one image, see `segment_batch`."""
+        (answer,) = self.segment_batch([image], want_confidence)
+        return answer
 
     def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
-        """Segment the images of several cameras, see `segment` and `Engine.segment_batch`."""
-        self._adopt_arrivals()
-        return self._torch.segment_batch(images, want_confidence)
+        """Segment images, after what was built since the last ones has been checked and taken over.
+
+        A runner that fails gives its component back to torch for good. See `Engine.segment_batch`.
+        """
+        with self._torch.entered("engine check"):
+            self._adopt_arrivals()
+        answers = self._torch.segment_batch(images, want_confidence)
+        if DECODER in self._serving and not self._torch.has_runners:
+            self._give_back_to_torch(DECODER)
+        return answers
 
     def set_text(self, text_features: Tensor) -> None:
         """Take over class embeddings, see `Engine.set_text`."""
@@ -173,7 +185,8 @@ class ComponentEngine:
             tried = [runtime for runtime in self._runtimes if component.name in runtime.components]
             self._settle(component, ((runtime.name, make) for runtime in tried for make in runtime.makers(component)))
         for runtime in self._runtimes:
-            runtime.start()
+            with self._survived(runtime.name):
+                runtime.start()
 
     def release(self) -> None:
         """Give the components back to torch, which goes on, and release the runners."""
@@ -197,13 +210,17 @@ class ComponentEngine:
 
         Runners are drawn one after the other, so that no more than two exist at once.
         """
+        with self._survived(component.name):
+            self._choose(component, makers)
+
+    def _choose(self, component: FixedComponent, makers: Iterable[tuple[str, Maker]]) -> None:
         best: tuple[Runner, Verdict] | None = None
         refused: list[tuple[str, str]] = []  # runtimes and reasons
         for runtime, make in makers:
             try:
                 runner = make()
-            except SemlaError as error:
-                refused.append((runtime, str(error)))
+            except Exception as error:  # see `_survived`
+                refused.append((runtime, first_line(error)))
                 continue
             if runner is None:
                 continue
@@ -232,21 +249,46 @@ class ComponentEngine:
         before_ms = self._frame_ms() if takes_part_in_masks else 0.0
         stack = ExitStack()
         stack.callback(runner.close)
-        stack.enter_context(component.mount(runner))
+        stack.enter_context(component.mount(self._watched(component, runner)))
         self._serving[component.name] = verdict, stack
         if not takes_part_in_masks:
             return
-        self._torch.forget_graph()
+        self._torch.has_runners = True
         if problem := self._frame_problem(expected, before_ms):
             self._give_back_to_torch(component.name)
             self._refuse(f"{component.name}: {problem}")
+
+    def _watched(self, component: FixedComponent, runner: Runner) -> Forward:
+        """A runner that torch replaces where it fails.
+
+        Within a forward pass torch's engine sees to that: nobody can look into a captured graph.
+        """
+
+        def decode(*inputs: Tensor) -> Tensor:
+            return (runner if self._torch.has_runners else component.original)(*inputs)
+
+        def encode(*inputs: Tensor) -> Tensor:
+            try:
+                output, reason = runner(*inputs), "its values are not finite"
+                if bool(output.isfinite().all()):
+                    return output
+            except Exception as error:  # see `_survived`
+                output, reason = None, first_line(error)
+            answer = component.original(*inputs)
+            if output is not None and not bool(answer.isfinite().all()):
+                return answer  # so are torch's: it is not the runner's fault
+            self._give_back_to_torch(component.name)
+            self._refuse(f"{component.name}: {runner.runtime} failed: {reason}")
+            return answer
+
+        return decode if component.name == DECODER else encode
 
     def _frame_problem(self, expected: list[MaskArray], before_ms: float) -> str:
         try:
             share = agreement(self._masks(), expected)
             engine_ms = self._frame_ms()
-        except Exception as error:  # a runtime can fail in any way, and torch always works
-            return f"a whole frame fails ({error})"
+        except Exception as error:  # see `_survived`
+            return f"a whole frame fails ({first_line(error)})"
         if share < AGREEMENT:
             return f"masks agree with torch on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}"
         if engine_ms > _NOISE_RATIO * before_ms:
@@ -254,8 +296,19 @@ class ComponentEngine:
         return ""
 
     def _give_back_to_torch(self, name: str) -> None:
-        self._serving.pop(name)[1].close()
-        self._torch.forget_graph()
+        _, stack = self._serving.pop(name, (None, contextlib.nullcontext()))
+        with contextlib.suppress(Exception), stack:  # closing a runner that is broken may fail, too
+            pass
+        if name == DECODER:
+            self._torch.has_runners = False
+
+    @contextlib.contextmanager
+    def _survived(self, name: str) -> Iterator[None]:
+        """A runtime can fail in any way, and torch always works."""
+        try:
+            yield
+        except Exception as error:
+            self._refuse(f"{name}: {first_line(error)}")
 
     def _refuse(self, reason: str) -> None:
         """Tell why torch goes on with something."""
@@ -264,13 +317,13 @@ class ComponentEngine:
 
     def _masks(self) -> list[MaskArray]:
         """Masks of the probe images."""
-        return [self._torch.segment(image, want_confidence=False).mask for image in self._probe_images]
+        return [self._torch.attempt([image], want_confidence=False)[0].mask for image in self._probe_images]
 
     def _frame_ms(self) -> float:
         """The shortest frame in milliseconds, once what serves has run untimed."""
-        first = self._probe_images[0]
-        self._torch.segment(first, want_confidence=False)
+        first = self._probe_images[:1]
+        self._torch.attempt(first, want_confidence=False)
         runs: list[float] = []
         while len(runs) < _FEWEST_RUNS or (len(runs) < _MOST_RUNS and sum(runs) < _ENOUGH_MS):
-            runs.append(self._measure(lambda: self._torch.segment(first, want_confidence=False)))
+            runs.append(self._measure(lambda: self._torch.attempt(first, want_confidence=False)))
         return min(runs)

@@ -45,7 +45,11 @@ class CudaGraph:
                 forward(*self._inputs)
         torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device), torch.cuda.graph(self._graph, stream=stream):  # not on the first GPU by default
+        with (
+            torch.cuda.device(device),  # not on the first GPU by default
+            torch.cuda.stream(stream),  # where the capture fails, `graph` leaves its stream the current one
+            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),  # other threads allocate
+        ):
             self._output = forward(*self._inputs)
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:

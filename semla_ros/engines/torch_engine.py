@@ -1,27 +1,29 @@
 """The engine that always works: PyTorch on a CPU or a CUDA device.
 
 Lower precision, and a compiled forward pass, serve only after their masks agreed on a probe set with fp32, or with the
-eager one; where they do not, that goes on and `notes` says why.
+eager one; where they do not, that goes on and `notes` says why. What fails later is given up likewise, see `fallback`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from semla_ros.config import InferenceConfig
-from semla_ros.engines.base import EngineOutput, check_image
+from semla_ros.engines.base import EngineOutput, Stage, check_image
+from semla_ros.engines.fallback import HALF, INSTEAD, explained, safer_ways
 from semla_ros.engines.gates import AGREEMENT, agreement, first_line
 from semla_ros.engines.mask_from_maps import mask_from_maps
-from semla_ros.errors import EngineError
+from semla_ros.errors import EngineError, NotFiniteError
 from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
 from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view
@@ -33,11 +35,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _SPEED_RUNS = 3
+_AGAIN = "an image took a second try"
 _GRAPHS_KEPT = 4  # for as many numbers of cameras answered at once
 
 Forward = Callable[..., Tensor]  # normalised images, class embeddings, optionally their presence -> logits
+Answer = Callable[[Sequence[ImageArray], bool], list[EngineOutput]]  # images, whether confidence is wanted
 
 
 def choose_device(name: str) -> torch.device:
@@ -124,8 +127,11 @@ class TorchEngine:
     Attributes:
         name: "torch".
         device: Where it runs.
-        precision: "fp32", "bf16" or "fp16": what serves, settled in `warm_up`.
-        notes: What was asked for and could not be had, with the reason.
+        notes: What was asked for and could not be had, or had to be given up, with the reason.
+        stage: See `Engine.stage`.
+
+    Raises:
+        EngineError: The device is not there, or the model does not fit on it.
     """
 
     name = "torch"
@@ -134,11 +140,17 @@ class TorchEngine:
         self, model: CatSeg, config: InferenceConfig, *, probe_images: Sequence[ImageArray] | None = None
     ) -> None:
         self.device = choose_device(config.device)
-        self.precision = "fp32"
         self.notes: list[str] = []
+        self.stage: Stage | None = None
         self._config = config
         self._probe_images = probe_images
-        self._model = model.to(self.device).eval()
+        try:
+            self._model = model.to(self.device).eval()
+        except RuntimeError as error:
+            raise explained(error) from None
+        self._way: frozenset[str] = frozenset({"batches"})  # keys of `INSTEAD`
+        if self.device.type == "cuda":
+            self._way |= {"graphs", "pinned", "device_masks"}
         self._text: Tensor | None = None
         self._padded: tuple[Tensor, Tensor] | None = None  # the vocabulary filled up, and its presence
         self._compiled: Forward | None = None
@@ -154,16 +166,24 @@ class TorchEngine:
         What was compiled or captured stays valid while T stays within its bucket, see `class_buckets`.
 
         Raises:
-            EngineError: The shape does not fit the model.
+            EngineError: The shape does not fit the model, a value is not finite, or there is no memory; the former
+                ones stay in use, with what was captured for them.
         """
         width = self._model.config.clip.embed_dim
         if text_features.ndim != 2 or text_features.shape[1] != width or not len(text_features):
             raise EngineError(f"class embeddings must have shape (T, {width}), got {tuple(text_features.shape)}")
-        rows_before = self._rows
-        self._text = text_features.detach().to(self.device, torch.float32)
         limit = self._model.config.aggregator.pad_len
-        is_padded = not 0 < limit < len(self._text)  # of more classes the best are selected inside
-        self._padded = pad_vocabulary(self._text, bucket_size(len(self._text), limit)) if is_padded else None
+        is_padded = not 0 < limit < len(text_features)  # of more classes the best are selected inside
+        try:
+            text = text_features.detach().to(self.device, torch.float32)
+            padded = pad_vocabulary(text, bucket_size(len(text), limit)) if is_padded else None
+            is_finite = bool(text.isfinite().all())
+        except Exception as error:  # of the device
+            raise explained(error) from None
+        if not is_finite:
+            raise NotFiniteError("class embeddings are not finite: the text tower's weights are damaged")
+        rows_before = self._rows
+        self._text, self._padded = text, padded
         if self._rows != rows_before:
             self._graph = None  # graphs of another number of classes would only hold memory
 
@@ -174,21 +194,61 @@ class TorchEngine:
 
     def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
         """Segment the images of several cameras, see `Engine.segment_batch`."""
-        if len(images) > 1 and self._config.inference != "whole":
-            return [self.segment(image, want_confidence) for image in images]
         for image in images:
             check_image(image)
+        if self._text is None:
+            raise EngineError("no vocabulary was set; call set_text first")
+        try:
+            return self.attempt(images, want_confidence)
+        except Exception as error:  # whatever it is, there may be a way around it
+            failure = explained(error)
+        return self._answer_more_safely(images, want_confidence, failure)
+
+    def attempt(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
+        """`segment_batch` in the present way or not at all; raises whatever fails."""
+        if len(images) > 1 and (self._config.inference != "whole" or "batches" not in self._way):
+            return [self.attempt([image], want_confidence)[0] for image in images]
         watch = Stopwatch()
         with watch.stage("total"), torch.inference_mode():
-            with watch.stage("preprocess"):
+            with watch.stage("preprocess"), self.entered("preprocess"):
                 pixels = [self._pixels(image, place) for place, image in enumerate(images)]
-            maps = self._maps(pixels, watch)
-            with watch.stage("postprocess"):
-                answers = [_answer(one, image, want_confidence) for one, image in zip(maps, images, strict=True)]
+                maps = self._maps(pixels, watch)
+            with watch.stage("postprocess"), self.entered("postprocess"):
+                answers = [
+                    mask_from_maps(one if "device_masks" in self._way else one.cpu(), image.shape[:2], want_confidence)
+                    for one, image in zip(maps, images, strict=True)
+                ]
         return [
             EngineOutput(mask=mask, confidence=confidence, latency_ms=dict(watch.latency_ms))
             for mask, confidence in answers
         ]
+
+    @contextmanager
+    def entered(self, stage: str) -> Iterator[None]:
+        """Be in a stage, then in the one before."""
+        before, self.stage = self.stage, Stage(stage, time.monotonic())
+        try:
+            yield
+        finally:
+            self.stage = before
+
+    @property
+    def precision(self) -> str:
+        """What serves, settled in `warm_up`: "fp32", "bf16" or "fp16"."""
+        return next(iter(self._way & HALF.keys()), "fp32")
+
+    @precision.setter
+    def precision(self, name: str) -> None:
+        self._go(self._way - HALF.keys() | ({name} & HALF.keys()))
+
+    @property
+    def has_runners(self) -> bool:
+        """Whether the forward pass may call what other runtimes run; setting it captures anew."""
+        return "runners" in self._way
+
+    @has_runners.setter
+    def has_runners(self, value: bool) -> None:
+        self._go(self._way | {"runners"} if value else self._way - {"runners"})
 
     def warm_up(self) -> None:
         """Settle the precision, compile or capture where asked, and run untimed.
@@ -200,6 +260,7 @@ class TorchEngine:
         blank = np.zeros((height, width, 3), np.uint8)
         if not self._is_warm:
             self._is_warm = True
+            self.segment(blank)  # what cannot be captured is given up before anything is compared
             self._settle_precision()
             self._settle_compilation()
         for _ in range(2):
@@ -209,10 +270,6 @@ class TorchEngine:
         """Drop the compiled or captured forward pass."""
         self._graph = self._compiled = self._text = self._padded = None
 
-    def forget_graph(self) -> None:
-        """Capture anew with the next frame, because what the forward pass calls has changed."""
-        self._graph = None
-
     @property
     def _rows(self) -> int:
         """Class embeddings that a captured forward pass is given; 0 without a vocabulary."""
@@ -220,73 +277,116 @@ class TorchEngine:
         return 0 if given is None else len(given)
 
     def _pixels(self, image: ImageArray, place: int = 0) -> Tensor:
-        if self.device.type == "cuda":
+        if "pinned" in self._way:
             return self._upload(image, place)
         # torch reads neither read-only memory (a message's buffer) nor negative strides.
         ready = image if image.flags.writeable and image.flags.c_contiguous else np.array(image)
-        return torch.from_numpy(ready).permute(2, 0, 1)
+        return torch.from_numpy(ready).to(self.device).permute(2, 0, 1)
 
     def _maps(self, pixels: Sequence[Tensor], watch: Stopwatch) -> Sequence[Tensor]:
         """Probability maps (T, h, w) of each image; what is not the forward pass counts as preprocessing."""
         config, forward = self._model.config, Stopwatch()
 
         def predict(views: Tensor) -> Tensor:
-            with forward.stage("forward"):
+            with forward.stage("forward"), self.entered("forward"):
                 logits = self._forward(views)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
+                # Before the sigmoid, which turns infinity into 1. The reading waits for the device.
+                if not bool(torch.stack(torch.aminmax(logits)).isfinite().all()):
+                    blame = ": the model's weights are damaged" if self.precision == "fp32" else ""
+                    raise NotFiniteError(f"class scores in {self.precision} are not finite{blame}")
                 return logits
 
-        with watch.stage("preprocess"):
-            if self._config.inference == "whole":
-                maps = probabilities(predict(torch.cat([whole_view(item, config) for item in pixels])), config)
-                answer: Sequence[Tensor] = list(maps)
-            else:
-                answer = [probability_maps(predict, config, item, self._config.inference) for item in pixels]
+        if self._config.inference == "whole":
+            maps = probabilities(predict(torch.cat([whole_view(item, config) for item in pixels])), config)
+            answer: Sequence[Tensor] = list(maps)
+        else:
+            answer = [probability_maps(predict, config, item, self._config.inference) for item in pixels]
         watch.latency_ms |= forward.latency_ms
-        watch.latency_ms["preprocess"] -= forward.latency_ms["forward"]
+        watch.latency_ms["preprocess"] = -forward.latency_ms["forward"]  # all around it is added when that stage ends
         return answer
 
     def _forward(self, images: Tensor) -> Tensor:
         """Logits (B, T, h, w)."""
-        if self._text is None:
-            raise EngineError("no vocabulary was set; call set_text first")
+        assert self._text is not None
         forward: Forward = self._autocast_forward
-        if self.device.type == "cuda":
+        if "graphs" in self._way:
             if self._graph is None:
                 from semla_ros.engines.cuda_graph import GraphedForward
 
                 self._graph = GraphedForward(self._autocast_forward, _GRAPHS_KEPT)
             forward = self._graph
-        has_fixed_shapes = self._graph is not None or self._compiled is not None
-        if not has_fixed_shapes or self._padded is None:
+        if not self._way & {"graphs", "compiled"} or self._padded is None:
             return forward(images, self._text)
         return forward(images, *self._padded)[:, : len(self._text)]
 
     def _autocast_forward(self, *inputs: Tensor) -> Tensor:
+        compiled = self._compiled if "compiled" in self._way else None
         # Not `or`: a compiled model asks the module for its length.
-        forward: Forward = self._model if self._compiled is None else self._compiled
+        forward: Forward = self._model if compiled is None else compiled
         if self.precision == "fp32":
             return forward(*inputs)
         # Nothing is cached across calls: the weights may have been overwritten in between.
-        with torch.autocast(self.device.type, dtype=_DTYPES[self.precision], cache_enabled=False):
+        with torch.autocast(self.device.type, dtype=HALF[self.precision], cache_enabled=False):
             return forward(*inputs).float()
 
+    def _go(self, way: frozenset[str]) -> None:
+        """Serve in another way, keys of `INSTEAD`, from the next forward pass on."""
+        self._way, self._graph = way, None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _answer_more_safely(
+        self, images: Sequence[ImageArray], want_confidence: bool, cause: EngineError
+    ) -> list[EngineOutput]:
+        """Answer what the present way could not, and stay with the first one that can."""
+        present, failure = self._way, cause
+        for way in safer_ways(present, cause, len(images)):
+            try:
+                self._go(way)
+                answers = self.attempt(images, want_confidence)
+            except Exception as error:  # as in `segment_batch`
+                failure = explained(error)
+                continue
+            if instead := ", ".join(dict.fromkeys(INSTEAD[item] for item in INSTEAD if item in present - way)):
+                self._note(f"{instead} serves: {cause}")
+            elif not any(note.startswith(_AGAIN) for note in self.notes):
+                self._note(f"{_AGAIN}: {cause}")
+            return answers
+        self._way, self._graph = present, None  # what fails in every way is the fault of none
+        raise failure
+
+    def _note(self, note: str) -> None:
+        self.notes.append(note)
+        logger.warning("engine torch: %s", note)
+
     def _settle_precision(self) -> None:
-        wanted: str = self._config.precision
-        if wanted == "auto":
-            wanted = _fast_precision(self.device)
-        if wanted == "fp32":
+        """Take the first precision that gives the masks of fp32, and under "auto" sooner."""
+        tried = _precisions(self._config.precision, self.device)
+        if not tried:
             return
         probe = self._probe_set()
-        reference, reference_ms = self._probe(probe)
-        self._switch(wanted)
-        masks, spent_ms = self._probe(probe)
-        share = agreement(masks, reference)
-        if share < AGREEMENT:
-            self._refuse(f"{wanted} agrees with fp32 on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}")
-        elif self._config.precision == "auto" and spent_ms >= reference_ms:
-            self._refuse(f"{wanted} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
+        reference, reference_ms = self._probe(probe, self.segment_batch)
+        refused: list[str] = []
+        for precision in tried:
+            self.precision = precision
+            try:
+                masks, spent_ms = self._probe(probe, self.attempt)
+            except Exception as error:  # a device can refuse a type in any way
+                refused.append(first_line(error))
+                continue
+            share = agreement(masks, reference)
+            if share < AGREEMENT:
+                refused.append(
+                    f"{precision} agrees with fp32 on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}"
+                )
+            elif self._config.precision == "auto" and spent_ms >= reference_ms:
+                refused.append(f"{precision} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
+            else:
+                break
+        else:
+            self.precision = "fp32"
+        if refused:
+            self._note(f"{self.precision} serves: {'; '.join(refused)}")
 
     def _probe_set(self) -> Sequence[ImageArray]:
         if self._probe_images is not None:
@@ -295,52 +395,36 @@ class TorchEngine:
 
         return probe_images(*self._model.config.working_resolution)
 
-    def _probe(self, images: Sequence[ImageArray]) -> tuple[list[MaskArray], float]:
+    def _probe(self, images: Sequence[ImageArray], answer: Answer) -> tuple[list[MaskArray], float]:
         """Masks of the probe set, and the shortest forward pass in milliseconds."""
-        masks = self._masks(images)
-        runs = [self.segment(images[0], want_confidence=False).latency_ms["forward"] for _ in range(_SPEED_RUNS)]
+        masks = [answer([image], False)[0].mask for image in images]
+        runs = [answer(images[:1], False)[0].latency_ms["forward"] for _ in range(_SPEED_RUNS)]
         return masks, min(runs)
-
-    def _masks(self, images: Sequence[ImageArray]) -> list[MaskArray]:
-        return [self.segment(image, want_confidence=False).mask for image in images]
-
-    def _switch(self, precision: str) -> None:
-        self.precision = precision
-        self._graph = None
-
-    def _refuse(self, reason: str) -> None:
-        self._switch("fp32")
-        self.notes.append(f"fp32 serves: {reason}")
-        logger.warning("engine torch: %s", self.notes[-1])
 
     def _settle_compilation(self) -> None:
         """Compile where asked; eager goes on where that fails or gives other masks."""
         if not self._config.compile:
             return
         probe = self._probe_set()
-        reference = self._masks(probe)
-        self._graph = None
-        self._compiled = torch.compile(self._model, dynamic=False)
+        reference = [self.segment(image, False).mask for image in probe]
         try:
-            share = agreement(self._masks(probe), reference)
+            self._compiled = torch.compile(self._model, dynamic=False)
+            self._go(self._way | {"compiled"})
+            share = agreement([self.attempt([image], False)[0].mask for image in probe], reference)
         except Exception as error:  # a compiler can fail in any way, and eager always works
             reason = f"torch.compile failed ({first_line(error)})"
         else:
             if share >= AGREEMENT:
                 return
             reason = f"compiled, it agrees with eager on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}"
-        self._compiled = self._graph = None
-        self.notes.append(f"eager serves: {reason}")
-        logger.warning("engine torch: %s", self.notes[-1])
+        self._compiled = None
+        self._go(self._way - {"compiled"})
+        self._note(f"eager serves: {reason}")
 
 
-def _answer(maps: Tensor, image: ImageArray, want_confidence: bool) -> tuple[MaskArray, NDArray[np.uint8] | None]:
-    if not bool(maps.isfinite().all()):
-        raise EngineError("the model's class probabilities are not finite: its weights are damaged")
-    return mask_from_maps(maps, (image.shape[0], image.shape[1]), want_confidence)
-
-
-def _fast_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "fp16"
-    return "bf16" if has_bf16() else "fp32"
+def _precisions(wanted: str, device: torch.device) -> list[str]:
+    """Half precisions to try for a setting, the first choice first."""
+    if wanted == "auto":
+        wanted = "fp16" if device.type == "cuda" else "bf16" if has_bf16() else "fp32"
+    can_bf16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_bf16()
+    return ["fp16", "bf16"] if wanted == "fp16" and can_bf16 else [wanted] if wanted in HALF else []

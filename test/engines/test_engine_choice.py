@@ -137,6 +137,23 @@ def test_a_pipeline_on_onnx_gives_the_masks_of_torch_and_names_what_serves(
     assert (masks[0] == masks[1]).mean() > 0.999
 
 
+@pytest.mark.parametrize(
+    "error", [OSError("libgomp.so.1: cannot open shared object file"), AttributeError("_ARRAY_API")]
+)
+def test_a_package_that_is_broken_in_any_way_is_left_out_or_named(world, graphs, monkeypatch, error) -> None:
+    plain = choice._make
+
+    def broken(name, *rest):
+        if name == "openvino":
+            raise error
+        return plain(name, *rest)
+
+    monkeypatch.setattr(choice, "_make", broken)
+    assert tried(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs)) == ["onnx", "torch"]
+    with pytest.raises(EngineError, match=str(error)):
+        choose_engine(world.model, world.encoder, settings("openvino"), cache=graphs)
+
+
 def test_what_is_not_used_is_not_imported() -> None:
     code = (
         "import sys, semla_ros.pipeline; "
@@ -146,7 +163,7 @@ def test_what_is_not_used_is_not_imported() -> None:
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     ours, theirs = output.splitlines()
     assert [name.split(".")[-1] for name in ours.split()] == [
-        "base", "cache", "choice", "gates", "mask_from_maps", "torch_engine",
+        "base", "cache", "choice", "fallback", "gates", "mask_from_maps", "torch_engine",
     ]  # fmt: skip
     assert theirs == ""
 

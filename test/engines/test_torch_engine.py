@@ -154,8 +154,8 @@ def test_disagreement_with_full_precision_is_refused_with_the_figure(model, text
     engine.set_text(text)
     plain = engine._probe
 
-    def disagreeing(images):
-        masks, spent = plain(images)
+    def disagreeing(images, answer):
+        masks, spent = plain(images, answer)
         return ([mask + CLASSES for mask in masks] if engine.precision == "bf16" else masks), spent
 
     monkeypatch.setattr(engine, "_probe", disagreeing)
