@@ -206,7 +206,7 @@ def _sync(path: Path) -> None:
 def _text(path: Path) -> str | None:
     """What a small file holds; None where it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8") if path.is_file() else None  # a pipe would be waited for
     except (OSError, ValueError):
         return None
 
@@ -216,7 +216,7 @@ def _parsed(description: Path, text: str) -> CacheEntry | None:
         values = json.loads(text)
         key = EngineKey(**values["key"])
         num_bytes, sha256 = int(values["bytes"]), str(values["sha256"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return None
     return CacheEntry(key=key, path=description.with_suffix(".engine"), num_bytes=num_bytes, sha256=sha256)
 

@@ -67,11 +67,23 @@ def test_a_damaged_file_is_not_loaded_but_removed(tmp_path, content: bytes) -> N
     assert not path.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": {"component": 1}}'])
+ABSURD = json.dumps({"key": dataclasses.asdict(KEY), "bytes": float("inf"), "sha256": ""})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": {"component": 1}}', "[" * 100_000, ABSURD])
 def test_an_unreadable_description_counts_as_no_entry(tmp_path, text: str) -> None:
     cache = EngineCache(tmp_path)
     path = cache.store(KEY, lambda file: file.write_bytes(b"plan"))
     path.with_suffix(".json").write_text(text)
+    assert cache.find(KEY) is None
+    assert cache.entries() == []
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(tmp_path) -> None:
+    cache = EngineCache(tmp_path)
+    path = cache.store(KEY, lambda file: file.write_bytes(b"plan"))
+    path.with_suffix(".json").unlink()
+    os.mkfifo(path.with_suffix(".json"))
     assert cache.find(KEY) is None
     assert cache.entries() == []
 
