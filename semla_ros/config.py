@@ -19,6 +19,9 @@ from semla_ros.errors import ConfigError
 
 DistanceName = Literal["euclidean", "cosine"]
 
+# Settings of earlier releases -> what became of them.
+GONE = {"compat": "defects of the published code are no settings any more; docs/compat.md says how to compare with it"}
+
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:
     if not condition:
@@ -96,16 +99,6 @@ class InferenceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompatConfig:
-    """Switches that reproduce defects of the published code, for comparison only; all off by default."""
-
-    inert_clip_qkv: bool = False  # leave out LoRA deltas on CLIP attention q/k/v, which never act as published
-    stale_class_embeddings: bool = False  # keep the class embeddings of the first mix after a switch
-    cosine_prefers_farthest: bool = False  # cosine distance used as if it were a similarity
-    unsafe_softmax: bool = False  # no maximum subtracted, zero distance and overflow as published
-
-
-@dataclass(frozen=True, kw_only=True)
 class SemlaConfig:
     """Everything the pipeline needs to start."""
 
@@ -116,7 +109,6 @@ class SemlaConfig:
     retrieval: RetrievalConfig | None = None  # None = what the library or model recommends, else the defaults
     drift: DriftConfig | None = None  # likewise
     inference: InferenceConfig = field(default_factory=InferenceConfig)
-    compat: CompatConfig = field(default_factory=CompatConfig)
 
 
 T = TypeVar("T")
@@ -143,6 +135,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
     known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
     if unknown:
+        if unknown[0] in GONE:
+            raise ConfigError(f"{prefix}'{unknown[0]}': {GONE[unknown[0]]}")
         raise ConfigError(f"{prefix}unknown setting '{unknown[0]}'; known: {', '.join(sorted(known))}")
     arguments = {key: _coerce(hints[key], value, f"{prefix}'{key}'") for key, value in values.items()}
     try:

@@ -53,15 +53,13 @@ class PerceptionPipeline:
         self._parts = parts
         self._library = parts.library
         self._retrieval, self._drift = parts.retrieval, parts.drift
-        self._retriever = self._retriever_for(parts.library, parts.retrieval)
+        self._retriever = Retriever(parts.library, parts.retrieval)
         self._drift_gate = DriftGate(parts.drift)
         self._fuser = Fuser(
             parts.model,
             parts.library,
             parts.tokens_of(parts.class_names),
             memory=parts.memory,
-            inert_clip_qkv=parts.compat.inert_clip_qkv,
-            stale_class_embeddings=parts.compat.stale_class_embeddings,
         )
         self._swap_gate = SwapGate()
         self._adaptation_lock = threading.RLock()  # one turn of the adaptation path, or one change asked for, at a time
@@ -219,7 +217,7 @@ class PerceptionPipeline:
                 self._drift, self._drift_gate = drift, DriftGate(drift)
             if retrieval is not None:
                 present = self._retrieval, self._retriever
-                self._retrieval, self._retriever = retrieval, self._retriever_for(self._library, retrieval)
+                self._retrieval, self._retriever = retrieval, Retriever(self._library, retrieval)
                 try:
                     self._retrieve_anew("parameters")
                 except Exception:
@@ -254,7 +252,7 @@ class PerceptionPipeline:
         """
         with self._change("library"):
             library = self._library.reload()
-            self._retriever = self._retriever_for(library, self._retrieval)
+            self._retriever = Retriever(library, self._retrieval)
             self._fuser.set_library(library)
             self._library = library
             self._retrieve_anew("library")
@@ -373,9 +371,6 @@ class PerceptionPipeline:
             except Exception as error:
                 self._tally.count_failure(f"{what}: {type(error).__name__}: {error}")
                 raise
-
-    def _retriever_for(self, library: AdapterLibrary, settings: RetrievalConfig) -> Retriever:
-        return Retriever(library, settings, self._parts.compat)
 
     def _retrieve_anew(self, reason: str) -> None:
         """Retrieve for the scene in memory, if there is one and adaptation is not frozen.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
-from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.choice import choose_engine
 from semla_ros.engines.torch_engine import choose_device, choose_threads
@@ -40,7 +40,6 @@ class PipelineParts:
         class_names: The vocabulary to start with.
         retrieval: Settings to start with.
         drift: Settings to start with.
-        compat: Defects of the published code to reproduce.
         memory: See `Fuser`.
     """
 
@@ -52,7 +51,6 @@ class PipelineParts:
     class_names: tuple[str, ...]
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
-    compat: CompatConfig = field(default_factory=CompatConfig)
     memory: Literal["double", "single"] = "double"
 
 
@@ -96,7 +94,6 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         class_names=_class_names(config, loaded),
         retrieval=config.retrieval or library.retrieval or RetrievalConfig(),
         drift=config.drift or library.drift or DriftConfig(),
-        compat=config.compat,
         memory=config.inference.memory,
     )
 

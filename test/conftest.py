@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_parts import CLASSES, FakeEncoder, PipelineFactory, write_library, write_model
 
-from semla_ros.config import CompatConfig, DriftConfig, InferenceConfig, RetrievalConfig
+from semla_ros.config import DriftConfig, InferenceConfig, RetrievalConfig
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline import PerceptionPipeline
@@ -49,7 +49,6 @@ def make_pipeline(tiny_model_folder: Path, tiny_library_folder: Path) -> Iterato
         library_folder: Path | None = None,
         retrieval: RetrievalConfig | None = None,
         drift: DriftConfig | None = None,
-        compat: CompatConfig | None = None,
         memory: str = "double",
     ) -> PerceptionPipeline:
         loaded = load_model(tiny_model_folder)
@@ -63,7 +62,6 @@ def make_pipeline(tiny_model_folder: Path, tiny_library_folder: Path) -> Iterato
             class_names=CLASSES,
             retrieval=retrieval or RetrievalConfig(),
             drift=drift or DriftConfig(),
-            compat=compat or CompatConfig(),
             memory=memory,  # type: ignore[arg-type]
         )
         made.append(PerceptionPipeline(parts))

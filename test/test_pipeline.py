@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_parts import ADAPTERS, CLASSES, PipelineFactory
 
-from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import AdapterMix, Frame, Generation
@@ -375,17 +375,6 @@ def test_status_counts_what_happened(pipeline: PerceptionPipeline) -> None:
     assert status.adaptation_latency_ms["embed"].count == 3
     assert status.library_size == len(ADAPTERS)
     assert set(status.resident_adapters) == set(pipeline.generation.mix.names)
-
-
-def test_stale_class_embeddings_can_be_reproduced(make_pipeline: PipelineFactory) -> None:
-    frames = [scene("day", stamp_s=1), scene("fog", stamp_s=20)]
-    answers = []
-    for stale in (False, True):
-        pipeline = make_pipeline(compat=CompatConfig(stale_class_embeddings=stale))
-        answers.append([pipeline.process(frame)[0] for frame in frames])
-    fresh, stale_answers = answers
-    assert np.array_equal(fresh[0].confidence, stale_answers[0].confidence)  # type: ignore[arg-type]
-    assert not np.array_equal(fresh[1].confidence, stale_answers[1].confidence)  # type: ignore[arg-type]
 
 
 def test_a_pipeline_is_loaded_from_folders_with_the_settings_that_the_library_recommends(

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from semla_ros.library.adapter_library import AdapterLibrary
 
 TEXT_TOWER = "sem_seg_head.predictor.clip_model.transformer."
-CLIP = "sem_seg_head.predictor.clip_model."
-CLIP_QKV = (".attn.q_proj", ".attn.k_proj", ".attn.v_proj")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +55,6 @@ class Fuser:
         token_ids: The vocabulary, see `set_tokens`.
         memory: "double" keeps a standby copy of the adapted weights, so that a commit only swaps pointers; "single"
             saves that memory and computes the fused weights within the commit.
-        inert_clip_qkv: Leave out the deltas on CLIP attention q/k/v, as the published forward pass does.
-        stale_class_embeddings: Keep the class embeddings of the first mix, as the published loop does.
 
     Attributes:
         in_use: What was committed last; None before the first commit, while the weights are the base weights.
@@ -72,14 +68,9 @@ class Fuser:
         token_ids: Tensor,
         *,
         memory: Literal["double", "single"] = "double",
-        inert_clip_qkv: bool = False,
-        stale_class_embeddings: bool = False,
     ) -> None:
         self._library = library
-        self._inert_clip_qkv = inert_clip_qkv
-        self._keeps_first_text = stale_class_embeddings
-        self._first_text: Tensor | None = None
-        paths = [path for path in lora_targets(model) if not (inert_clip_qkv and _is_clip_qkv(path))]
+        paths = lora_targets(model)
         self._device = next(model.parameters()).device
         self._shadow = _shadow_model(model, [path for path in paths if path.startswith(TEXT_TOWER)])
         self.slabs = self._make_slabs(model, paths, is_double=memory == "double")
@@ -98,7 +89,6 @@ class Fuser:
             token_ids: One prompt per class, shape (T, L), int64; see `CatSeg.encode_text`.
         """
         self._token_ids = token_ids.to(self._device)
-        self._first_text = None
 
     def set_library(self, library: AdapterLibrary) -> None:
         """Use another library from now on; adapters that it lacks stay usable while the present mix holds them."""
@@ -204,13 +194,9 @@ class Fuser:
                 slab.fuse(slab_terms, self._scratch)
 
     def _encode_text(self, mix: AdapterMix) -> Tensor:
-        if self._first_text is not None:
-            return self._first_text
         text_features = self._shadow.encode_text(self._token_ids)
         if not bool(text_features.isfinite().all()):
             raise AdapterError(f"class embeddings of the mix {mix.as_dict()} are not finite; check these adapters")
-        if self._keeps_first_text and mix.names:
-            self._first_text = text_features
         return text_features
 
     def _forget_all_but(self, names: Sequence[str]) -> None:
@@ -223,10 +209,6 @@ def _background_stream(device: torch.device) -> torch.cuda.Stream | None:
         return None
     stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=0)  # type: ignore[no-untyped-call]
     return stream
-
-
-def _is_clip_qkv(path: str) -> bool:
-    return path.startswith(CLIP) and path.endswith(CLIP_QKV)
 
 
 def _shadow_model(model: CatSeg, own_paths: Sequence[str]) -> CatSeg:

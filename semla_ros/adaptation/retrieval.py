@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.adaptation.nearest import NearestRows
-from semla_ros.adaptation.published_retrieval import published_similarities, published_weights
-from semla_ros.config import CompatConfig, RetrievalConfig
-from semla_ros.errors import AdapterError, ImageError, LibraryError
+from semla_ros.config import RetrievalConfig
+from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix, FloatArray
 
@@ -24,7 +23,6 @@ class Retriever:
     Args:
         library: Where the adapters are; those that turn out to be damaged later are passed over.
         config: How many, and how sharply the nearest wins.
-        compat: Defects of the published code to reproduce, for comparison.
         neighbourhood: What a scene is compared with: each domain's "centroid" as published; the centroid, with
             distances in units of the domain's own "spread" (relative to the library's median one; domains without a
             known spread count as median); or the nearest of "several" centroids per domain.
@@ -34,12 +32,10 @@ class Retriever:
         self,
         library: AdapterLibrary,
         config: RetrievalConfig | None = None,
-        compat: CompatConfig | None = None,
         neighbourhood: Neighbourhood = "centroid",
     ) -> None:
         self.config = config or library.retrieval or RetrievalConfig()
         self._library = library
-        self._compat = compat or CompatConfig()
         self._neighbourhood = neighbourhood
         points, self._owners = library.centroids, np.arange(len(library.names))
         if neighbourhood == "several":
@@ -64,18 +60,14 @@ class Retriever:
         Raises:
             LibraryError: The embedding does not have the centroids' length, or no adapter is left.
             ImageError: The embedding is not finite, or zero under the cosine distance.
-            AdapterError: The published softmax, where switched on, gives no number for this scene.
         """
         embedding = self._checked(embedding)
         excluded = sorted({self._index[name] for name in (*exclude, *self._library.problems) if name in self._index})
         available = len(self._library.names) - len(excluded)
         if available < 1:
             raise LibraryError(f"adapter library {self._library.folder}: no adapter is left to retrieve")
-        if self._compat.unsafe_softmax or self._compat.cosine_prefers_farthest:
-            chosen, distances, weights = self._as_published(embedding, excluded)
-        else:
-            chosen, distances = self._nearest(embedding, excluded, min(self.config.top_k, available))
-            weights = self._weights(embedding, distances)
+        chosen, distances = self._nearest(embedding, excluded, min(self.config.top_k, available))
+        weights = self._weights(embedding, distances)
         weights = _drop_small(weights, self.config.min_weight)
         fade, is_out = self._fade(embedding, chosen)
         weights = weights * (1.0 - fade)
@@ -157,28 +149,6 @@ class Retriever:
         if self._unit_of_distance is not None:
             distances = distances / self._unit_of_distance
         return distances
-
-    def _as_published(
-        self, embedding: NDArray[np.float32], excluded: Sequence[int]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Indices, distances and weights with the published code's defects that are switched on."""
-        kept = np.setdiff1d(np.arange(len(self._library.names)), np.asarray(excluded, np.int64))
-        distances = self._adapter_distances(embedding)[kept]
-        prefers_farthest = self.config.distance == "cosine" and self._compat.cosine_prefers_farthest
-        if not self._compat.unsafe_softmax and not prefers_farthest:
-            chosen, distances = self._nearest(embedding, excluded, min(self.config.top_k, len(kept)))
-            return chosen, distances, fusion_weights(distances, self.config.temperature)
-        try:
-            similarities = published_similarities(distances, is_cosine=prefers_farthest)
-        except ZeroDivisionError:
-            raise AdapterError("the published softmax divides by zero: the scene equals a centroid") from None
-        settings = self.config
-        chosen, weights = published_weights(similarities, temperature=settings.temperature, top_k=settings.top_k)
-        if not self._compat.unsafe_softmax:
-            weights = softmax(similarities[chosen] / settings.temperature)
-        if not np.isfinite(weights).all():
-            raise AdapterError("the published softmax overflows for this scene: its weights are not numbers")
-        return kept[chosen], distances[chosen], weights
 
     def _fade(self, embedding: NDArray[np.float32], chosen: NDArray[np.int64]) -> tuple[float, bool]:
         """Weight of the base model, and whether the scene lies outside the library.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from semla_ros.config import CompatConfig, DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig, from_mapping
+from semla_ros.config import GONE, DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig, from_mapping
 from semla_ros.errors import ConfigError
 
 QOS_PREFIX = "qos_overrides."
@@ -142,19 +142,15 @@ _DESCRIPTIONS = {
     "diagnostics.max_broken_ratio": "ERROR where a larger part of a camera's images is broken, WARN below, 0..1",
     "diagnostics.hold_s": "How long a failure stays visible, and the window of the ratios, s",
     "diagnostics.hardware_id": "Written into each status; empty = the host's name",
-    "compat.inert_clip_qkv": "Reproduce the published code: leave out deltas on CLIP attention q, k, v",
-    "compat.stale_class_embeddings": "Reproduce the published code: keep the class embeddings of the first mix",
-    "compat.cosine_prefers_farthest": "Reproduce the published code: cosine distance used as a similarity",
-    "compat.unsafe_softmax": "Reproduce the published code: softmax without protection against overflow",
 }
 _LIVE_NODE = {"overlay_alpha"} | {
     f"diagnostics.{item.name}" for item in dataclasses.fields(DiagnosticsConfig) if item.name not in ("period_s",)
 }
 _GROUPS: tuple[tuple[str, type[Any]], ...] = (
     ("", SemlaConfig), ("", NodeConfig), ("", RetrievalConfig), ("", DriftConfig), ("", InferenceConfig),
-    ("diagnostics.", DiagnosticsConfig), ("compat.", CompatConfig),
+    ("diagnostics.", DiagnosticsConfig),
 )  # fmt: skip
-_NESTED = ("retrieval", "drift", "inference", "compat", "diagnostics")
+_NESTED = ("retrieval", "drift", "inference", "diagnostics")
 
 
 def _is_nested(cls: type[Any], name: str) -> bool:
@@ -200,6 +196,9 @@ def unknown_parameters(names: Iterable[str]) -> list[str]:
     sentences = []
     for name in sorted(names):
         if name in SPECS or name in BUILT_IN or name.startswith(QOS_PREFIX):
+            continue
+        if (group := name.split(".")[0]) in GONE:
+            sentences.append(f"parameter '{name}': {GONE[group]}")
             continue
         near = difflib.get_close_matches(name, SPECS, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SPECS)}"
@@ -261,7 +260,6 @@ class Settings:
             retrieval=retrieval if explicit & _names(RetrievalConfig) else None,
             drift=drift if explicit & _names(DriftConfig) else None,
             inference=group(InferenceConfig),
-            compat=group(CompatConfig, "compat."),
         )
         for name, spec in SPECS.items():  # 1 for a float parameter is meant as 1.0
             if isinstance(spec.default, float):

@@ -200,30 +200,6 @@ def test_a_void_preparation_cannot_be_committed() -> None:
         fuser.commit(latest)
 
 
-def test_inert_clip_qkv_leaves_exactly_those_deltas_out() -> None:
-    model = tiny_model()
-    before = weights_of(model)
-    fuser = make_fuser(model, make_library(model), inert_clip_qkv=True)
-    put(fuser, mix_of(day=1.0))
-    changed = {name for name, weight in weights_of(model).items() if not torch.equal(weight, before[name])}
-    qkv = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
-    expected = {f"{path}.weight" for path in make_library(model).adapters["day"].layers if not path.endswith("_proj")}
-    expected |= {f"{path}.weight" for path in make_library(model).adapters["day"].layers if path.endswith("c_proj")}
-    assert changed == expected
-    assert not any(name.endswith(qkv) for name in changed)
-
-
-def test_stale_class_embeddings_stay_those_of_the_first_mix_until_the_vocabulary_changes() -> None:
-    model = tiny_model()
-    fuser = make_fuser(model, make_library(model), stale_class_embeddings=True)
-    put(fuser, AdapterMix())
-    first = put(fuser, mix_of(day=1.0))
-    assert torch.equal(put(fuser, mix_of(fog=1.0)), first)
-    assert not torch.allclose(model.encode_text(TOKENS), first, atol=1e-3)
-    fuser.set_tokens(TOKENS[:2])
-    assert torch.allclose(put(fuser, mix_of(fog=1.0)), model.encode_text(TOKENS[:2]), atol=1e-6)
-
-
 def test_an_adapter_removed_while_in_use_stays_usable_until_it_leaves_the_mix() -> None:
     model = tiny_model()
     library = make_library(model)

@@ -1,40 +1,16 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from centroid_library import library_of
 
 from semla_ros.adaptation.nearest import NearestRows
 from semla_ros.adaptation.retrieval import Retriever, fusion_weights, single_mix, uniform_mix
-from semla_ros.config import CompatConfig, RetrievalConfig
-from semla_ros.errors import AdapterError, ImageError, LibraryError
-from semla_ros.library.adapter_files import AdapterFiles
-from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.config import RetrievalConfig
+from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.domain_statistics import DomainStatistics
-from semla_ros.library.lora_settings import LoraSettings
-from semla_ros.library.manifest import AdapterEntry, LibraryManifest
-
-SETTINGS = LoraSettings(8, 16.0, False, {}, {})
-
-
-def library_of(
-    centroids: np.ndarray,
-    spread: list[float] | None = None,
-    several: list[np.ndarray] | None = None,
-    home: DomainStatistics | None = None,
-) -> AdapterLibrary:
-    """A library of adapters a0, a1, ... that has centroids and nothing else."""
-    centroids = np.asarray(centroids, np.float32)
-    files = [
-        AdapterFiles(
-            Path("library"), f"a{index}", SETTINGS, DomainStatistics(centroid, several[index] if several else None)
-        )
-        for index, centroid in enumerate(centroids)
-    ]
-    entries = {f"a{index}": AdapterEntry(spread_p95=value) for index, value in enumerate(spread or [])}
-    return AdapterLibrary(Path("library"), files, LibraryManifest(adapters=entries), {}, base_statistics=home)
 
 
 def config(**settings: object) -> RetrievalConfig:
@@ -137,29 +113,9 @@ def test_cosine_compares_directions_only() -> None:
     np.testing.assert_allclose(retriever.distances(scene), expected, atol=1e-6)
 
 
-def test_the_published_cosine_prefers_the_farthest() -> None:
-    library, scene = library_of(np.array([[1.0, 0], [0, 1], [1, 1]])), np.array([1.0, 0.2])
-    settings = config(distance="cosine", top_k=1)
-    assert Retriever(library, settings).retrieve(scene).names == ("a0",)
-    compat = CompatConfig(cosine_prefers_farthest=True)
-    assert Retriever(library, settings, compat).retrieve(scene).names == ("a1",)
-
-
 def test_a_zero_embedding_has_no_direction() -> None:
     with pytest.raises(ImageError, match="no direction"):
         Retriever(library_of(LINE), config(distance="cosine")).retrieve(np.zeros(2))
-
-
-def test_the_published_softmax_reports_its_defects_instead_of_weights() -> None:
-    retriever = Retriever(library_of(LINE), config(), CompatConfig(unsafe_softmax=True))
-    with pytest.raises(AdapterError, match="divides by zero"):
-        retriever.retrieve(np.zeros(2))
-    with pytest.raises(AdapterError, match="not numbers"):
-        retriever.retrieve(np.array([1e-4, 0.0]))
-    safe = Retriever(library_of(LINE), config())
-    assert retriever.retrieve(np.array([1.9, 0.5])).as_dict() == pytest.approx(
-        safe.retrieve(np.array([1.9, 0.5])).as_dict()
-    )
 
 
 # Past the paper

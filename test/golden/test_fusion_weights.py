@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from semla_ros.adaptation.published_retrieval import published_similarities, published_weights
 from semla_ros.adaptation.retrieval import Retriever, uniform_mix
-from semla_ros.config import CompatConfig, RetrievalConfig
+from semla_ros.config import RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.lab.evaluation.published_retrieval import (
+    PublishedRetriever,
+    published_similarities,
+    published_weights,
+)
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix
 
@@ -50,10 +54,6 @@ def settings(case: Mapping[str, Any]) -> RetrievalConfig:
     return RetrievalConfig(top_k=case["top_k"], temperature=case["temperature"], distance=case["measure"])
 
 
-def compat(case: Mapping[str, Any]) -> CompatConfig:
-    return CompatConfig(cosine_prefers_farthest=case["measure"] == "cosine")
-
-
 def has_query(case: Mapping[str, Any]) -> bool:
     """Whether a case can be asked of the safe retriever: a recorded query and settings that are allowed."""
     return case.get("query", -1) >= 0 and case["top_k"] > 0 and case["temperature"] > 0
@@ -82,8 +82,9 @@ def test_weights_of_every_recorded_query(library: AdapterLibrary, queries: np.nd
     asked = [case for case in cases if has_query(case)]
     assert len(asked) > 0
     for case in asked:
-        retriever = Retriever(library, settings(case), compat(case))
-        mix = retriever.retrieve(queries[case["query"]], excluded(case))
+        # By cosine the published code prefers the farthest; its other weights are ours.
+        kind = PublishedRetriever if case["measure"] == "cosine" else Retriever
+        mix = kind(library, settings(case)).retrieve(queries[case["query"]], excluded(case))
         assert_weights(mix, case["weights"], case["tag"])
         assert list(mix.names) == sorted(mix.names, key=lambda name: -mix.as_dict()[name])
 
@@ -125,7 +126,7 @@ def test_a_scene_that_equals_a_centroid_gets_that_adapter_alone(library: Adapter
     for name, centroid in zip(library.names, library.centroids, strict=True):
         assert Retriever(library, RetrievalConfig()).retrieve(centroid).as_dict() == {name: 1.0}
         with pytest.raises(AdapterError, match="divides by zero"):
-            Retriever(library, RetrievalConfig(), CompatConfig(unsafe_softmax=True)).retrieve(centroid)
+            PublishedRetriever(library, RetrievalConfig()).retrieve(centroid)
 
 
 def test_a_scene_very_near_a_centroid_is_safe_here_and_overflows_as_published(library: AdapterLibrary) -> None:
@@ -137,7 +138,7 @@ def test_a_scene_very_near_a_centroid_is_safe_here_and_overflows_as_published(li
         assert mix.names[0] == name
         assert mix.weights[0] == pytest.approx(1.0)
         with pytest.raises(AdapterError, match="not numbers"):
-            Retriever(library, config, CompatConfig(unsafe_softmax=True)).retrieve(scene)
+            PublishedRetriever(library, config).retrieve(scene)
 
 
 def test_uniform_mixes_as_recorded(library: AdapterLibrary, cases: list[dict]) -> None:

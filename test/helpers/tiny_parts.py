@@ -13,7 +13,7 @@ from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import save_scene_encoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
-from semla_ros.config import CompatConfig, DriftConfig, RetrievalConfig
+from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, save_model
@@ -148,7 +148,6 @@ class PipelineFactory(Protocol):
         library_folder: Path | None = None,
         retrieval: RetrievalConfig | None = None,
         drift: DriftConfig | None = None,
-        compat: CompatConfig | None = None,
         memory: str = "double",
     ) -> PerceptionPipeline: ...
 

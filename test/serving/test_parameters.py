@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from semla_ros.config import CompatConfig, DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig
+from semla_ros.config import DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.serving.parameters import (
     SPECS,
@@ -31,7 +31,7 @@ def test_the_shipped_file_is_the_table() -> None:
 def test_the_shipped_file_gives_the_defaults_and_leaves_recommendations_their_right() -> None:
     values = yaml.safe_load(as_yaml())["/**"]["ros__parameters"]
     flat = {key: value for key, value in values.items() if not isinstance(value, dict)}
-    flat |= {f"{group}.{key}": value for group in ("diagnostics", "compat") for key, value in values[group].items()}
+    flat |= {f"{group}.{key}": value for group in ("diagnostics",) for key, value in values[group].items()}
     settings = Settings.make(flat)
     assert settings.node == NodeConfig()
     assert settings.pipeline == SemlaConfig()  # retrieval and drift are None: the library's recommendation counts
@@ -67,7 +67,7 @@ def test_every_parameter_has_a_description_and_every_duration_and_rate_its_unit(
         ({"inference": "tiled"}, ["inference", "sliding", "tiled"]),
         ({"diagnostics.period_s": 0.0}, ["diagnostics.period_s", "positive"]),
         ({"diagnostics.max_drop_ratio": 1.5}, ["diagnostics.max_drop_ratio"]),
-        ({"compat.unsafe_softmax": 1}, ["unsafe_softmax", "bool"]),
+        ({"compat.unsafe_softmax": False}, ["compat.unsafe_softmax", "docs/compat.md"]),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_refused_by_name(given: dict, words: list[str]) -> None:
@@ -91,7 +91,7 @@ def test_sliding_windows_can_be_chosen_when_the_node_starts() -> None:
 
 
 def test_each_field_of_each_group_is_a_parameter() -> None:
-    for prefix, group in (("", NodeConfig), ("", InferenceConfig), ("", RetrievalConfig), ("compat.", CompatConfig)):
+    for prefix, group in (("", NodeConfig), ("", InferenceConfig), ("", RetrievalConfig)):
         names = {prefix + item.name for item in dataclasses.fields(group)} - {"diagnostics"}
         assert names <= set(SPECS), names - set(SPECS)
 

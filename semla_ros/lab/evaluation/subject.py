@@ -66,8 +66,6 @@ class PipelineSubject:
             parts.library,
             parts.tokens_of(parts.class_names),
             memory="single",  # nothing is served meanwhile, so nothing needs a standby copy
-            inert_clip_qkv=parts.compat.inert_clip_qkv,
-            stale_class_embeddings=parts.compat.stale_class_embeddings,
         )
         self._in_use: PreparedModel | None = None
         self._retrievers: dict[tuple[RetrievalConfig, Neighbourhood], Retriever] = {}
@@ -101,7 +99,7 @@ class PipelineSubject:
         """A retriever over the library; made once per setting."""
         key = (settings, neighbourhood)
         if key not in self._retrievers:
-            self._retrievers[key] = Retriever(self._parts.library, settings, self._parts.compat, neighbourhood)
+            self._retrievers[key] = Retriever(self._parts.library, settings, neighbourhood)
         return self._retrievers[key]
 
     def embed(self, image: ImageArray) -> FloatArray:
