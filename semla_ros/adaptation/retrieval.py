@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,6 @@ from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix, FloatArray
 
-Neighbourhood = Literal["centroid", "spread", "several"]
-
 
 class Retriever:
     """Chooses the adapters of a mix by the distance of a scene embedding to their centroids.
@@ -23,28 +20,15 @@ class Retriever:
     Args:
         library: Where the adapters are; those that turn out to be damaged later are passed over.
         config: How many, and how sharply the nearest wins.
-        neighbourhood: What a scene is compared with: each domain's "centroid" as published; the centroid, with
-            distances in units of the domain's own "spread" (relative to the library's median one; domains without a
-            known spread count as median); or the nearest of "several" centroids per domain.
     """
 
-    def __init__(
-        self,
-        library: AdapterLibrary,
-        config: RetrievalConfig | None = None,
-        neighbourhood: Neighbourhood = "centroid",
-    ) -> None:
+    def __init__(self, library: AdapterLibrary, config: RetrievalConfig | None = None) -> None:
         self.config = config or library.retrieval or RetrievalConfig()
         self._library = library
-        self._neighbourhood = neighbourhood
-        points, self._owners = library.centroids, np.arange(len(library.names))
-        if neighbourhood == "several":
-            points, self._owners = library.several_centroids
         is_cosine = self.config.distance == "cosine"
-        self._rows = NearestRows(_unit(points) if is_cosine else points)
+        self._rows = NearestRows(_unit(library.centroids) if is_cosine else library.centroids)
         self._index = {name: index for index, name in enumerate(library.names)}
         self._spread = library.spread.astype(np.float64)
-        self._unit_of_distance = _relative_spread(self._spread) if neighbourhood == "spread" else None
 
     def retrieve(self, embedding: FloatArray, exclude: Collection[str] = ()) -> AdapterMix:
         """The mix for one scene.
@@ -103,14 +87,12 @@ class Retriever:
             return None
         if self.config.distance == "cosine":
             return float(np.linalg.norm(_unit(embedding) - _unit(home.centroid)) ** 2 / 2)
-        distance = float(np.linalg.norm(embedding - home.centroid))
-        if self._unit_of_distance is not None and home.spread_p95:
-            distance *= _median_spread(self._spread) / home.spread_p95
-        return distance
+        return float(np.linalg.norm(embedding - home.centroid))
 
     def distances(self, embedding: FloatArray) -> NDArray[np.float64]:
         """Distance of a scene to each adapter in the configured metric, shape (N,), in library order."""
-        return self._adapter_distances(self._checked(embedding))
+        distances = self._rows.distances(self._query(self._checked(embedding)))
+        return self._in_metric(distances)
 
     def _checked(self, embedding: FloatArray) -> NDArray[np.float32]:
         embedding = np.asarray(embedding, np.float32).reshape(-1)
@@ -129,26 +111,15 @@ class Retriever:
         self, embedding: NDArray[np.float32], excluded: Sequence[int], count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The nearest adapters, nearest first, ties in library order."""
-        if self._neighbourhood == "centroid":
-            query = _unit(embedding) if self.config.distance == "cosine" else embedding
-            chosen, distances = self._rows.nearest(query, count, excluded)
-            return chosen, distances**2 / 2 if self.config.distance == "cosine" else distances
-        distances = self._adapter_distances(embedding)
-        distances[list(excluded)] = np.inf
-        chosen = np.argsort(distances, kind="stable")[:count]
-        return chosen, distances[chosen]
+        chosen, distances = self._rows.nearest(self._query(embedding), count, excluded)
+        return chosen, self._in_metric(distances)
 
-    def _adapter_distances(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
-        is_cosine = self.config.distance == "cosine"
-        distances = self._rows.distances(_unit(embedding) if is_cosine else embedding)
-        if is_cosine:
-            distances = distances**2 / 2  # of unit vectors: 1 - cos
-        if self._neighbourhood == "several":
-            starts = np.searchsorted(self._owners, np.arange(len(self._library.names)))
-            distances = np.minimum.reduceat(distances, starts)
-        if self._unit_of_distance is not None:
-            distances = distances / self._unit_of_distance
-        return distances
+    def _query(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+        return _unit(embedding) if self.config.distance == "cosine" else embedding
+
+    def _in_metric(self, distances: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Euclidean distances in the configured metric; of unit vectors, half their squares are 1 - cos."""
+        return distances**2 / 2 if self.config.distance == "cosine" else distances
 
     def _fade(self, embedding: NDArray[np.float32], chosen: NDArray[np.int64]) -> tuple[float, bool]:
         """Weight of the base model, and whether the scene lies outside the library.
@@ -231,17 +202,6 @@ def _drop_small(weights: NDArray[np.float64], min_weight: float) -> NDArray[np.f
     kept = np.where(weights >= min(min_weight, weights.max()), weights, 0.0)
     result: NDArray[np.float64] = kept / kept.sum()
     return result
-
-
-def _relative_spread(spread: NDArray[np.float64]) -> NDArray[np.float64]:
-    median = _median_spread(spread)
-    return np.where(np.isfinite(spread) & (spread > 0), spread, median) / median
-
-
-def _median_spread(spread: NDArray[np.float64]) -> float:
-    """Median of the known ones; 1 where none is."""
-    known = spread[np.isfinite(spread) & (spread > 0)]
-    return float(np.median(known)) if len(known) else 1.0
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

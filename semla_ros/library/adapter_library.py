@@ -253,20 +253,6 @@ class AdapterLibrary:
         """Likewise for the drift gate."""
         return self.manifest.drift
 
-    @cached_property
-    def several_centroids(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """All centroids of domains that have several, and the one of the others.
-
-        Returns:
-            Centroids, shape (M, D), float32, M >= N; index into `names` of each, shape (M,), ascending.
-        """
-        groups = [
-            statistics.centroid[None] if statistics.centroids is None else statistics.centroids
-            for statistics in (item.statistics for item in self._files.values())
-        ]
-        owners = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-        return np.concatenate(groups), owners
-
     def _read_layers(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
         try:
             layers = read_layers(self._files[name], is_verified=name in self._verified)

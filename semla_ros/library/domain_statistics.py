@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from semla_ros.errors import AdapterError
 
 CENTROID_KEY = "train_average_embedding"  # the published name
-CENTROIDS_KEY = "centroids"  # ours, optional: several centroids of one domain, shape (M, D)
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
 
 
@@ -28,14 +27,12 @@ class DomainStatistics:
 
     Attributes:
         centroid: Mean scene embedding, shape (D,), float32.
-        centroids: Several centroids, shape (M, D), float32; None where there is one only.
         images: Number of images behind the centroid; 0 where not known.
         spread_mean: Mean distance of the domain's images to the centroid; None where not known.
         spread_p95: 95th percentile of that distance.
     """
 
     centroid: NDArray[np.float32]
-    centroids: NDArray[np.float32] | None = None
     images: int = 0
     spread_mean: float | None = None
     spread_p95: float | None = None
@@ -44,8 +41,6 @@ class DomainStatistics:
 def statistics_bytes(statistics: DomainStatistics) -> bytes:
     """Content of `<name>_statistics.npz`: the published key, and what the published code passes over."""
     arrays: dict[str, Any] = {CENTROID_KEY: statistics.centroid[None].astype(np.float32)}
-    if statistics.centroids is not None:
-        arrays[CENTROIDS_KEY] = statistics.centroids.astype(np.float32)
     for key in ("images", "spread_mean", "spread_p95"):
         if value := getattr(statistics, key):
             arrays[key] = np.asarray(value)
@@ -72,29 +67,22 @@ def parse_statistics(data: bytes, name: str) -> DomainStatistics:
             if CENTROID_KEY not in arrays:
                 raise AdapterError(f"{where} lacks '{CENTROID_KEY}', it holds {', '.join(arrays) or 'nothing'}")
             centroid = np.asarray(arrays[CENTROID_KEY])
-            centroids = np.asarray(arrays[CENTROIDS_KEY]) if CENTROIDS_KEY in arrays else None
             images, *spread = (_scalar(arrays, key) for key in ("images", "spread_mean", "spread_p95"))
     except AdapterError:
         raise
     except Exception as error:  # numpy raises whatever the damage leads to
         hint = "pickled content is refused" if "pickle" in str(error).lower() else "truncated or no .npz file"
         raise AdapterError(f"{where} cannot be read: {hint} ({type(error).__name__}); make it again") from None
-    for array, shape in ((centroid, "(1, D)"), (centroids, "(M, D)")):
-        if array is None:
-            continue
-        if array.dtype.kind != "f" or array.ndim not in (1, 2) or 0 in array.shape:
-            raise AdapterError(
-                f"{where}: expected floating-point numbers of shape {shape}, got {array.dtype} {array.shape}"
-            )
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise AdapterError(f"{where} has values that are not finite; make it again with 'semla library index'")
+    if centroid.dtype.kind != "f" or centroid.ndim not in (1, 2) or centroid.size == 0:
+        raise AdapterError(
+            f"{where}: expected floating-point numbers of shape (1, D), got {centroid.dtype} {centroid.shape}"
+        )
+    if not np.isfinite(centroid.astype(np.float32)).all():
+        raise AdapterError(f"{where} has values that are not finite; make it again with 'semla library index'")
     if centroid.size != centroid.shape[-1]:
         raise AdapterError(f"{where}: '{CENTROID_KEY}' has shape {centroid.shape}, expected one row (1, D)")
-    if centroids is not None and (centroids.ndim != 2 or centroids.shape[1] != centroid.size):
-        raise AdapterError(f"{where}: '{CENTROIDS_KEY}' has shape {centroids.shape}, expected (M, {centroid.size})")
     return DomainStatistics(
         centroid.reshape(-1).astype(np.float32),
-        None if centroids is None else centroids.astype(np.float32),
         images=int(images or 0),
         spread_mean=spread[0],
         spread_p95=spread[1],

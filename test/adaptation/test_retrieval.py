@@ -177,23 +177,6 @@ def test_the_heaviest_adapter_stays_whatever_the_smallest_weight() -> None:
     assert mix.weights.sum() == pytest.approx(1.0)
 
 
-def test_distances_can_be_measured_in_units_of_each_domains_spread() -> None:
-    library = library_of(np.array([[0.0, 0], [3, 0]]), spread=[0.5, 2.0])
-    scene = np.array([1.0, 0.0])
-    settings = config(top_k=1, fade_out_of_library=False)
-    assert Retriever(library, settings).retrieve(scene).names == ("a0",)
-    assert Retriever(library, settings, neighbourhood="spread").retrieve(scene).names == ("a1",)
-
-
-def test_a_domain_with_several_centroids_is_as_near_as_the_nearest_of_them() -> None:
-    several = [np.array([[0.0, -5], [0, 5]], np.float32), np.array([[2.0, 0]], np.float32)]
-    library = library_of(np.array([[0.0, 0], [2, 0]]), several=several)
-    settings, scene = config(top_k=2, temperature=1.0), np.array([0.0, 4.5])
-    mix = Retriever(library, settings, neighbourhood="several").retrieve(scene)
-    assert mix.names == ("a0", "a1")
-    np.testing.assert_allclose(mix.distances, [0.5, np.hypot(2, 4.5)], rtol=1e-6)
-
-
 def test_uniform_and_single_mixes() -> None:
     library = library_of(LINE)
     assert uniform_mix(library, exclude=("a1",)).as_dict() == dict.fromkeys(("a0", "a2", "a3", "a4"), 0.25)
@@ -306,11 +289,10 @@ def test_the_base_model_is_no_candidate_where_that_is_switched_off() -> None:
     assert mix.base_weight == 0.0
 
 
-@pytest.mark.parametrize("neighbourhood", ["centroid", "spread", "several"])
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
-def test_the_base_model_is_a_candidate_under_every_metric(neighbourhood: str, distance: str) -> None:
+def test_the_base_model_is_a_candidate_under_every_metric(distance: str) -> None:
     home = DomainStatistics(np.array([1.0, 3.0], np.float32), spread_p95=0.5)
     library = library_of(np.add(LINE[1:], [0, 0.1]), spread=[1.0] * 4, home=home)
-    retriever = Retriever(library, config(distance=distance, temperature=0.5), neighbourhood=neighbourhood)
+    retriever = Retriever(library, config(distance=distance, temperature=0.5))
     near, far = retriever.retrieve(np.array([1.0, 2.9])), retriever.retrieve(np.array([4.0, 0.0]))
     assert near.base_weight > 0.5 > far.base_weight

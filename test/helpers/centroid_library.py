@@ -18,15 +18,12 @@ SETTINGS = LoraSettings(8, 16.0, False, {}, {})
 def library_of(
     centroids: np.ndarray,
     spread: list[float] | None = None,
-    several: list[np.ndarray] | None = None,
     home: DomainStatistics | None = None,
 ) -> AdapterLibrary:
     """A library of adapters a0, a1, ... that has centroids and nothing else."""
     centroids = np.asarray(centroids, np.float32)
     files = [
-        AdapterFiles(
-            Path("library"), f"a{index}", SETTINGS, DomainStatistics(centroid, several[index] if several else None)
-        )
+        AdapterFiles(Path("library"), f"a{index}", SETTINGS, DomainStatistics(centroid))
         for index, centroid in enumerate(centroids)
     ]
     entries = {f"a{index}": AdapterEntry(spread_p95=value) for index, value in enumerate(spread or [])}

@@ -98,8 +98,8 @@ class ToySubject:
         self.fused: list[AdapterMix] = []
         self.class_lists: list[tuple[str, ...]] = []
 
-    def retriever(self, settings: RetrievalConfig, neighbourhood: str) -> ToyRetriever:
-        assert neighbourhood in ("centroid", "spread", "several")
+    def retriever(self, settings: RetrievalConfig, *, as_published: bool = False) -> ToyRetriever:
+        del as_published
         return ToyRetriever(settings)
 
     def embed(self, image: np.ndarray) -> np.ndarray:

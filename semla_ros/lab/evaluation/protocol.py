@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
 from semla_ros.lab.evaluation.sources import Benchmark, EvaluationImage
 from semla_ros.lab.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
-
-if TYPE_CHECKING:
-    from semla_ros.adaptation.retrieval import Neighbourhood
 
 MixKey = tuple[tuple[str, float], ...]
 
@@ -50,8 +47,8 @@ class Subject(Protocol):
     def description(self) -> Mapping[str, str]:
         """Model, library and their digests, for reports."""
 
-    def retriever(self, settings: RetrievalConfig, neighbourhood: Neighbourhood) -> RetrieverLike:
-        """A retriever over the library."""
+    def retriever(self, settings: RetrievalConfig, *, as_published: bool = False) -> RetrieverLike:
+        """A retriever over the library; `as_published` with the published code's defects."""
 
     def embed(self, image: ImageArray) -> FloatArray:
         """Scene embedding, shape (D,), float32."""
@@ -215,7 +212,7 @@ def _wanted_shares(
         retriever = None
         if variant.kind in ("retrieved", "late_fusion"):
             settings = retrieval_settings(variant, subject.recommended)
-            retriever = subject.retriever(settings, variant.neighbourhood)
+            retriever = subject.retriever(settings, as_published=variant.as_published)
         for position, embedding in enumerate(embeddings):
             wanted[variant.name, position] = shares(
                 variant, own=own, adapter_names=subject.adapter_names, retriever=retriever, embedding=embedding

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from semla_ros.adaptation.fusion import Fuser, PreparedModel
-from semla_ros.adaptation.retrieval import Neighbourhood, Retriever
+from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.lab.evaluation.published_retrieval import PublishedRetriever
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
@@ -68,7 +69,7 @@ class PipelineSubject:
             memory="single",  # nothing is served meanwhile, so nothing needs a standby copy
         )
         self._in_use: PreparedModel | None = None
-        self._retrievers: dict[tuple[RetrievalConfig, Neighbourhood], Retriever] = {}
+        self._retrievers: dict[tuple[RetrievalConfig, bool], Retriever | PublishedRetriever] = {}
         self._device = next(parts.model.parameters()).device
         self.recommended = recommended
 
@@ -95,11 +96,12 @@ class PipelineSubject:
             "inference": f"{inference.inference} view on {self._device.type}",
         }
 
-    def retriever(self, settings: RetrievalConfig, neighbourhood: Neighbourhood) -> Retriever:
+    def retriever(self, settings: RetrievalConfig, *, as_published: bool = False) -> Retriever | PublishedRetriever:
         """A retriever over the library; made once per setting."""
-        key = (settings, neighbourhood)
+        key = (settings, as_published)
         if key not in self._retrievers:
-            self._retrievers[key] = Retriever(self._parts.library, settings, neighbourhood)
+            kind = PublishedRetriever if as_published else Retriever
+            self._retrievers[key] = kind(self._parts.library, settings)
         return self._retrievers[key]
 
     def embed(self, image: ImageArray) -> FloatArray:

@@ -8,14 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.lab.training.samples import SampleSource
 from semla_ros.library.domain_statistics import DomainStatistics, statistics_bytes
-
-SEVERAL = 4  # further centroids of one domain, for retrieval by the nearest of them
-FEWEST_IMAGES = 10  # behind each of them
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -27,14 +23,12 @@ class Centroid:
         spread_mean: Mean distance of the domain's images to it.
         spread_p95: 95th percentile of that distance.
         count: Number of images.
-        several: Centroids of clusters of the domain's images, shape (M, D), float32; None where they are too few.
     """
 
     mean: NDArray[np.float32]
     spread_mean: float
     spread_p95: float
     count: int
-    several: NDArray[np.float32] | None = None
 
     def as_dict(self) -> dict[str, float | int]:
         """All but the centroids, as plain values."""
@@ -47,12 +41,12 @@ def statistics_file(library: Path, name: str) -> Path:
 
 
 def write_statistics(file: Path, centroid: Centroid) -> None:
-    """Write an adapter's centroid in the published form, float32, shape (1, D), and beside it the clusters' ones."""
-    file.write_bytes(statistics_bytes(DomainStatistics(centroid.mean, centroid.several)))
+    """Write an adapter's centroid in the published form, float32, shape (1, D)."""
+    file.write_bytes(statistics_bytes(DomainStatistics(centroid.mean)))
 
 
 def centroid_of(embeddings: NDArray[np.float32]) -> Centroid:
-    """Mean, spread and clusters of embeddings of shape (N, D); sums run in float64."""
+    """Mean and spread of embeddings of shape (N, D); sums run in float64."""
     mean = embeddings.astype(np.float64).mean(0)
     distances = np.linalg.norm(embeddings - mean, axis=1)
     return Centroid(
@@ -60,19 +54,7 @@ def centroid_of(embeddings: NDArray[np.float32]) -> Centroid:
         spread_mean=float(distances.mean()),
         spread_p95=float(np.percentile(distances, 95)),
         count=len(embeddings),
-        several=_clusters(embeddings),
     )
-
-
-def _clusters(embeddings: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """Means of at most `SEVERAL` clusters (k-means++), ordered, the same for the same embeddings; None for one only."""
-    count = min(SEVERAL, len(embeddings) // FEWEST_IMAGES)
-    if count < 2:
-        return None
-    means, labels = kmeans2(embeddings.astype(np.float64), count, minit="++", rng=np.random.default_rng(0))
-    means = means[np.unique(labels)]  # a cluster that lost all its images has no mean
-    ordered: NDArray[np.float32] = means[np.lexsort(means.T[::-1])].astype(np.float32)
-    return ordered
 
 
 def embed_source(

@@ -74,7 +74,6 @@ def index_adapter(
     statistics = folder / statistics_name(name)
     content = DomainStatistics(
         centroid.mean,
-        centroid.several,
         images=centroid.count,
         spread_mean=centroid.spread_mean,
         spread_p95=centroid.spread_p95,

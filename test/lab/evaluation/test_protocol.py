@@ -101,7 +101,8 @@ def test_unknown_variants_are_refused_with_the_known_ones() -> None:
 def test_variants_are_chosen_in_order_and_once() -> None:
     names = [variant.name for variant in choose_variants(["semla", "zero_shot", "semla"])]
     assert names == ["semla", "zero_shot"]
-    assert [variant.name for variant in choose_variants(["all"])] == list(VARIANTS)
+    everything = [name for name, variant in VARIANTS.items() if not variant.as_published]
+    assert [variant.name for variant in choose_variants(["all"])] == everything
 
 
 def test_each_distinct_model_is_fused_once_per_job() -> None:

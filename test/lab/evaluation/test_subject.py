@@ -78,10 +78,11 @@ def test_a_domains_vocabulary_counts_from_the_next_mix(subject: PipelineSubject)
 
 def test_settings_given_replace_those_of_the_library(subject: PipelineSubject) -> None:
     assert subject.recommended.top_k == 2
-    mix = subject.retriever(subject.recommended, "centroid").retrieve(subject.centroids[0], ("old-town-fog",))
+    mix = subject.retriever(subject.recommended).retrieve(subject.centroids[0], ("old-town-fog",))
     assert len(mix.names) == 2
     assert "old-town-fog" not in mix.names
     assert "top_k 2" in subject.description["retrieval"]
+    assert subject.retriever(subject.recommended, as_published=True).retrieve(subject.centroids[0] + 1).base_weight == 0
 
 
 def test_the_command_runs_the_world_on_the_real_parts(spec: PipelineSpec, tmp_path: Path, capsys) -> None:
