@@ -7,11 +7,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.adaptation.nearest import NearestRows
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix, FloatArray
+
+BLOCK_ROWS = 512  # differences of one block stay in the processor's cache
 
 
 class Retriever:
@@ -25,8 +26,8 @@ class Retriever:
     def __init__(self, library: AdapterLibrary, config: RetrievalConfig | None = None) -> None:
         self.config = config or library.retrieval or RetrievalConfig()
         self._library = library
-        is_cosine = self.config.distance == "cosine"
-        self._rows = NearestRows(_unit(library.centroids) if is_cosine else library.centroids)
+        self._is_cosine = self.config.distance == "cosine"
+        self._points = _unit(library.centroids) if self._is_cosine else library.centroids
         self._index = {name: index for index, name in enumerate(library.names)}
         self._spread = library.spread.astype(np.float64)
 
@@ -85,25 +86,24 @@ class Retriever:
         home = self._library.base_statistics
         if home is None or not self.config.base_is_candidate:
             return None
-        if self.config.distance == "cosine":
+        if self._is_cosine:
             return float(np.linalg.norm(_unit(embedding) - _unit(home.centroid)) ** 2 / 2)
         return float(np.linalg.norm(embedding - home.centroid))
 
     def distances(self, embedding: FloatArray) -> NDArray[np.float64]:
         """Distance of a scene to each adapter in the configured metric, shape (N,), in library order."""
-        distances = self._rows.distances(self._query(self._checked(embedding)))
-        return self._in_metric(distances)
+        return self._distances(self._checked(embedding))
 
     def _checked(self, embedding: FloatArray) -> NDArray[np.float32]:
         embedding = np.asarray(embedding, np.float32).reshape(-1)
-        if embedding.size != self._rows.dim:
+        if embedding.size != self._points.shape[1]:
             raise LibraryError(
                 f"scene embedding has {embedding.size} values, the centroids of {self._library.folder} have "
-                f"{self._rows.dim}; use the scene encoder that the library was made with"
+                f"{self._points.shape[1]}; use the scene encoder that the library was made with"
             )
         if not np.isfinite(embedding).all():
             raise ImageError("scene embedding has values that are not finite; check the image and the scene encoder")
-        if self.config.distance == "cosine" and not embedding.any():
+        if self._is_cosine and not embedding.any():
             raise ImageError("scene embedding is zero, which has no direction; check the image and the scene encoder")
         return embedding
 
@@ -111,15 +111,21 @@ class Retriever:
         self, embedding: NDArray[np.float32], excluded: Sequence[int], count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """The nearest adapters, nearest first, ties in library order."""
-        chosen, distances = self._rows.nearest(self._query(embedding), count, excluded)
-        return chosen, self._in_metric(distances)
+        distances = self._distances(embedding)
+        distances[list(excluded)] = np.inf
+        farthest = np.partition(distances, count - 1)[count - 1]
+        candidates = np.flatnonzero(distances <= farthest)  # a few of thousands, which sorting all would take long for
+        chosen = candidates[np.argsort(distances[candidates], kind="stable")[:count]]
+        return chosen, distances[chosen]
 
-    def _query(self, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
-        return _unit(embedding) if self.config.distance == "cosine" else embedding
-
-    def _in_metric(self, distances: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Euclidean distances in the configured metric; of unit vectors, half their squares are 1 - cos."""
-        return distances**2 / 2 if self.config.distance == "cosine" else distances
+    def _distances(self, embedding: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Differences are taken in float32, so that near centroids keep their precision."""
+        query = _unit(embedding) if self._is_cosine else embedding
+        squares = np.empty(len(self._points), np.float64)
+        for first in range(0, len(self._points), BLOCK_ROWS):
+            block = self._points[first : first + BLOCK_ROWS] - query
+            squares[first : first + BLOCK_ROWS] = np.multiply(block, block, out=block).sum(1)
+        return squares / 2 if self._is_cosine else np.sqrt(squares)  # half the square of unit vectors' is 1 - cos
 
     def _fade(self, embedding: NDArray[np.float32], chosen: NDArray[np.int64]) -> tuple[float, bool]:
         """Weight of the base model, and whether the scene lies outside the library.

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from centroid_library import library_of
 
-from semla_ros.adaptation.nearest import NearestRows
 from semla_ros.adaptation.retrieval import Retriever, fusion_weights, single_mix, uniform_mix
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
@@ -189,25 +188,24 @@ def test_uniform_and_single_mixes() -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_nearest_of_many_rows_are_those_of_an_exhaustive_search(seed: int) -> None:
+def test_the_nearest_of_many_adapters_are_those_of_a_sort_of_all(seed: int) -> None:
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(40, 64))
     rows = (centres[rng.integers(40, size=3000)] + 0.3 * rng.normal(size=(3000, 64))).astype(np.float32)
     rows[100] = rows[7]
-    nearest = NearestRows(rows)
+    retriever = Retriever(library_of(rows), config(temperature=1.0))
     for query in (rows[5] + np.float32(0.01), rows[7], rng.normal(size=64).astype(np.float32)):
         exact = np.sqrt(((rows.astype(np.float64) - query) ** 2).sum(1))
-        excluded = [3, int(exact.argmin())]
-        for left_out in ([], excluded):
+        for left_out in ([], [3, int(exact.argmin())]):
             expected = exact.copy()
             expected[left_out] = np.inf
-            chosen, distances = nearest.nearest(query.astype(np.float32), 5, left_out)
+            chosen, distances = retriever._nearest(query, left_out, 5)
             np.testing.assert_array_equal(chosen, np.argsort(expected, kind="stable")[:5])
             np.testing.assert_allclose(distances, np.sort(expected)[:5], rtol=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["random", "offset", "constant", "scaled", "one hot"])
-def test_rounding_never_loses_a_near_row(shape: str) -> None:
+def test_near_centroids_keep_their_order_and_precision(shape: str) -> None:
     rng = np.random.default_rng(5)
     rows = rng.normal(size=(2000, 96))
     if shape == "offset":  # a large common part, as raw image features have
@@ -220,22 +218,12 @@ def test_rounding_never_loses_a_near_row(shape: str) -> None:
     elif shape == "one hot":
         rows = np.eye(96)[rng.integers(96, size=2000)]
     rows = rows.astype(np.float32)
-    nearest = NearestRows(rows)
-    assert nearest._rounded is not None
+    retriever = Retriever(library_of(rows), config(temperature=1.0))
     for query in (rows[7], rows[1234] * np.float32(1.001), rows.mean(0), np.zeros(96, np.float32)):
-        chosen, distances = nearest.nearest(query, 6)
-        everything = nearest.distances(query)
-        np.testing.assert_allclose(distances, np.sort(everything)[:6], rtol=1e-6)
-        np.testing.assert_array_equal(chosen, np.argsort(everything, kind="stable")[:6])
-
-
-def test_without_a_product_of_small_integers_rows_are_read_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.random.default_rng(6).normal(size=(2000, 96)).astype(np.float32)
-    expected = NearestRows(rows).nearest(rows[3] + np.float32(0.1), 5)
-    monkeypatch.setattr("torch._int_mm", lambda *_: (_ for _ in ()).throw(RuntimeError("not implemented")))
-    plain = NearestRows(rows)
-    assert plain._rounded is None
-    np.testing.assert_array_equal(plain.nearest(rows[3] + np.float32(0.1), 5)[0], expected[0])
+        chosen, distances = retriever._nearest(query, [], 6)
+        everything = np.linalg.norm(rows.astype(np.float64) - query, axis=1)
+        np.testing.assert_allclose(distances, np.sort(everything)[:6], rtol=1e-5)
+        np.testing.assert_allclose(everything[chosen], np.sort(everything)[:6], rtol=1e-5)
 
 
 def test_retrieval_from_ten_thousand_adapters_stays_within_a_frame() -> None:
