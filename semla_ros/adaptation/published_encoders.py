@@ -13,9 +13,9 @@ from torch import Tensor
 from semla_ros.adaptation.scene_image import CLIP_MEAN, CLIP_STD, ScenePreprocessing
 from semla_ros.adaptation.scene_tower import EncoderSource, build_tower, pair, read_tensors, triple
 from semla_ros.errors import CheckpointError, ConfigError
+from semla_ros.file_integrity import file_sha256
 from semla_ros.library.fetching import PUBLISHED
 from semla_ros.resources import share_folder
-from semla_ros.segmentation.checkpoint import file_sha256
 from semla_ros.torchvision_compat import import_open_clip
 
 _OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")

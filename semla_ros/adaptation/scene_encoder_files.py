@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from semla_ros.adaptation.scene_image import ResizeMode, ScenePreprocessing
 from semla_ros.adaptation.scene_tower import EncoderSource, build_tower, pair, read_tensors, triple
 from semla_ros.errors import CheckpointError, ConfigError
+from semla_ros.file_integrity import atomic_file, file_sha256
 from semla_ros.library.safetensors_header import HeaderError, read_header
-from semla_ros.segmentation.checkpoint import file_sha256
 
 ENCODER_FILE = "scene_encoder.safetensors"  # in a model folder
 _CONFIG_KEY = "open_clip_vision_cfg"  # marks our own files
@@ -62,9 +62,8 @@ def save_scene_encoder(state_dict: Mapping[str, Tensor], config: Mapping[str, An
     tensors = {name.removeprefix("visual."): tensor.detach().cpu() for name, tensor in state_dict.items()}
     _build_own(metadata, tensors, str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
 
 
 def _read_path(path: Path) -> EncoderSource:

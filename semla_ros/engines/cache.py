@@ -12,14 +12,12 @@ import hashlib
 import json
 import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from semla_ros.errors import EngineError
-from semla_ros.library.manifest import write_atomically
-from semla_ros.segmentation.checkpoint import file_sha256
+from semla_ros.file_integrity import atomic_file, file_sha256, write_atomically
 
 _ABANDONED_S = 3600.0  # a file that is half-made and has not grown for so long was left by a build that died
 
@@ -123,23 +121,22 @@ class EngineCache:
             EngineError: The folder cannot be written; what `write` raises passes through.
         """
         path = self._payload(key)
-        partial = self.folder / f".{path.name}.{uuid.uuid4().hex}.partial"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write(partial)
-            values = {"key": dataclasses.asdict(key), "bytes": partial.stat().st_size, "sha256": file_sha256(partial)}
-            _sync(partial)
-            self._description(key).unlink(missing_ok=True)  # who reads now sees no entry instead of half of each
-            partial.replace(path)
-            write_atomically(self._description(key), json.dumps(values, indent=1).encode())
+            with atomic_file(path) as partial:
+                write(partial)
+                values = {
+                    "key": dataclasses.asdict(key),
+                    "bytes": partial.stat().st_size,
+                    "sha256": file_sha256(partial),
+                }
+                self._description(key).unlink(missing_ok=True)  # who reads now sees no entry instead of half of each
+            write_atomically(self._description(key), json.dumps(values, indent=1))
         except OSError as error:
             raise EngineError(
                 f"engine cache {self.folder}: cannot be written ({error}); free space, or set SEMLA_ENGINE_DIR to a "
                 "folder that can"
             ) from None
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
         return path
 
     def remove(self, key: EngineKey) -> None:
@@ -196,11 +193,6 @@ def _is_abandoned(path: Path) -> bool:
         return time.time() - path.stat().st_mtime > _ABANDONED_S
     except OSError:  # finished or removed meanwhile
         return False
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _text(path: Path) -> str | None:

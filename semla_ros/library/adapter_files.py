@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semla_ros.errors import AdapterError
+from semla_ros.file_integrity import file_sha256
 from semla_ros.library.domain_statistics import CENTROID_KEY, DomainStatistics, parse_statistics, statistics_name
 from semla_ros.library.lora_layers import CONFIG_NAME, WEIGHTS_NAME, Signature, layer_keys, layer_paths, layers_problem
 from semla_ros.library.lora_settings import LoraSettings, parse_lora_settings
-from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry, file_sha256
+from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry
 from semla_ros.library.safetensors_header import Header, HeaderError, read_header
 
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from semla_ros.errors import FetchError
+from semla_ros.file_integrity import file_sha256, write_atomically
 from semla_ros.library.adapter_files import CONFIG_NAME
-from semla_ros.library.manifest import file_sha256, is_plain_name, write_atomically
+from semla_ros.library.manifest import is_plain_name
 
 RECORD_NAME = "fetched.json"
 STAGING_NAME = ".download"  # partial downloads, below the item's folder
@@ -240,7 +241,7 @@ def _fetch_file(
         "revision": revision or "main",
         "commit": commit,
     }
-    write_atomically(folder / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(folder / RECORD_NAME, json.dumps(record, indent=2) + "\n")
     return FetchedFile(path=target, sha256=sha256, commit=commit, was_there=False)
 
 
@@ -320,11 +321,9 @@ def _has_digest(path: Path, sha256: str, stated: str) -> bool:
     if re.fullmatch("[0-9a-f]{64}", stated):
         return sha256 == stated
     if re.fullmatch("[0-9a-f]{40}", stated):
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest() == stated
+        from huggingface_hub.utils.sha import git_hash
+
+        return bool(git_hash(path.read_bytes()) == stated)
     return False
 
 

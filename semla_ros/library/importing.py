@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.file_integrity import atomic_folder, file_sha256
 from semla_ros.library.adapter_files import AdapterFiles, AdapterReader, Signature, file_names, read_layers
 from semla_ros.library.adapter_library import AdapterLibrary, adapter_folders
 from semla_ros.library.manifest import (
@@ -18,7 +18,6 @@ from semla_ros.library.manifest import (
     AdapterEntry,
     LibraryManifest,
     ModelReference,
-    file_sha256,
     is_plain_name,
     read_manifest,
     write_manifest,
@@ -125,19 +124,12 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
         # The first adapter brings along what its own library states.
         manifest = dataclasses.replace(origin, adapters={}, note="")
         has_manifest = (source.parent / MANIFEST_NAME).is_file()
-    library.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=library))
-    try:
+    with atomic_folder(target) as partial:
         for old, new in zip(file_names(source.name), file_names(name), strict=True):
             shutil.copyfile(source / old, partial / new)
         for extra in _ALONG:
             if (source / extra).is_file() and not (source / extra).is_symlink():
                 shutil.copyfile(source / extra, partial / extra)
-        partial.chmod(0o755)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     try:
         if has_manifest:
             home = source.parent / BASE_STATISTICS_NAME

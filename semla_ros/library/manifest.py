@@ -7,8 +7,6 @@ are held to it.
 from __future__ import annotations
 
 import dataclasses
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,25 +16,12 @@ import yaml
 
 from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
+from semla_ros.file_integrity import write_atomically
 from semla_ros.results import BASE_MODEL
-from semla_ros.segmentation.checkpoint import file_sha256
 
 MANIFEST_NAME = "library.yaml"
 BASE_STATISTICS_NAME = "base_statistics.npz"  # beside it: centroid of what the base model was trained on
 FORMAT = 1
-
-__all__ = [
-    "BASE_STATISTICS_NAME",
-    "AdapterEntry",
-    "BaseDomain",
-    "LibraryManifest",
-    "ModelReference",
-    "file_sha256",
-    "is_plain_name",
-    "read_manifest",
-    "write_atomically",
-    "write_manifest",
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,23 +146,8 @@ def write_manifest(folder: Path, manifest: LibraryManifest) -> Path:
     values["adapters"] = {name: _without_empty(entry) for name, entry in manifest.adapters.items()}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     path = folder / MANIFEST_NAME
-    write_atomically(path, text.encode())
+    write_atomically(path, text)
     return path
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step, so that no reader ever sees half of it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _load_yaml(text: str) -> Any:

@@ -7,10 +7,8 @@ finite, a pickle that holds more than tensors.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import math
-import os
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from semla_ros.errors import CheckpointError, SemlaError
+from semla_ros.file_integrity import atomic_file, file_sha256
 from semla_ros.segmentation.clip import from_open_clip
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary
@@ -88,15 +87,6 @@ class Unfilled(TorchFunctionMode):
 def is_finite(tensor: Tensor) -> bool:
     """Whether every value is finite: so is their sum then, and it takes a fifth of the time of `isfinite`."""
     return math.isfinite(tensor.sum(dtype=torch.float64))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        return digest.hexdigest()
 
 
 def load_model(
@@ -191,9 +181,8 @@ def save_model(
     }
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
-    save_file(tensors, partial, metadata={_HEADER_KEY: json.dumps(header)})
-    os.replace(partial, target)
+    with atomic_file(target) as partial:
+        save_file(tensors, partial, metadata={_HEADER_KEY: json.dumps(header)})
     return file_sha256(target)
 
 

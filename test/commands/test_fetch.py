@@ -21,10 +21,11 @@ from safetensors.torch import save
 
 from semla_ros.cli import main
 from semla_ros.errors import FetchError
+from semla_ros.file_integrity import file_sha256
 from semla_ros.library import fetching
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.fetching import PUBLISHED, PublishedItem, fetch, unpack_library
-from semla_ros.library.manifest import file_sha256, read_manifest
+from semla_ros.library.manifest import read_manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE, ADAPTERS = PUBLISHED["catseg-l"], PUBLISHED["semla-adapters"]

@@ -23,6 +23,7 @@ from tiny_parts import (
 
 from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.file_integrity import file_sha256
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
@@ -30,7 +31,6 @@ from semla_ros.library.manifest import (
     BaseDomain,
     LibraryManifest,
     ModelReference,
-    file_sha256,
     read_manifest,
     write_manifest,
 )

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from semla_ros import __version__
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import BagError, ConfigError
+from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.replay.gallery import Gallery, reference_of
@@ -404,6 +405,4 @@ def single_threaded(config: SemlaConfig) -> SemlaConfig:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.report.pictures import domain_colour
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -68,9 +69,7 @@ def write_report(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any]
         js=Markup((_TEMPLATES / "replay_report.js").read_text(encoding="utf-8")),
         data=Markup(_script_json(page_data)),
     )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(path)
+    write_atomically(path, html)
 
 
 def _script_json(content: Any) -> str:

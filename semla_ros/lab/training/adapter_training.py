@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import ConfigError, TrainingError
+from semla_ros.file_integrity import atomic_folder
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
 from semla_ros.lab.training.centroids import Centroid, embed_source, write_statistics
 from semla_ros.lab.training.loop import LoopConfig, run_loop
@@ -145,9 +144,7 @@ def train_adapter(
         on_step=on_step,
     )
     centroid = embed_source(encoder, source, on_progress=on_embedded)
-    library.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=library))
-    try:
+    with atomic_folder(target) as partial:
         adapted.save_pretrained(str(partial), safe_serialization=True)
         if config.half_precision_file:
             file = partial / "adapter_model.safetensors"
@@ -157,11 +154,6 @@ def train_adapter(
         write_statistics(partial / f"{name}_statistics.npz", centroid)
         for file in partial.iterdir():
             file.chmod(0o644)
-        partial.chmod(0o755)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return centroid
 
 

@@ -15,15 +15,14 @@ from numpy.typing import NDArray
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import AdapterError, DatasetError, LibraryError
+from semla_ros.file_integrity import file_sha256, write_atomically
 from semla_ros.lab.training.centroids import Centroid, centroid_of
 from semla_ros.library.domain_statistics import DomainStatistics, statistics_bytes, statistics_name
 from semla_ros.library.manifest import (
     MANIFEST_NAME,
     AdapterEntry,
     ModelReference,
-    file_sha256,
     read_manifest,
-    write_atomically,
     write_manifest,
 )
 from semla_ros.results import ImageArray

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from semla_ros.errors import ConfigError, TrainingError
+from semla_ros.file_integrity import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +130,9 @@ def _write_state(
         name: {key: value.detach() for key, value in module.named_parameters() if value.requires_grad}
         for name, module in modules.items()
     }
-    partial = path.with_suffix(".partial")
-    torch.save({"step": step, "seed": config.seed, "weights": weights, "optimizer": optimizer.state_dict()}, partial)
-    partial.replace(path)  # atomic: an interrupted write leaves the former state
+    state = {"step": step, "seed": config.seed, "weights": weights, "optimizer": optimizer.state_dict()}
+    with atomic_file(path) as partial:  # an interrupted write leaves the former state
+        torch.save(state, partial)
 
 
 def _resume(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, config: LoopConfig, path: Path) -> int:

@@ -20,6 +20,7 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE, save_scene_encoder
 from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError
+from semla_ros.file_integrity import file_sha256
 from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, train_adapter
 from semla_ros.lab.training.cards import adapter_card, model_card
 from semla_ros.lab.training.centroids import Centroid, embed_source, statistics_file, write_statistics
@@ -40,7 +41,7 @@ from semla_ros.library.manifest import (
     write_manifest,
 )
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, file_sha256, load_model, save_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, save_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
 from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_targets

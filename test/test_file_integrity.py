@@ -1,0 +1,40 @@
+"""Files and folders are whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from semla_ros.file_integrity import atomic_folder, file_sha256, write_atomically
+
+
+def test_replacing_a_file_never_shows_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "timing.cache"
+    write_atomically(path, b"old")
+
+    def full_disk(_descriptor: int) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_gets_its_name_once_it_is_filled(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "library" / "fog") as partial:
+        write_atomically(partial / "note.txt", "näher")
+        assert not (tmp_path / "library" / "fog").exists()
+    assert (tmp_path / "library" / "fog" / "note.txt").read_text(encoding="utf-8") == "näher"
+    with pytest.raises(ValueError, match="broken"), atomic_folder(tmp_path / "library" / "rain"):
+        raise ValueError("broken")
+    assert [path.name for path in (tmp_path / "library").iterdir()] == ["fog"]
+
+
+def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
