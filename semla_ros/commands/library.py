@@ -156,7 +156,7 @@ def _index(arguments: argparse.Namespace) -> int:
         raise LibraryError(f"adapter library {arguments.library}: no such folder")
     encoder = SceneEncoder.load(arguments.encoder, model_dir=arguments.model_dir, device=arguments.device)
     with _progress(f"index {arguments.name}", is_shown=not arguments.json) as on_progress:
-        centroid = index_adapter(
+        statistics = index_adapter(
             arguments.library / arguments.name,
             arguments.images,
             encoder,
@@ -164,11 +164,16 @@ def _index(arguments: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     if arguments.json:
-        print(json.dumps({"adapter": arguments.name, "encoder": encoder.id, **centroid.as_dict()}, indent=2))
+        spread = {
+            "spread_mean": statistics.spread_mean,
+            "spread_p95": statistics.spread_p95,
+            "count": statistics.images,
+        }
+        print(json.dumps({"adapter": arguments.name, "encoder": encoder.id, **spread}, indent=2))
     else:
         print(
-            f"adapter '{arguments.name}': centroid of {centroid.count} images, "
-            f"mean distance {centroid.spread_mean:.4g}, 95 % within {centroid.spread_p95:.4g}"
+            f"adapter '{arguments.name}': centroid of {statistics.images} images, "
+            f"mean distance {statistics.spread_mean:.4g}, 95 % within {statistics.spread_p95:.4g}"
         )
     return 0
 

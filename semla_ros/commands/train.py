@@ -184,7 +184,7 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
     staging = Path(tempfile.mkdtemp(prefix=".training.", dir=arguments.library))
     try:
         with progress_bar(f"train adapter {arguments.name}", config.loop.steps) as (_, on_step):
-            centroid = train_adapter(
+            statistics = train_adapter(
                 base.model,
                 source,
                 tokens,
@@ -202,7 +202,8 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
         shutil.rmtree(staging, ignore_errors=True)
     print(
         f"adapter '{arguments.name}' in {target}: rank {config.rank}, alpha {config.alpha}, centroid of "
-        f"{centroid.count} images, mean distance {centroid.spread_mean:.3g} (95 % within {centroid.spread_p95:.3g})"
+        f"{statistics.images} images, mean distance {statistics.spread_mean:.3g} "
+        f"(95 % within {statistics.spread_p95:.3g})"
     )
     return 0
 

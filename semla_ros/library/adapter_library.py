@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.library.adapter_files import (
-    CENTROID_KEY,
     AdapterFiles,
     AdapterReader,
     Signature,
@@ -37,7 +36,7 @@ from semla_ros.library.adapter_files import (
     read_base_statistics,
     read_layers,
 )
-from semla_ros.library.domain_statistics import DomainStatistics, statistics_name
+from semla_ros.library.domain_statistics import DomainStatistics
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
     AdapterEntry,
@@ -54,8 +53,6 @@ logger = logging.getLogger(__name__)
 
 EAGER_BYTES = 512 * 1024 * 1024  # libraries up to this size have every value checked when they are opened,
 EAGER_ADAPTERS = 256  # up to this number of adapters
-
-__all__ = ["CENTROID_KEY", "Adapter", "AdapterLibrary", "Signature", "statistics_name"]
 
 
 @dataclass(frozen=True, eq=False)

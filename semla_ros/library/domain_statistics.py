@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.errors import AdapterError
+from semla_ros.file_integrity import write_atomically
 
 CENTROID_KEY = "train_average_embedding"  # the published name
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
@@ -38,15 +40,31 @@ class DomainStatistics:
     spread_p95: float | None = None
 
 
-def statistics_bytes(statistics: DomainStatistics) -> bytes:
-    """Content of `<name>_statistics.npz`: the published key, and what the published code passes over."""
+def statistics_of(embeddings: NDArray[np.float32]) -> DomainStatistics:
+    """Mean and spread of a domain's scene embeddings, shape (N, D).
+
+    They are the same to the last bit for any order of the rows; sums run in float64.
+    """
+    embeddings = embeddings[np.lexsort(embeddings.T[::-1])]
+    mean = embeddings.astype(np.float64).mean(0)
+    distances = np.linalg.norm(embeddings - mean, axis=1)
+    return DomainStatistics(
+        mean.astype(np.float32),
+        images=len(embeddings),
+        spread_mean=float(distances.mean()),
+        spread_p95=float(np.percentile(distances, 95)),
+    )
+
+
+def write_statistics(file: Path, statistics: DomainStatistics) -> None:
+    """Write `<name>_statistics.npz`: the published key, shape (1, D), and what the published code passes over."""
     arrays: dict[str, Any] = {CENTROID_KEY: statistics.centroid[None].astype(np.float32)}
     for key in ("images", "spread_mean", "spread_p95"):
         if value := getattr(statistics, key):
             arrays[key] = np.asarray(value)
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    return buffer.getvalue()
+    write_atomically(file, buffer.getvalue())
 
 
 def parse_statistics(data: bytes, name: str) -> DomainStatistics:
@@ -67,26 +85,21 @@ def parse_statistics(data: bytes, name: str) -> DomainStatistics:
             if CENTROID_KEY not in arrays:
                 raise AdapterError(f"{where} lacks '{CENTROID_KEY}', it holds {', '.join(arrays) or 'nothing'}")
             centroid = np.asarray(arrays[CENTROID_KEY])
-            images, *spread = (_scalar(arrays, key) for key in ("images", "spread_mean", "spread_p95"))
+            images, spread_mean, spread_p95 = (_scalar(arrays, key) for key in ("images", "spread_mean", "spread_p95"))
     except AdapterError:
         raise
     except Exception as error:  # numpy raises whatever the damage leads to
         hint = "pickled content is refused" if "pickle" in str(error).lower() else "truncated or no .npz file"
         raise AdapterError(f"{where} cannot be read: {hint} ({type(error).__name__}); make it again") from None
-    if centroid.dtype.kind != "f" or centroid.ndim not in (1, 2) or centroid.size == 0:
+    is_row = centroid.ndim in (1, 2) and centroid.size == centroid.shape[-1] > 0
+    if centroid.dtype.kind != "f" or not is_row:
         raise AdapterError(
-            f"{where}: expected floating-point numbers of shape (1, D), got {centroid.dtype} {centroid.shape}"
+            f"{where}: expected one row of floating-point numbers, shape (1, D), got {centroid.dtype} {centroid.shape}"
         )
-    if not np.isfinite(centroid.astype(np.float32)).all():
+    centroid = centroid.reshape(-1).astype(np.float32)
+    if not np.isfinite(centroid).all():
         raise AdapterError(f"{where} has values that are not finite; make it again with 'semla library index'")
-    if centroid.size != centroid.shape[-1]:
-        raise AdapterError(f"{where}: '{CENTROID_KEY}' has shape {centroid.shape}, expected one row (1, D)")
-    return DomainStatistics(
-        centroid.reshape(-1).astype(np.float32),
-        images=int(images or 0),
-        spread_mean=spread[0],
-        spread_p95=spread[1],
-    )
+    return DomainStatistics(centroid, int(images or 0), spread_mean, spread_p95)
 
 
 def _scalar(arrays: Mapping[str, NDArray[Any]], key: str) -> float | None:

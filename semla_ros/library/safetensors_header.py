@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -24,11 +25,10 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor: its type as the format names it ("F32", "F16" ...), its shape, and where its values begin."""
+    """One tensor: its type as the format names it ("F32", "F16" ...), and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
-    first_byte: int = 0  # counted from the end of the header
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,34 +50,12 @@ def read_header(path: str | Path) -> Header:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
-        text = file.read(_header_length(start, size))
-    return _checked(text, size)
-
-
-def parse_header(content: memoryview) -> tuple[Header, int]:
-    """Check the header of a file whose bytes are all here.
-
-    Returns:
-        The header, and the byte at which the values begin.
-
-    Raises:
-        HeaderError: The file is truncated, or not what the format says.
-    """
-    end = 8 + _header_length(bytes(content[:8]), len(content))
-    return _checked(bytes(content[8:end]), len(content)), end
-
-
-def _header_length(start: bytes, size: int) -> int:
-    if len(start) < 8:
-        raise HeaderError(f"file of {size} bytes is truncated")
-    (length,) = struct.unpack("<Q", start)
-    if length > MAX_HEADER_BYTES or 8 + length > size:
-        raise HeaderError(f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors")
-    return int(length)
-
-
-def _checked(text: bytes, size: int) -> Header:
-    header = _parse(text)
+        if len(start) < 8:
+            raise HeaderError(f"file of {size} bytes is truncated")
+        (length,) = struct.unpack("<Q", start)
+        if length > MAX_HEADER_BYTES or 8 + length > size:
+            raise HeaderError(f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors")
+        header = _parse(file.read(length))
     if header.file_bytes != size:
         raise HeaderError(f"{header.file_bytes} bytes expected, {size} found: the file is truncated or damaged")
     return header
@@ -87,23 +65,17 @@ def _checked(text: bytes, size: int) -> Header:
 def _parse(text: bytes) -> Header:
     try:
         entries = json.loads(text)
-        metadata = entries.pop("__metadata__", {})
+        metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
         tensors = {
-            name: TensorEntry(
-                entry["dtype"], tuple(int(extent) for extent in entry["shape"]), int(entry["data_offsets"][0])
-            )
-            for name, entry in entries.items()
+            name: TensorEntry(entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in entries.items()
         }
         spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
-        metadata = {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise HeaderError(f"header cannot be parsed ({type(error).__name__}); not a safetensors file") from None
     end = 0
     for first, last, name in spans:
         entry = tensors[name]
-        expected = ITEM_BYTES.get(entry.dtype, 0)
-        for extent in entry.shape:
-            expected *= extent
+        expected = ITEM_BYTES.get(entry.dtype, 0) * math.prod(entry.shape)
         if first != end or (entry.dtype in ITEM_BYTES and last - first != expected):
             raise HeaderError(f"tensor '{name}' does not lie where its shape says; the file is damaged")
         end = last

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,11 +17,16 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import ConfigError, TrainingError
 from semla_ros.file_integrity import atomic_folder
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
-from semla_ros.lab.training.centroids import Centroid, embed_source, write_statistics
 from semla_ros.lab.training.loop import LoopConfig, run_loop
 from semla_ros.lab.training.losses import segmentation_loss, sigmoid_loss
 from semla_ros.lab.training.samples import SampleSource
 from semla_ros.lab.training.segmenter_training import sample_class_weights
+from semla_ros.library.domain_statistics import (
+    DomainStatistics,
+    statistics_name,
+    statistics_of,
+    write_statistics,
+)
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_targets
 from semla_ros.torchvision_compat import import_peft
@@ -79,7 +85,7 @@ def train_adapter(
     state_file: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
     on_embedded: Callable[[int], None] | None = None,
-) -> Centroid:
+) -> DomainStatistics:
     """Train an adapter on a frozen base model and write `<library>/<name>/`.
 
     The folder appears whole or not at all: adapter_config.json, adapter_model.safetensors, `<name>_statistics.npz`.
@@ -143,7 +149,7 @@ def train_adapter(
         state_file=state_file,
         on_step=on_step,
     )
-    centroid = embed_source(encoder, source, on_progress=on_embedded)
+    statistics = embed_source(encoder, source, on_progress=on_embedded)
     with atomic_folder(target) as partial:
         adapted.save_pretrained(str(partial), safe_serialization=True)
         if config.half_precision_file:
@@ -151,10 +157,27 @@ def train_adapter(
             save_file({k: v.half() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
         _spell_out_targets(partial / "adapter_config.json", lora_targets(model))
         (partial / "README.md").unlink(missing_ok=True)  # peft's model card template says nothing about this adapter
-        write_statistics(partial / f"{name}_statistics.npz", centroid)
+        write_statistics(partial / statistics_name(name), statistics)
         for file in partial.iterdir():
             file.chmod(0o644)
-    return centroid
+    return statistics
+
+
+def embed_source(
+    encoder: SceneEncoder,
+    source: SampleSource,
+    *,
+    batch_size: int = 16,
+    on_progress: Callable[[int], None] | None = None,
+) -> DomainStatistics:
+    """Embed every image of a source, in batches."""
+    parts = []
+    for first in range(0, len(source), batch_size):
+        images = [source.image(i) for i in range(first, min(first + batch_size, len(source)))]
+        parts.append(encoder.embed_batch(images))
+        if on_progress:
+            on_progress(len(images))
+    return statistics_of(np.concatenate(parts))
 
 
 def _spell_out_targets(path: Path, targets: list[str]) -> None:

@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import AdapterError, DatasetError, LibraryError
 from semla_ros.file_integrity import file_sha256, write_atomically
-from semla_ros.lab.training.centroids import Centroid, centroid_of
-from semla_ros.library.domain_statistics import DomainStatistics, statistics_bytes, statistics_name
+from semla_ros.library.domain_statistics import (
+    DomainStatistics,
+    statistics_name,
+    statistics_of,
+    write_statistics,
+)
 from semla_ros.library.manifest import (
     MANIFEST_NAME,
     AdapterEntry,
@@ -40,7 +44,7 @@ def index_adapter(
     *,
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Centroid:
+) -> DomainStatistics:
     """Embed a domain's images and write `<name>_statistics.npz` into the adapter's folder.
 
     Where the library has a `library.yaml`, spread, number of images and digest are put into it. An interrupted run is
@@ -69,23 +73,17 @@ def index_adapter(
     _check_encoder(library, manifest.encoder, encoder)
     files = image_files(images)
     embeddings = _embed_files(files, images, encoder, folder / ".index.npz", batch_size, on_progress)
-    centroid = order_independent_centroid(embeddings)
-    statistics = folder / statistics_name(name)
-    content = DomainStatistics(
-        centroid.mean,
-        images=centroid.count,
-        spread_mean=centroid.spread_mean,
-        spread_p95=centroid.spread_p95,
-    )
-    write_atomically(statistics, statistics_bytes(content))
+    statistics = statistics_of(embeddings)
+    file = folder / statistics_name(name)
+    write_statistics(file, statistics)
     if (library / MANIFEST_NAME).is_file():
         entry = manifest.adapters.get(name, AdapterEntry())
         entry = dataclasses.replace(
             entry,
-            sha256={**entry.sha256, statistics.name: file_sha256(statistics)},
-            images=centroid.count,
-            spread_mean=centroid.spread_mean,
-            spread_p95=centroid.spread_p95,
+            sha256={**entry.sha256, file.name: file_sha256(file)},
+            images=statistics.images,
+            spread_mean=statistics.spread_mean,
+            spread_p95=statistics.spread_p95,
         )
         reference = manifest.encoder if manifest.encoder.id else ModelReference(id=encoder.id, sha256=encoder.sha256)
         write_manifest(
@@ -93,12 +91,7 @@ def index_adapter(
             dataclasses.replace(manifest, encoder=reference, adapters={**manifest.adapters, name: entry}),
         )
     (folder / ".index.npz").unlink(missing_ok=True)
-    return centroid
-
-
-def order_independent_centroid(embeddings: NDArray[np.float32]) -> Centroid:
-    """Mean and spread of embeddings, shape (N, D), to the last bit the same for any order of the rows."""
-    return centroid_of(embeddings[np.lexsort(embeddings.T[::-1])])
+    return statistics
 
 
 def image_files(folder: Path) -> list[Path]:

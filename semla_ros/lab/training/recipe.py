@@ -20,10 +20,9 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE, save_scene_encoder
 from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError
-from semla_ros.file_integrity import file_sha256
-from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, train_adapter
+from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, embed_source, train_adapter
 from semla_ros.lab.training.cards import adapter_card, model_card
-from semla_ros.lab.training.centroids import Centroid, embed_source, statistics_file, write_statistics
 from semla_ros.lab.training.clip_training import ClipTrainingConfig, refine_scene_tower, train_clip
 from semla_ros.lab.training.loop import LoopConfig
 from semla_ros.lab.training.progress import progress_bar
@@ -32,6 +31,12 @@ from semla_ros.lab.training.segmenter_training import SegmenterTrainingConfig, t
 from semla_ros.lab.world.caption import SYNONYMS
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import BENCHMARK, SOURCE, Domain
+from semla_ros.library.domain_statistics import (
+    DomainStatistics,
+    parse_statistics,
+    statistics_name,
+    write_statistics,
+)
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
     AdapterEntry,
@@ -208,6 +213,14 @@ class TrainingFolders:
         """The CLIP that the segmenter starts from: a segmenter file whose aggregation is untrained."""
         return self.work / "clip.safetensors"
 
+    def statistics(self, domain: str) -> Path:
+        """Centroid and spread of a domain, be it an adapter's or the base model's own."""
+        return self.library / (BASE_STATISTICS_NAME if domain in SOURCE else f"{domain}/{statistics_name(domain)}")
+
+    def encoder_note(self, domain: str) -> Path:
+        """Says which scene encoder made a domain's statistics."""
+        return self.work / f"centroid-{domain}.json"
+
 
 def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples, device: torch.device) -> None:
     """Train the tiny CLIP; writes the scene encoder, and the CLIP for the segmenter to start from."""
@@ -292,21 +305,18 @@ def train_adapters_stage(
     """
     base = load_model(folders.segmenter)
     encoder = SceneEncoder.load(folders.encoder)
+    folders.library.mkdir(parents=True, exist_ok=True)
     for name, source in samples.items():
         if name in SOURCE or (
-            statistics_file(folders.library, name).is_file() and _noted_centroid(folders, name, encoder) is None
+            folders.statistics(name).is_file() and _noted_statistics(folders, name, encoder) is None
         ):  # no adapter, or one that was trained beside another scene encoder
             with progress_bar(f"embed {name}", len(source)) as (advance, _):
-                centroid = embed_source(encoder, source, on_progress=advance)
-            if name not in SOURCE:
-                write_statistics(statistics_file(folders.library, name), centroid)
-            _note_centroid(folders, name, encoder, centroid)
-            if name in SOURCE:
-                _write_base_statistics(folders, centroid)
+                write_statistics(folders.statistics(name), embed_source(encoder, source, on_progress=advance))
+            _note_encoder(folders, name, encoder)
     jobs = [
         _AdapterJob(recipe, folders, samples[name].request, recipe.seed + 100 + index, str(device))
         for index, name in enumerate(samples)
-        if name not in SOURCE and not statistics_file(folders.library, name).is_file()
+        if name not in SOURCE and not folders.statistics(name).is_file()
     ]
     with progress_bar("train adapters", len(jobs)) as (advance, _):
         if device.type != "cpu":
@@ -339,7 +349,7 @@ def _train_one_adapter(job: _AdapterJob) -> None:
     name, folders = job.request.domain.name, job.folders
     base = load_model(folders.segmenter)
     encoder = SceneEncoder.load(folders.encoder)
-    centroid = train_adapter(
+    train_adapter(
         base.model,
         RenderedSamples(job.request, folders.scenes),
         base.tokenizer.tokenize(CLASS_NAMES),
@@ -350,12 +360,7 @@ def _train_one_adapter(job: _AdapterJob) -> None:
         device=torch.device(job.device),
         state_file=folders.work / f"adapter-{name}.state",
     )
-    _note_centroid(folders, name, encoder, centroid)
-
-
-def _write_base_statistics(folders: TrainingFolders, centroid: Centroid) -> None:
-    folders.library.mkdir(parents=True, exist_ok=True)
-    write_statistics(folders.library / BASE_STATISTICS_NAME, centroid)
+    _note_encoder(folders, name, encoder)
 
 
 def _write_library(
@@ -370,14 +375,14 @@ def _write_library(
     for name in samples:
         if name in SOURCE:
             continue
-        spread = _noted_centroid(folders, name, encoder)
-        assert spread is not None  # noted when the adapter was finished
+        statistics = _noted_statistics(folders, name, encoder)
+        assert statistics is not None  # written when the adapter was finished
         folder = folders.library / name
         entries[name] = AdapterEntry(
             sha256={path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.suffix != ".md"},
-            images=spread["count"],
-            spread_mean=spread["spread_mean"],
-            spread_p95=spread["spread_p95"],
+            images=statistics.images,
+            spread_mean=statistics.spread_mean,
+            spread_p95=statistics.spread_p95,
             family=domains[name].family,
             licence="Apache-2.0",
         )
@@ -386,14 +391,14 @@ def _write_library(
     counts = {name: len(source) for name, source in samples.items()}
     (folders.model / "README.md").write_text(model_card(base.model_id, encoder.id, counts), encoding="utf-8")
     home = next(iter(SOURCE))
-    home_spread = _noted_centroid(folders, home, encoder)
-    assert home_spread is not None  # noted before the adapters were trained
+    home_statistics = _noted_statistics(folders, home, encoder)
+    assert home_statistics is not None  # written before the adapters were trained
     manifest = LibraryManifest(
         base_domain=BaseDomain(
             sha256=file_sha256(folders.library / BASE_STATISTICS_NAME),
             family=domains[home].family,
-            images=home_spread["count"],
-            spread_p95=home_spread["spread_p95"],
+            images=home_statistics.images,
+            spread_p95=home_statistics.spread_p95,
         ),
         base=ModelReference(id="semla-tiny", sha256=base.sha256),
         encoder=ModelReference(id=encoder.id, sha256=encoder.sha256),
@@ -405,16 +410,17 @@ def _write_library(
     write_manifest(folders.library, manifest)
 
 
-def _note_centroid(folders: TrainingFolders, name: str, encoder: SceneEncoder, centroid: Centroid) -> None:
-    note = {"encoder": encoder.sha256, **centroid.as_dict()}
-    (folders.work / f"centroid-{name}.json").write_text(json.dumps(note), encoding="utf-8")
+def _note_encoder(folders: TrainingFolders, name: str, encoder: SceneEncoder) -> None:
+    write_atomically(folders.encoder_note(name), json.dumps({"encoder": encoder.sha256}))
 
 
-def _noted_centroid(folders: TrainingFolders, name: str, encoder: SceneEncoder) -> dict[str, Any] | None:
-    """Spread and count of a finished adapter, if they were made with this scene encoder."""
-    path = folders.work / f"centroid-{name}.json"
-    note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return note if note.get("encoder") == encoder.sha256 else None
+def _noted_statistics(folders: TrainingFolders, name: str, encoder: SceneEncoder) -> DomainStatistics | None:
+    """Statistics of a finished domain, if they were made with this scene encoder and tell the spread."""
+    path = folders.encoder_note(name)
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["encoder"] != encoder.sha256:
+        return None
+    statistics = parse_statistics(folders.statistics(name).read_bytes(), name)
+    return statistics if statistics.images else None
 
 
 def train_all(

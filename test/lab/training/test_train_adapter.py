@@ -61,6 +61,8 @@ def test_the_command_writes_the_published_layout(pictures: Path, tmp_path: Path)
     assert set(layers) == set(lora_targets(base.model))
     assert any(bool(b.abs().max() > 0) for _, b in layers.values())
     assert library.centroids.shape[0] == 1
+    assert library.entry("mist").images == 6
+    assert 0 < library.spread[0] < np.inf  # without it a scene far away would not fade to the base model
 
 
 def test_an_existing_adapter_is_not_overwritten(

@@ -1,0 +1,44 @@
+"""Centroid and spread of a domain: the same in any order, and the same in and out of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from semla_ros.library.domain_statistics import parse_statistics, statistics_of, write_statistics
+
+
+def some_embeddings() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return (rng.normal(size=(500, 16)) * rng.uniform(1e-3, 1e3, (500, 1))).astype(np.float32)
+
+
+def test_the_centroid_is_the_same_to_the_last_bit_in_any_order() -> None:
+    embeddings = some_embeddings()
+    expected = statistics_of(embeddings)
+    for seed in range(5):
+        found = statistics_of(np.random.default_rng(seed).permutation(embeddings))
+        np.testing.assert_array_equal(found.centroid, expected.centroid)
+        assert (found.spread_mean, found.spread_p95) == (expected.spread_mean, expected.spread_p95)
+    np.testing.assert_allclose(expected.centroid, embeddings.astype(np.float64).mean(0), rtol=1e-5)
+
+
+def test_95_of_100_images_lie_within_the_spread() -> None:
+    embeddings = some_embeddings()
+    statistics = statistics_of(embeddings)
+    distances = np.linalg.norm(embeddings - statistics.centroid, axis=1)
+    assert (distances <= statistics.spread_p95).mean() == 0.95
+    assert statistics.images == len(embeddings)
+
+
+def test_the_file_holds_the_published_key_and_what_retrieval_needs_beside_it(tmp_path: Path) -> None:
+    statistics = statistics_of(some_embeddings())
+    file = tmp_path / "dusk_statistics.npz"
+    write_statistics(file, statistics)
+    with np.load(file, allow_pickle=False) as arrays:
+        assert arrays["train_average_embedding"].shape == (1, 16)
+        assert arrays["train_average_embedding"].dtype == np.float32
+    read = parse_statistics(file.read_bytes(), "dusk")
+    np.testing.assert_array_equal(read.centroid, statistics.centroid)
+    assert (read.images, read.spread_mean, read.spread_p95) == (500, statistics.spread_mean, statistics.spread_p95)
