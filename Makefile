@@ -3,7 +3,7 @@ VENV := .venv/bin
 OUT ?= out/demo
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint check format bench results constraints clean venv
+.PHONY: demo test lint check format bench results parameters constraints clean venv
 
 venv:
 	@tools/make-venv
@@ -32,6 +32,9 @@ results: venv
 	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 34 --cards --json out/results/results.json --html out/results/report.html --markdown out/results/table.md $(ARGS)
 	@{ printf '# Results on the shipped world\n\nWritten by `make results`; docs/evaluation.md says what is compared.\n\n'; \
 	  cat out/results/table.md; } > docs/results.md
+
+parameters: venv
+	@$(VENV)/python -m tools.parameter_tables
 
 constraints: venv
 	@{ echo "# What the requirements pull in, as tested together (Python 3.11). Written by 'make constraints'."; \

@@ -1,26 +1,135 @@
-"""Every setting and its default, once.
+"""Every setting, once: its default and meaning at the field, its range in the type, its unit in the name.
 
-YAML files, ROS parameters and command-line options only override these; an unknown key is an error.
+The checks here, the node's parameters, `config/perception.yaml` and the table in `docs/topics.md` come of these fields.
+YAML files, ROS parameters and command-line options only override the defaults; an unknown key is an error.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-import yaml
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from semla_ros.errors import ConfigError
 
-DistanceName = Literal["euclidean", "cosine"]
-
+T = TypeVar("T")
+UNITS = {"s": "s", "ms": "ms", "hz": "Hz"}  # end of a setting's name -> its unit
+LARGEST = {int: 2**31 - 1, float: 1e9}  # where a range has no upper end: what 32 bit hold, and no infinity
 # Settings of earlier releases -> what became of them.
 GONE = {"compat": "defects of the published code are no settings any more; docs/compat.md says how to compare with it"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `lower` to `upper` (None: no end but `LARGEST`), the ends included unless they are open."""
+
+    lower: float
+    upper: float | None = None
+    is_open_below: bool = False
+    is_open_above: bool = False
+
+    def __str__(self) -> str:
+        """In words that follow "must be"."""
+        if self.upper is not None:
+            first, last = "(" if self.is_open_below else "[", ")" if self.is_open_above else "]"
+            return f"in {first}{self.lower:g}, {self.upper:g}{last}"
+        return "positive" if self.is_open_below else f"at least {self.lower:g}"
+
+    def most(self, number_type: type) -> float:
+        """The upper end that counts."""
+        return LARGEST[number_type] if self.upper is None else self.upper
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ConfigError where a number lies outside, is not finite, or needs more than 32 bit."""
+        most = self.most(int if isinstance(value, int) else float)
+        is_high_enough = value > self.lower if self.is_open_below else value >= self.lower
+        if not is_high_enough or not (value < most if self.is_open_above else value <= most):
+            limit = f" and at most {most:.0f}" if is_high_enough and self.upper is None else ""
+            raise ConfigError(f"'{name}' must be {self}{limit}, got {value!r}")
+
+
+Positive = Annotated[float, Range(0, is_open_below=True)]
+NonNegative = Annotated[float, Range(0)]
+Ratio = Annotated[float, Range(0, 1)]
+Count = Annotated[int, Range(0)]
+DistanceName = Literal["euclidean", "cosine"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a field.
+
+    Attributes:
+        text: What it does.
+        is_live: It can change while the node runs.
+        unit: "s", "ms", "Hz"; empty where it has none.
+        range: Of a number; None for words and switches.
+        choices: The words that it may be; empty where it may be more than certain words.
+    """
+
+    text: str
+    is_live: bool
+    unit: str = ""
+    range: Range | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """The values that it may have, in words; empty where its type says all."""
+        return f"one of {', '.join(self.choices)}" if self.choices else str(self.range or "")
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ConfigError where a value is not among the allowed ones; its type is not looked at, nor is None."""
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"'{name}' must be {self.allowed}, got {value!r}")
+        if self.range is not None and value is not None:
+            self.range.check(name, value)
+
+
+def fixed(default: Any, text: str) -> Any:
+    """A field of a config, read when the node starts."""
+    return field(default=default, metadata={"text": text, "is_live": False})
+
+
+def live(default: Any, text: str) -> Any:
+    """A field of a config that can change while the node runs."""
+    return field(default=default, metadata={"text": text, "is_live": True})
+
+
+def _once_per_class(function: Callable[[type[Any]], T]) -> Callable[[type[Any]], T]:
+    return functools.cache(function)  # type: ignore[return-value]
+
+
+@_once_per_class
+def settings_of(cls: type[Any]) -> dict[str, Setting]:
+    """The fields of a dataclass that are made by `fixed` or `live`, by name."""
+    hints, settings = typing.get_type_hints(cls, include_extras=True), {}
+    for item in dataclasses.fields(cls):
+        if item.metadata:
+            hint = hints[item.name]
+            ranges = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)]
+            choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+            unit = UNITS.get(item.name.rsplit("_", 1)[-1], "")
+            settings[item.name] = Setting(**item.metadata, unit=unit, range=next(iter(ranges), None), choices=choices)
+    return settings
+
+
+class Checked:
+    """Base of dataclasses whose values must be among those that their fields allow.
+
+    Attributes:
+        prefix: Before the names of its fields, in messages and as parameters.
+    """
+
+    prefix: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for name, setting in settings_of(type(self)).items():
+            setting.check(self.prefix + name, getattr(self, name))
 
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:
@@ -29,96 +138,128 @@ def _require(condition: bool, name: str, expected: str, value: object) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig:
+class RetrievalConfig(Checked):
     """How many adapters a scene gets, and how sharply the nearest one wins."""
 
-    top_k: int = 5  # adapters fused per scene, >= 1; all of them where the library has fewer
-    temperature: float = 0.05  # softmax temperature over inverse distance, > 0
-    distance: DistanceName = "euclidean"
-    fade_out_of_library: bool = True  # fade towards the base model where no centroid is near
-    fade_start: float = 1.0  # nearest distance / library spread where the fade starts, > 0
-    fade_end: float = 2.0  # ... and where nothing but the base model is left, > fade_start
-    min_weight: float = 0.0  # weights below this are dropped and the rest renormalised, 0..1
-    base_is_candidate: bool = True  # the base model competes with the centroid of its own domain, where that is known
+    top_k: Annotated[int, Range(1)] = live(5, "Adapters fused per scene; all where the library has fewer")
+    temperature: Positive = live(0.05, "Softmax temperature over inverse distance; lower favours the nearest adapter")
+    distance: DistanceName = live("euclidean", "Distance of scene embedding and centroid")
+    fade_out_of_library: bool = live(True, "Fade towards the base model where no centroid is near")
+    fade_start: Positive = live(1.0, "Nearest distance / the library's spread where the fade starts")
+    fade_end: Positive = live(2.0, "The same where only the base model is left; greater than fade_start")
+    min_weight: Annotated[float, Range(0, 1, is_open_above=True)] = live(
+        0.0, "Weights below this are dropped and the rest renormalised"
+    )
+    base_is_candidate: bool = live(True, "The base model competes with its own domain's centroid, where that is known")
 
     def __post_init__(self) -> None:
-        _require(self.top_k >= 1, "top_k", "at least 1", self.top_k)
-        _require(self.temperature > 0, "temperature", "positive", self.temperature)
-        _require(self.distance in typing.get_args(DistanceName), "distance", "'euclidean' or 'cosine'", self.distance)
-        _require(self.fade_start > 0, "fade_start", "positive", self.fade_start)
-        _require(
-            self.fade_end > self.fade_start, "fade_end", f"greater than fade_start ({self.fade_start})", self.fade_end
-        )
-        _require(0 <= self.min_weight < 1, "min_weight", "in [0, 1)", self.min_weight)
+        super().__post_init__()
+        expected = f"greater than fade_start ({self.fade_start})"
+        _require(self.fade_end > self.fade_start, "fade_end", expected, self.fade_end)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftConfig:
+class DriftConfig(Checked):
     """When the scene counts as changed."""
 
-    retrieval_rate_hz: float = 2.0  # scene embeddings per second of image time, > 0
-    drift_threshold: float = 0.15  # relative move of the smoothed embedding that triggers a new mix, > 0
-    release_threshold: float = 0.05  # hysteresis: while a change is under way, go on until the move falls below this
-    min_dwell_s: float = 0.5  # shortest life of a mix in seconds of image time, >= 0
-    smoothing_s: float = 0.7  # time constant of the exponential smoothing of the embedding in seconds, 0 = none
+    retrieval_rate_hz: Positive = live(2.0, "Scene embeddings per second of image time")
+    drift_threshold: Positive = live(0.15, "Relative move of the smoothed scene embedding that triggers a new mix")
+    release_threshold: NonNegative = live(
+        0.05, "Hysteresis: a change under way goes on until the move is below this; at most drift_threshold"
+    )
+    min_dwell_s: NonNegative = live(0.5, "Shortest life of a mix, in image time")
+    smoothing_s: NonNegative = live(0.7, "Time constant of the smoothing of the scene embedding; 0 = none")
 
     def __post_init__(self) -> None:
-        _require(self.retrieval_rate_hz > 0, "retrieval_rate_hz", "positive", self.retrieval_rate_hz)
-        _require(self.drift_threshold > 0, "drift_threshold", "positive", self.drift_threshold)
-        _require(
-            0 <= self.release_threshold <= self.drift_threshold,
-            "release_threshold",
-            f"between 0 and drift_threshold ({self.drift_threshold})",
-            self.release_threshold,
-        )
-        _require(self.min_dwell_s >= 0, "min_dwell_s", "at least 0", self.min_dwell_s)
-        _require(self.smoothing_s >= 0, "smoothing_s", "at least 0", self.smoothing_s)
+        super().__post_init__()
+        expected = f"at most drift_threshold ({self.drift_threshold})"
+        is_below = self.release_threshold <= self.drift_threshold
+        _require(is_below, "release_threshold", expected, self.release_threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceConfig:
+class InferenceConfig(Checked):
     """How one image goes through the segmentation model."""
 
-    inference: Literal["whole", "sliding"] = "whole"  # one view, or the published 4 windows + global view
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
-    engine: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = "auto"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # "auto": fastest that passes parity with fp32
-    threads: int = 0  # CPU threads of the forward pass; 0 = all physical cores but one
-    compile: bool = False  # torch.compile the forward pass
-    memory: Literal["double", "single"] = "double"  # double: new weights are prepared beside the ones in use
-
-    def __post_init__(self) -> None:
-        for name, allowed in (
-            ("inference", ("whole", "sliding")),
-            ("engine", ("auto", "torch", "onnx", "openvino", "tensorrt")),
-            ("precision", ("auto", "fp32", "bf16", "fp16")),
-            ("memory", ("double", "single")),
-        ):
-            _require(getattr(self, name) in allowed, name, f"one of {', '.join(allowed)}", getattr(self, name))
-        _require(self.threads >= 0, "threads", "at least 0", self.threads)
+    inference: Literal["whole", "sliding"] = fixed(
+        "whole", "whole: one view of the image; sliding: the published 4 windows and a global view"
+    )
+    device: str = fixed("auto", "auto, cpu, cuda or cuda:<index>")
+    engine: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = fixed("auto", "What runs the forward pass")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = fixed("fp32", "auto: the fastest that agrees with fp32")
+    threads: Count = fixed(0, "CPU threads of the forward pass; 0 = all physical cores but one")
+    compile: bool = fixed(False, "torch.compile the forward pass")
+    memory: Literal["double", "single"] = fixed(
+        "double", "double: new weights are prepared beside those in use; single: less memory, longer swap"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemlaConfig:
-    """Everything the pipeline needs to start."""
+class SemlaConfig(Checked):
+    """Everything the pipeline needs to start; what the library or model recommends counts where retrieval is None."""
 
-    model: str = "semla-tiny"  # id (semla-tiny, catseg-b, catseg-l) or path of a checkpoint
-    model_dir: str = ""  # where model files are looked for first; then $SEMLA_MODEL_DIR, then the share folder
-    library: str = ""  # adapter library folder; empty = the one shipped with the model
-    classes: tuple[str, ...] = ()  # vocabulary; empty = the model's own class list
-    retrieval: RetrievalConfig | None = None  # None = what the library or model recommends, else the defaults
+    model: str = fixed("semla-tiny", "Model id (semla-tiny, catseg-b, catseg-l) or path of a checkpoint")
+    model_dir: str = fixed("", "Where models are looked for first; then $SEMLA_MODEL_DIR, then the share folder")
+    library: str = fixed("", "Adapter library folder; empty = the one shipped with the model")
+    classes: tuple[str, ...] = live((), "Vocabulary: index in the mask -> name; [''] = the model's own class list")
+    retrieval: RetrievalConfig | None = None
     drift: DriftConfig | None = None  # likewise
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
 
-T = TypeVar("T")
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsConfig(Checked):
+    """How often the node reports on itself, and from when on it worries."""
+
+    prefix: ClassVar[str] = "diagnostics."
+
+    period_s: Positive = fixed(1.0, "Time between two reports on /diagnostics")
+    stale_after_s: Positive = live(2.0, "STALE where a camera sent no image for so long")
+    max_age_ms: Positive = live(1000.0, "WARN where the median mask leaves so long after, or before, its stamp")
+    max_latency_ms: Positive = live(500.0, "WARN where the 95th percentile of a frame's time in the node is above")
+    min_rate_hz: NonNegative = live(0.0, "WARN where masks of a camera come slower; 0 = never")
+    max_drop_ratio: Ratio = live(0.9, "WARN where a larger part of a camera's images is overtaken by newer ones")
+    max_broken_ratio: Ratio = live(0.5, "ERROR where a larger part of a camera's images is broken, WARN below")
+    hold_s: Positive = live(10.0, "How long a failure stays visible, and the window of the ratios")
+    hardware_id: str = live("", "Written into each status; empty = the host's name")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig(Checked):
+    """What concerns the ROS side only."""
+
+    autostart: bool = fixed(True, "Configure and activate without a lifecycle manager")
+    image_transport: Literal["raw", "compressed"] = fixed("raw", "Subscribe to image, or to image/compressed")
+    cameras: tuple[str, ...] = fixed(
+        (), "Camera names, each with <name>/image and ~/<name>/mask; [''] = one camera on image"
+    )
+    adaptation_scope: Literal["vehicle", "camera"] = fixed(
+        "vehicle", "vehicle: all cameras share one adapted model; camera: each has its own, in memory too"
+    )
+    max_batch: Count = fixed(0, "Cameras answered by one pass of a shared model; 0 = all on a GPU, one on a CPU")
+    cv_bridge: Literal["auto", "never", "always"] = fixed("auto", "auto: where it is installed and not known to crash")
+    mask_scale: Annotated[float, Range(0, 1, is_open_below=True)] = fixed(
+        1.0, "Width and height of published images relative to the camera's"
+    )
+    overlay_alpha: Ratio = live(0.5, "Opacity of the class colours in the overlay")
+    watch_library_s: NonNegative = fixed(2.0, "Time between looks at the library folder for changes; 0 = never")
+    release_on_deactivate: bool = fixed(
+        False, "Give back the model's memory, a GPU's too, on deactivate; activate then loads it again"
+    )
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(len(set(self.cameras)) == len(self.cameras), "cameras", "free of repetitions", self.cameras)
+        for name in self.cameras:
+            _require(name.replace("/", "").replace("_", "").isalnum(), "cameras", "made of topic name parts", name)
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
     """Build a config dataclass from plain values, as read from YAML.
 
     Args:
-        cls: One of the dataclasses of this module.
+        cls: A dataclass whose fields are plain values, words, tuples of strings or such dataclasses.
         values: Keys are field names; nested dataclasses take nested mappings.
         where: Where the values come from, for messages.
 
@@ -128,21 +269,25 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
     Raises:
         ConfigError: A key is unknown, a value has the wrong type or is out of range.
     """
-    prefix = f"{where}: " if where else ""
+    start = f"{where}: " if where else ""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{prefix}expected a mapping of settings, got {type(values).__name__}")
-    hints = typing.get_type_hints(cls)
-    known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    if unknown:
-        if unknown[0] in GONE:
-            raise ConfigError(f"{prefix}'{unknown[0]}': {GONE[unknown[0]]}")
-        raise ConfigError(f"{prefix}unknown setting '{unknown[0]}'; known: {', '.join(sorted(known))}")
-    arguments = {key: _coerce(hints[key], value, f"{prefix}'{key}'") for key, value in values.items()}
+        raise ConfigError(f"{start}expected a mapping of settings, got {type(values).__name__}")
+    hints, prefix = _hints(cls), getattr(cls, "prefix", "")
+    if unknown := sorted(set(values) - set(hints), key=str):
+        gone = f"'{unknown[0]}': {GONE[unknown[0]]}" if unknown[0] in GONE else ""
+        raise ConfigError(start + (gone or f"unknown setting '{unknown[0]}'; known: {', '.join(sorted(hints))}"))
+    arguments = {key: _coerce(hints[key], value, f"{start}'{prefix}{key}'") for key, value in values.items()}
     try:
         return cls(**arguments)
     except ConfigError as error:
-        raise ConfigError(f"{prefix}{error}") from None
+        raise ConfigError(f"{start}{error}") from None
+
+
+@_once_per_class
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    """Types of a dataclass' fields, by name."""
+    hints = typing.get_type_hints(cls)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
@@ -158,11 +303,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be one of {', '.join(map(str, typing.get_args(hint)))}, got {value!r}")
         return value
     if origin is tuple:
-        if (
-            isinstance(value, str)
-            or not isinstance(value, (list, tuple))
-            or not all(isinstance(item, str) for item in value)
-        ):
+        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
             raise ConfigError(f"{where} must be a list of strings, got {value!r}")
         return tuple(value)
     if dataclasses.is_dataclass(hint):
@@ -172,12 +313,3 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint:
         raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}")
     return value
-
-
-def load_yaml(cls: type[T], path: Path) -> T:
-    """Read a config dataclass from a YAML file; see `from_mapping`."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"settings file {path}: {error}") from None
-    return from_mapping(cls, values or {}, where=str(path))

@@ -1,10 +1,9 @@
 """Settings: defaults once, unknown keys and wrong values refused by name."""
 
-from pathlib import Path
-
+import numpy as np
 import pytest
 
-from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig, from_mapping, load_yaml
+from semla_ros.config import DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig, from_mapping
 from semla_ros.errors import ConfigError
 
 
@@ -26,6 +25,11 @@ def test_nested_mappings_become_nested_configs() -> None:
         ({"temperature": float("nan")}, ["temperature", "positive"]),
         ({"distance": "manhattan"}, ["distance", "euclidean", "manhattan"]),
         ({"fade_start": 3.0, "fade_end": 2.0}, ["fade_end", "3.0", "2.0"]),
+        ({"fade_end": float("inf")}, ["fade_end", "positive and at most 1000000000", "inf"]),
+        ({"top_k": 2**63 - 1}, ["top_k", "at least 1 and at most 2147483647", str(2**63 - 1)]),
+        ({"min_weight": 1.0}, ["min_weight", "in [0, 1)", "1.0"]),
+        ({"compat": {}}, ["compat", "docs/compat.md"]),
+        ({1: 2, "x": 3}, ["unknown setting '1'"]),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(values: dict, words: list[str]) -> None:
@@ -39,10 +43,19 @@ def test_hysteresis_must_release_below_its_threshold() -> None:
         DriftConfig(drift_threshold=0.1, release_threshold=0.2)
 
 
-def test_a_settings_file_is_named_in_its_errors(tmp_path: Path) -> None:
-    path = tmp_path / "settings.yaml"
-    path.write_text("retrieval: {top_k: -1}\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"settings\.yaml.*top_k"):
-        load_yaml(SemlaConfig, path)
-    with pytest.raises(ConfigError, match="missing"):
-        load_yaml(SemlaConfig, tmp_path / "missing.yaml")
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
+def test_numbers_must_be_finite_and_in_range_however_a_config_is_made(value: float) -> None:
+    with pytest.raises(ConfigError, match="smoothing_s"):
+        DriftConfig(smoothing_s=value)
+    with pytest.raises(ConfigError, match="smoothing_s"):
+        DriftConfig(smoothing_s=np.float64(value))
+
+
+def test_words_must_be_among_those_of_the_field_however_a_config_is_made() -> None:
+    with pytest.raises(ConfigError, match="'engine' must be one of auto, torch, onnx, openvino, tensorrt, got 'tf'"):
+        InferenceConfig(engine="tf")  # type: ignore[arg-type]
+
+
+def test_where_a_mapping_comes_from_is_named_in_its_errors() -> None:
+    with pytest.raises(ConfigError, match=r"recipe: .retrieval: .top_k. must be at least 1"):
+        from_mapping(SemlaConfig, {"retrieval": {"top_k": -1}}, where="recipe")

@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
-from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
+from semla_ros.config import Checked, DriftConfig, Range, RetrievalConfig, fixed, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.file_integrity import write_atomically
 from semla_ros.results import BASE_MODEL
@@ -22,6 +22,7 @@ from semla_ros.results import BASE_MODEL
 MANIFEST_NAME = "library.yaml"
 BASE_STATISTICS_NAME = "base_statistics.npz"  # beside it: centroid of what the base model was trained on
 FORMAT = 1
+Distance = Annotated[float | None, Range(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,12 @@ class ModelReference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterEntry:
+class AdapterEntry(Checked):
     """What a manifest says of one adapter.
 
     Attributes:
         sha256: File name -> digest of each file of its folder that is read.
         images: Number of images behind the centroid; 0 where not known.
-        spread_mean: Mean Euclidean distance of the domain's images to the centroid; None where not known.
-        spread_p95: 95th percentile of that distance.
         family: Weather or light that related domains share ("night"), for reports.
         licence: Under which the weights may be used.
         note: One free line.
@@ -48,32 +47,27 @@ class AdapterEntry:
 
     sha256: Mapping[str, str] = field(default_factory=dict)
     images: int = 0
-    spread_mean: float | None = None
-    spread_p95: float | None = None
+    spread_mean: Distance = fixed(None, "Mean Euclidean distance of the domain's images to the centroid, if known")
+    spread_p95: Distance = fixed(None, "95th percentile of that distance")
     family: str = ""
     licence: str = ""
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseDomain:
+class BaseDomain(Checked):
     """What the base model was trained on, as scenes: where it needs no adapter.
 
     Attributes:
         sha256: Digest of `base_statistics.npz`, which holds the centroid.
         family: Weather or light, as for adapters.
         images: Number of images behind the centroid.
-        spread_p95: Distance within which 95 % of them lie to it.
     """
 
     sha256: str
     family: str = ""
     images: int = 0
-    spread_p95: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.spread_p95 is not None and not 0 <= self.spread_p95 < float("inf"):
-            raise ConfigError(f"base_domain: 'spread_p95' must be a distance, got {self.spread_p95!r}")
+    spread_p95: Distance = fixed(None, "Distance within which 95 % of them lie to it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,10 +183,6 @@ def _entry(values: Any, where: str) -> AdapterEntry:
     if not isinstance(digests, Mapping) or not all(isinstance(item, str) for pair in digests.items() for item in pair):
         raise ConfigError(f"{where}: 'sha256' must be a mapping from file name to digest, got {digests!r}")
     entry = from_mapping(AdapterEntry, values, where=where)
-    for name in ("spread_mean", "spread_p95"):
-        value = getattr(entry, name)
-        if value is not None and not 0 <= value < float("inf"):
-            raise ConfigError(f"{where}: '{name}' must be a distance, got {value!r}")
     return dataclasses.replace(entry, sha256=dict(digests))
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import Parameter as ParameterMessage
-from rcl_interfaces.msg import ParameterDescriptor, SetParametersResult
+from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import JumpThreshold
@@ -41,6 +41,7 @@ from semla_ros.nodes import messages
 from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use
 from semla_ros.nodes.outputs import SENSOR_QOS, CameraOutputs, ModelOutputs, overridable
+from semla_ros.nodes.parameter_descriptors import descriptor_of
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.nodes.silence import why_silent
 from semla_ros.results import Frame, Segmentation, Status
@@ -51,7 +52,7 @@ from semla_ros.serving.health import NodeState, adaptation_report, camera_report
 from semla_ros.serving.library_watch import LibraryWatch
 from semla_ros.serving.memory import give_back_free_blocks, keep_large_blocks
 from semla_ros.serving.model_bank import Load, ModelBank, device_of, load_pipeline
-from semla_ros.serving.parameters import QOS_PREFIX, SPECS, Settings, unknown_parameters
+from semla_ros.serving.parameters import QOS_PREFIX, SPECS, Settings, check_ranges, unknown_parameters
 
 JUMP_BACK_NS = 500_000_000  # cameras may deliver a little out of order; farther back, a recording has started over
 SUCCESS, FAILURE, ERROR = (
@@ -145,15 +146,22 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self._settings = Settings.make({})
             self._startup_problem = "; ".join([*unknown, str(error)])
         for name, spec in SPECS.items():
-            descriptor = ParameterDescriptor(description=spec.description, read_only=not spec.is_live)
-            self.declare_parameter(name, self._settings.values[name], descriptor, ignore_override=True)
+            self.declare_parameter(name, self._settings.values[name], descriptor_of(spec), ignore_override=True)
         self.add_on_set_parameters_callback(self._on_set_parameters)
 
     def set_parameters_atomically(self, parameter_list: list[Parameter]) -> SetParametersResult:
-        """Refuse undeclared parameters by name, which rclpy's own answer leaves out; then as usual."""
+        """Refuse undeclared parameters by name, which rclpy's own answer leaves out, and values out of range.
+
+        The rest is as usual.
+        """
         unknown = unknown_parameters(item.name for item in parameter_list if not self.has_parameter(item.name))
         if unknown:
             return SetParametersResult(successful=False, reason="; ".join(unknown))
+        try:
+            check_ranges({item.name: item.value for item in parameter_list})
+        except ConfigError as error:
+            what = f"change of {', '.join(item.name for item in parameter_list)} refused"
+            return SetParametersResult(successful=False, reason=self._refuse(what, error))
         return super().set_parameters_atomically(parameter_list)
 
     def _set_parameters_aside(self) -> None:
@@ -210,7 +218,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             changes = [
                 Parameter(name, value=settings.values[name])
                 for name, spec in SPECS.items()
-                if spec.is_live and settings.values[name] != self.get_parameter(name).value
+                if spec.setting.is_live and settings.values[name] != self.get_parameter(name).value
             ]
             if changes:
                 Node.set_parameters_atomically(self, changes)

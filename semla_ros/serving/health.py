@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from semla_ros.config import DiagnosticsConfig
 from semla_ros.pipeline_status import PipelineStatus
 from semla_ros.results import Level, Status
 from semla_ros.serving.camera_statistics import BROKEN, FAILED, OVERTAKEN, CameraSnapshot
-from semla_ros.serving.parameters import DiagnosticsConfig
 
 ANOTHER_CLOCK_S = 60.0  # no camera is so late: its stamps are of another time
 MANY_RESTARTS = 3  # a recording that loops does so less often within the window

@@ -420,7 +420,7 @@ def test_a_listed_adapter_whose_folder_is_gone_is_a_problem(folder: Path) -> Non
         ("adapters: {../fog: {}}", "plain folder name"),
         ("adapters: {/etc: {}}", "plain folder name"),
         ("adapters: {fog: {images: many}}", "adapters: fog: 'images' must be of type int"),
-        ("adapters: {fog: {spread_p95: -1.0}}", "must be a distance"),
+        ("adapters: {fog: {spread_p95: -1.0}}", "'spread_p95' must be at least 0"),
         ("adapters: {fog: {sha256: abc}}", "mapping from file name to digest"),
         ("adapters: {fog: 3}", "expected a mapping"),
         ("retrieval: {top_k: 0}", "top_k"),

@@ -15,6 +15,7 @@ import pytest
 from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
+from semla_ros.config import DiagnosticsConfig
 from semla_ros.image_codec import decode, decode_compressed
 from semla_ros.labels import colour_of, labels_json, overlay, palette_of
 from semla_ros.nodes import perception_node
@@ -33,7 +34,6 @@ from semla_ros.serving.camera_statistics import CameraSnapshot, CameraStatistics
 from semla_ros.serving.health import Level, NodeState, camera_report, node_report
 from semla_ros.serving.library_watch import LibraryWatch
 from semla_ros.serving.memory import keep_large_blocks
-from semla_ros.serving.parameters import DiagnosticsConfig
 
 
 def test_the_newest_image_of_each_camera_is_served_in_turn() -> None:

@@ -12,7 +12,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from graph import LATCHED, Graph, PerceptionClient, start_costless, wait_for
 from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue
-from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rcl_interfaces.srv import DescribeParameters, SetParameters, SetParametersAtomically
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
@@ -176,6 +176,11 @@ def test_new_classes_change_masks_and_labels_together(
         ({"model": "catseg-l"}, ["read-only", "model"]),
         ({"topk": 2}, ["unknown parameter 'topk'", "top_k"]),
         ({"top_k": "three"}, ["type"]),
+        ({"top_k": 2**63 - 1}, ["'top_k' must be at least 1 and at most 2147483647", str(2**63 - 1)]),
+        ({"temperature": 0.0}, ["'temperature' must be positive, got 0.0"]),  # a ROS range has closed ends
+        ({"min_weight": 1.0}, ["'min_weight' must be in [0, 1), got 1.0"]),
+        ({"smoothing_s": float("inf")}, ["'smoothing_s' must be at least 0", "got inf"]),
+        ({"fade_start": float("nan")}, ["'fade_start' must be positive, got nan"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
@@ -188,6 +193,27 @@ def test_a_wrong_change_is_refused_with_the_reason_and_no_effect(
     assert not result.successful
     assert all(word.lower() in result.reason.lower() for word in words), result.reason
     assert [perception.parameter(name) for name in names] == before
+
+
+def test_a_value_out_of_range_is_told_on_diagnostics_too(perception: PerceptionClient) -> None:
+    assert not perception.set_parameters(overlay_alpha=1.5).successful
+    perception.wait_for_message("node", "change of overlay_alpha refused: 'overlay_alpha' must be in [0, 1], got 1.5")
+
+
+def test_descriptions_tell_unit_range_and_whether_a_parameter_can_change(
+    graph: Graph, perception: PerceptionClient
+) -> None:
+    names = ["top_k", "min_weight", "mask_scale", "smoothing_s", "engine", "classes"]
+    request = DescribeParameters.Request(names=names)
+    found = graph.call(DescribeParameters, f"{perception.prefix}/describe_parameters", request).descriptors
+    top_k, min_weight, mask_scale, smoothing, engine, classes = found
+    assert (top_k.integer_range[0].from_value, top_k.integer_range[0].to_value) == (1, 2**31 - 1)
+    assert (min_weight.floating_point_range[0].from_value, min_weight.floating_point_range[0].to_value) == (0.0, 1.0)
+    assert mask_scale.additional_constraints == "in (0, 1]"
+    assert smoothing.description.endswith("0 = none, s")
+    assert engine.additional_constraints == "one of auto, torch, onnx, openvino, tensorrt"
+    assert not classes.integer_range
+    assert [item.read_only for item in found] == [False, False, True, False, True, False]
 
 
 def test_several_parameters_change_at_once(perception: PerceptionClient) -> None:
@@ -316,6 +342,14 @@ def test_an_unknown_parameter_keeps_the_node_up_and_unconfigured(graph: Graph) -
     assert statuses[found].level == DiagnosticStatus.ERROR
     assert client.state() == "unconfigured"
     assert not client.transition("configure")
+    assert process.stop() == 0, process.output
+
+
+def test_a_parameter_file_that_turns_a_published_defect_on_is_told_where_that_went(graph: Graph) -> None:
+    client = PerceptionClient(graph, "compat")
+    process = start_costless(graph, "compat", **{"compat.unsafe_softmax": True})
+    client.wait_for_message("node", "parameter 'compat.unsafe_softmax': defects of the published code are no settings")
+    assert client.state() == "unconfigured"
     assert process.stop() == 0, process.output
 
 

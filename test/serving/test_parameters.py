@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
-from semla_ros.config import DriftConfig, InferenceConfig, RetrievalConfig, SemlaConfig
+from semla_ros.config import DriftConfig, InferenceConfig, NodeConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
-from semla_ros.serving.parameters import (
-    SPECS,
-    NodeConfig,
-    Settings,
-    as_yaml,
-    explicit_only,
-    literal_choices,
-    unknown_parameters,
-)
-
-SHIPPED = Path(__file__).resolve().parents[2] / "config" / "perception.yaml"
+from semla_ros.serving.parameters import SPECS, Settings, check_ranges, explicit_only, unknown_parameters
+from tools.parameter_tables import TOPICS, YAML, as_yaml, with_table
 
 
-def test_the_shipped_file_is_the_table() -> None:
-    assert SHIPPED.read_text(encoding="utf-8") == as_yaml()
+def test_the_shipped_file_and_the_documentation_are_written_from_the_settings() -> None:
+    assert YAML.read_text(encoding="utf-8") == as_yaml()
+    page = TOPICS.read_text(encoding="utf-8")
+    assert page == with_table(page)
+    assert all(f"| `{name}` |" in page for name in SPECS)
 
 
 def test_the_shipped_file_gives_the_defaults_and_leaves_recommendations_their_right() -> None:
@@ -46,9 +39,18 @@ def test_commented_values_are_the_defaults_too() -> None:
 
 def test_every_parameter_has_a_description_and_every_duration_and_rate_its_unit() -> None:
     for name, spec in SPECS.items():
-        assert len(spec.description) > 10, name
-        for suffix, unit in (("_s", " s"), ("_ms", " ms"), ("_hz", "Hz")):
-            assert not name.endswith(suffix) or unit in spec.description, (name, spec.description)
+        assert len(spec.setting.text) > 10, name
+        for suffix, unit in (("_s", "s"), ("_ms", "ms"), ("_hz", "Hz")):
+            assert not name.endswith(suffix) or spec.setting.unit == unit, name
+
+
+def test_every_number_has_a_range() -> None:
+    for name, spec in SPECS.items():
+        if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
+            assert spec.setting.range is not None, name
+            for outside in (spec.setting.range.lower - 1, spec.setting.range.most(type(spec.default)) + 1):
+                with pytest.raises(ConfigError, match=name):
+                    Settings.make({name: type(spec.default)(outside)})
 
 
 @pytest.mark.parametrize(
@@ -86,8 +88,8 @@ def test_what_is_not_set_and_empty_strings_in_lists_mean_the_default() -> None:
 def test_sliding_windows_can_be_chosen_when_the_node_starts() -> None:
     assert Settings.make({}).values["inference"] == "whole"
     assert Settings.make({"inference": "sliding"}).pipeline.inference.inference == "sliding"
-    assert not SPECS["inference"].is_live
-    assert literal_choices("inference") == ("whole", "sliding")
+    assert not SPECS["inference"].setting.is_live
+    assert SPECS["inference"].setting.choices == ("whole", "sliding")
 
 
 def test_each_field_of_each_group_is_a_parameter() -> None:
@@ -98,6 +100,12 @@ def test_each_field_of_each_group_is_a_parameter() -> None:
 
 def test_a_whole_number_is_fine_for_a_float() -> None:
     assert Settings.make({"temperature": 1}).values["temperature"] == 1.0
+
+
+def test_a_number_out_of_its_range_is_told_before_rclpy_sees_it() -> None:
+    check_ranges({"top_k": 1, "mask_scale": 1.0, "classes": ["road"], "unknown": -1, "temperature": "a word"})
+    with pytest.raises(ConfigError, match=r"'diagnostics.max_drop_ratio' must be in \[0, 1\], got 1.5"):
+        check_ranges({"top_k": 1, "diagnostics.max_drop_ratio": 1.5})
 
 
 def test_changes_build_on_what_is_in_use_and_recommendations_yield_to_what_was_given() -> None:
