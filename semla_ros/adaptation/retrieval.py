@@ -183,26 +183,6 @@ def _shared(chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
     return weights
 
 
-def uniform_mix(library: AdapterLibrary, exclude: Collection[str] = ()) -> AdapterMix:
-    """Every adapter of a library with equal weight; a baseline of the paper.
-
-    Raises:
-        LibraryError: No adapter is left.
-    """
-    names = tuple(name for name in library.names if name not in exclude and name not in library.problems)
-    if not names:
-        raise LibraryError(f"adapter library {library.folder}: no adapter is left for a uniform mix")
-    count = len(names)
-    return AdapterMix(
-        names=names, weights=np.full(count, 1.0 / count), distances=np.full(count, np.nan), base_weight=0.0
-    )
-
-
-def single_mix(name: str) -> AdapterMix:
-    """One adapter alone, as the oracle baseline uses the target domain's own."""
-    return AdapterMix(names=(name,), weights=np.ones(1), distances=np.full(1, np.nan), base_weight=0.0)
-
-
 def _drop_small(weights: NDArray[np.float64], min_weight: float) -> NDArray[np.float64]:
     """Set weights below a minimum to zero and share theirs among the others; the heaviest always stays."""
     kept = np.where(weights >= min(min_weight, weights.max()), weights, 0.0)

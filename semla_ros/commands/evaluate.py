@@ -18,14 +18,13 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
@@ -34,6 +33,7 @@ from semla_ros.lab.evaluation.protocol import Plan, Subject, SubjectSpec
 from semla_ros.lab.evaluation.protocol import run as run_plan
 from semla_ros.lab.evaluation.sources import Benchmark, DiskBenchmark, WorldBenchmark
 from semla_ros.lab.evaluation.variants import VARIANTS, Variant, choose_variants
+from semla_ros.lab.report.progress import progress
 
 logger = logging.getLogger(__name__)
 
@@ -301,9 +301,10 @@ def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
         for seed in arguments.seeds:
             drive = demo_drive(seed)
             count = int(drive.duration_s * arguments.drive_rate_hz)
-            with _progress("rendering", count) as advance:
+            with progress() as bars:
+                advance = partial(bars.advance, bars.add_task("rendering", total=count))
                 frames = render_drive(drive, rate_hz=arguments.drive_rate_hz, on_progress=advance)
-            with _progress("driving", count * len(settings)) as advance:
+                advance = partial(bars.advance, bars.add_task("driving", total=count * len(settings)))
                 report[str(seed)] = follow_drive(pipeline, frames, settings, on_progress=advance)
     finally:
         pipeline.close()
@@ -316,24 +317,9 @@ def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
 
 def _run_with_progress(plan: Plan, spec: SubjectSpec, subject: Subject, workers: int, what: str) -> list[Any]:
     total = sum(len(job.indices) for job in plan.jobs())
-    with _progress(what, total) as advance:
+    with progress() as bars:
+        advance = partial(bars.advance, bars.add_task(what, total=total))
         return run_plan(plan, spec, workers=workers, subject=subject, on_progress=advance)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def _print_tables(tables: Sequence[Any]) -> None:

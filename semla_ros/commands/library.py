@@ -13,19 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from semla_ros.errors import ConfigError, LibraryError
+from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.importing import add_adapter, check_library, import_library
@@ -155,13 +154,14 @@ def _index(arguments: argparse.Namespace) -> int:
     if not arguments.library.is_dir():
         raise LibraryError(f"adapter library {arguments.library}: no such folder")
     encoder = SceneEncoder.load(arguments.encoder, model_dir=arguments.model_dir, device=arguments.device)
-    with _progress(f"index {arguments.name}", is_shown=not arguments.json) as on_progress:
+    with progress() as bars:
+        task = bars.add_task(f"index {arguments.name}", total=None)
         statistics = index_adapter(
             arguments.library / arguments.name,
             arguments.images,
             encoder,
             batch_size=arguments.batch_size,
-            on_progress=on_progress,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     if arguments.json:
         spread = {
@@ -285,27 +285,3 @@ def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["problem"] is not None:
             print(f"broken: {row['problem']}")
-
-
-@contextmanager
-def _progress(text: str, is_shown: bool) -> Iterator[Callable[[int, int], None]]:
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not is_shown,
-    )
-    task = bar.add_task(text, total=None)
-
-    def on_progress(done: int, total: int) -> None:
-        bar.start()  # not before: what is refused leaves one line and no empty bar
-        bar.update(task, completed=done, total=total)
-
-    try:
-        yield on_progress
-    finally:
-        if bar.live.is_started:
-            bar.stop()

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.demo.demo_bag import DemoBagOptions, record_demo_bag
+from semla_ros.lab.report.progress import progress
 from semla_ros.lab.world.cities import CITIES
 
 
@@ -78,20 +78,13 @@ def run(arguments: argparse.Namespace) -> int:
     )
     began = time.perf_counter()
     console = Console(stderr=True)
-    with Progress(
-        TextColumn("recording"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("frames", total=options.frames)
+    with progress(console) as bars:
+        task = bars.add_task("recording", total=options.frames)
         record_demo_bag(
             arguments.out,
             options,
             jobs=arguments.jobs or os.cpu_count() or 1,
-            progress=lambda done: progress.update(task, completed=done),
+            progress=lambda done: bars.update(task, completed=done),
         )
     size_bytes = sum(path.stat().st_size for path in arguments.out.iterdir())
     written = {

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,15 +21,6 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from semla_ros.config import InferenceConfig, SemlaConfig
@@ -41,6 +31,7 @@ from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, 
 from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions
 from semla_ros.lab.replay.runners import parse_variants
 from semla_ros.lab.report.many_page import write_many_report
+from semla_ros.lab.report.progress import progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,9 +166,9 @@ def _run_one(arguments: argparse.Namespace, bag: Path, options: ReplayOptions) -
     if arguments.through_node:
         make_runner = _node_runner(options, arguments.out)
     replay = Replay(bag, arguments.out, options, make_runner=make_runner)
-    with _progress(console) as progress:
-        task = progress.add_task(f"replaying {bag.name}", total=None)
-        summary = replay.run(lambda done, total: progress.update(task, completed=done, total=total))
+    with progress(console) as bars:
+        task = bars.add_task(f"replaying {bag.name}", total=None)
+        summary = replay.run(lambda done, total: bars.update(task, completed=done, total=total))
     if arguments.json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
@@ -202,13 +193,13 @@ def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: Repl
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: list[TaskResult] = []
     is_interrupted = False
-    with _progress(console) as progress:
-        bar = progress.add_task(f"replaying {len(tasks)} bags", total=len(tasks))
+    with progress(console) as bars:
+        bar = bars.add_task(f"replaying {len(tasks)} bags", total=len(tasks))
 
         def told(done: int, total: int, latest: TaskResult | None) -> None:
-            progress.update(bar, completed=done, total=total)
+            bars.update(bar, completed=done, total=total)
             if latest is not None and latest.error:
-                progress.console.print(f"{latest.bag}: {latest.error}", style="red", highlight=False, soft_wrap=True)
+                bars.console.print(f"{latest.bag}: {latest.error}", style="red", highlight=False, soft_wrap=True)
 
         try:
             results = run_tasks(
@@ -233,21 +224,6 @@ def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: Repl
         console.print("interrupted; the same command goes on where it stopped", style="yellow")
         return 130
     return 0 if all(not result.error for result in results) else 1
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    )
 
 
 def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semla_ros.errors import ConfigError
+from semla_ros.lab.report.progress import training_progress
 from semla_ros.resources import find_model, share_folder
 
 if TYPE_CHECKING:
@@ -165,7 +166,6 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
 def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: list[str], source: SampleSource) -> int:
     from semla_ros.adaptation.scene_embedding import SceneEncoder
     from semla_ros.lab.training.adapter_training import train_adapter
-    from semla_ros.lab.training.progress import progress_bar
     from semla_ros.library.adapter_library import AdapterLibrary
     from semla_ros.segmentation.checkpoint import load_model
     from semla_ros.segmentation.targets import lora_signature
@@ -183,7 +183,7 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
     arguments.library.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".training.", dir=arguments.library))
     try:
-        with progress_bar(f"train adapter {arguments.name}", config.loop.steps) as (_, on_step):
+        with training_progress(f"train adapter {arguments.name}", config.loop.steps) as (_, on_step):
             statistics = train_adapter(
                 base.model,
                 source,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from centroid_library import library_of
 
-from semla_ros.adaptation.retrieval import Retriever, fusion_weights, single_mix, uniform_mix
+from semla_ros.adaptation.retrieval import Retriever, fusion_weights
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.domain_statistics import DomainStatistics
@@ -174,14 +174,6 @@ def test_the_heaviest_adapter_stays_whatever_the_smallest_weight() -> None:
     mix = Retriever(library_of(LINE), config(temperature=100.0, min_weight=0.9)).retrieve(np.array([0.9, 0.3]))
     assert mix.names[0] == "a1"
     assert mix.weights.sum() == pytest.approx(1.0)
-
-
-def test_uniform_and_single_mixes() -> None:
-    library = library_of(LINE)
-    assert uniform_mix(library, exclude=("a1",)).as_dict() == dict.fromkeys(("a0", "a2", "a3", "a4"), 0.25)
-    assert single_mix("a3").as_dict() == {"a3": 1.0}
-    with pytest.raises(LibraryError, match="no adapter is left"):
-        uniform_mix(library, exclude=library.names)
 
 
 # Many adapters

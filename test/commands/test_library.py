@@ -393,12 +393,14 @@ def test_index_from_the_command_line(
     library: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SceneEncoder, "load", lambda *_, **__: encoder())
+    status, out, err = semla(capsys, "index", library, "fog", "--images", images, "--encoder", "colours", "--json")
+    assert json.loads(out)["count"] == 50
+    assert err == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # counts as a terminal
     status, out, err = semla(capsys, "index", library, "fog", "--images", images, "--encoder", "colours")
     assert status == 0
     assert "centroid of 50 images" in out
     assert "50/50" in err
-    status, out, _ = semla(capsys, "index", library, "fog", "--images", images, "--encoder", "colours", "--json")
-    assert json.loads(out)["count"] == 50
 
 
 def test_index_names_what_is_not_there(

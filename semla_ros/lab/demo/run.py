@@ -14,7 +14,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from semla_ros.errors import SemlaError
 from semla_ros.lab.demo.frame_store import FrameStore
@@ -26,6 +25,7 @@ from semla_ros.lab.demo.settings import DemoSettings
 from semla_ros.lab.demo.verdict import Check
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Children
+from semla_ros.lab.report.progress import progress
 from semla_ros.lab.world.classes import CLASS_NAMES, PALETTE
 
 logger = logging.getLogger(__name__)
@@ -202,14 +202,14 @@ def _last_words(settings: DemoSettings) -> str:
 
 def _score(settings: DemoSettings, recording: Recording, base_model: Any, console: Console) -> DriveScore:
     recording.name_transitions()
-    with _progress(console) as progress:
-        task = progress.add_task("base model on the same frames", total=None)
+    with progress(console, stays=console.is_terminal) as bars:
+        task = bars.add_task("base model on the same frames", total=None)
         frames = compare_masks(
             recording,
             base_model.mask,
             base_model.class_names,
             CLASS_NAMES,
-            lambda done, total: progress.update(task, completed=done, total=total),
+            lambda done, total: bars.update(task, completed=done, total=total),
         )
     if len(frames) < 2:
         raise DemoError(
@@ -230,8 +230,8 @@ def _write_results(settings: DemoSettings, recording: Recording, score: DriveSco
     write_contact_sheet(settings.out / "contact_sheet.png", score, small, CLASS_NAMES, PALETTE)
     height = round(VIDEO_PANEL_WIDTH * settings.height / settings.width)
     large = PanelMaker(recording.store, PALETTE, VIDEO_PANEL_WIDTH, height)
-    with _progress(console) as progress:
-        task = progress.add_task("video", total=len(score.frames))
+    with progress(console, stays=console.is_terminal) as bars:
+        task = bars.add_task("video", total=len(score.frames))
         write_video(
             settings.out / "drive.mp4",
             score,
@@ -239,14 +239,9 @@ def _write_results(settings: DemoSettings, recording: Recording, score: DriveSco
             CLASS_NAMES,
             PALETTE,
             settings.camera_rate_hz,
-            lambda done, total: progress.update(task, completed=done, total=total),
+            lambda done, total: bars.update(task, completed=done, total=total),
         )
     return DemoOutcome(summary=summary, checks=tuple(checks), score=score)
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description:<30}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from semla_ros.adaptation.fusion import Fuser
-from semla_ros.adaptation.retrieval import single_mix
+from semla_ros.lab.evaluation.variants import equal_mix
 from semla_ros.results import AdapterMix
 
 
@@ -28,7 +28,7 @@ def late_fused_probabilities(fuser: Fuser, mix: AdapterMix, predict: Callable[[T
     Returns:
         Shape (T, H, W).
     """
-    singles = [(single_mix(name), float(weight)) for name, weight in zip(mix.names, mix.weights, strict=True)]
+    singles = [(equal_mix([name]), float(weight)) for name, weight in zip(mix.names, mix.weights, strict=True)]
     singles.append((AdapterMix(), mix.base_weight))
     total: Tensor | None = None
     for single, weight in singles:

@@ -21,11 +21,11 @@ from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE, save_scene_en
 from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError
 from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.lab.report.progress import training_progress
 from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, embed_source, train_adapter
 from semla_ros.lab.training.cards import adapter_card, model_card
 from semla_ros.lab.training.clip_training import ClipTrainingConfig, refine_scene_tower, train_clip
 from semla_ros.lab.training.loop import LoopConfig
-from semla_ros.lab.training.progress import progress_bar
 from semla_ros.lab.training.samples import RenderedSamples, RenderRequest
 from semla_ros.lab.training.segmenter_training import SegmenterTrainingConfig, train_segmenter
 from semla_ros.lab.world.caption import SYNONYMS
@@ -174,7 +174,7 @@ def render_training_images(
     for name, domain in domains.items():
         count = recipe.clear_images if name in SOURCE else recipe.domain_images
         request = RenderRequest(domain=domain, split="train", count=count, width=width, height=height)
-        with progress_bar(f"render {name}", count) as (advance, _):
+        with training_progress(f"render {name}", count) as (advance, _):
             samples[name] = RenderedSamples(request, cache, on_progress=advance)
     return samples
 
@@ -231,7 +231,7 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
     torch.manual_seed(recipe.seed)
     model = CatSeg(tiny_config(len(vocabulary), recipe.image_size)).to(device)
     tower = VisualTower(scene_tower_config()).to(device)
-    with progress_bar("train clip", recipe.clip.loop.steps) as (_, on_step):
+    with training_progress("train clip", recipe.clip.loop.steps) as (_, on_step):
         train_clip(
             model.clip,
             tower,
@@ -248,7 +248,7 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
             state_file=folders.work / "clip.state",
             on_step=on_step,
         )
-    with progress_bar("train scene encoder", recipe.scene_encoder.loop.steps) as (_, on_step):
+    with training_progress("train scene encoder", recipe.scene_encoder.loop.steps) as (_, on_step):
         refine_scene_tower(
             model.clip,
             tower,
@@ -271,7 +271,7 @@ def train_segmenter_stage(recipe: Recipe, folders: TrainingFolders, samples: Sam
     """Train the segmenter on clear day, from the finished CLIP."""
     start = load_model(folders.clip, device)
     model = start.model.train()
-    with progress_bar("train segmenter", recipe.segmenter.loop.steps) as (_, on_step):
+    with training_progress("train segmenter", recipe.segmenter.loop.steps) as (_, on_step):
         train_segmenter(
             model,
             samples["clear"],
@@ -310,7 +310,7 @@ def train_adapters_stage(
         if name in SOURCE or (
             folders.statistics(name).is_file() and _noted_statistics(folders, name, encoder) is None
         ):  # no adapter, or one that was trained beside another scene encoder
-            with progress_bar(f"embed {name}", len(source)) as (advance, _):
+            with training_progress(f"embed {name}", len(source)) as (advance, _):
                 write_statistics(folders.statistics(name), embed_source(encoder, source, on_progress=advance))
             _note_encoder(folders, name, encoder)
     jobs = [
@@ -318,7 +318,7 @@ def train_adapters_stage(
         for index, name in enumerate(samples)
         if name not in SOURCE and not folders.statistics(name).is_file()
     ]
-    with progress_bar("train adapters", len(jobs)) as (advance, _):
+    with training_progress("train adapters", len(jobs)) as (advance, _):
         if device.type != "cpu":
             for job in jobs:
                 _train_one_adapter(job)
