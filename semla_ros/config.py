@@ -132,9 +132,9 @@ class Checked:
             setting.check(self.prefix + name, getattr(self, name))
 
 
-def _require(condition: bool, name: str, expected: str, value: object) -> None:
+def _require(condition: bool, name: str, expected: str, value: object, start: str = "") -> None:
     if not condition:
-        raise ConfigError(f"'{name}' must be {expected}, got {value!r}")
+        raise ConfigError(f"{start}'{name}' must be {expected}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,7 +259,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
     """Build a config dataclass from plain values, as read from YAML.
 
     Args:
-        cls: A dataclass whose fields are plain values, words, tuples of strings or such dataclasses.
+        cls: A dataclass whose fields are plain values, words, tuples of strings, such dataclasses or mappings of them.
         values: Keys are field names; nested dataclasses take nested mappings.
         where: Where the values come from, for messages.
 
@@ -276,7 +276,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
     if unknown := sorted(set(values) - set(hints), key=str):
         gone = f"'{unknown[0]}': {GONE[unknown[0]]}" if unknown[0] in GONE else ""
         raise ConfigError(start + (gone or f"unknown setting '{unknown[0]}'; known: {', '.join(sorted(hints))}"))
-    arguments = {key: _coerce(hints[key], value, f"{start}'{prefix}{key}'") for key, value in values.items()}
+    arguments = {key: _coerce(hints[key], value, start, prefix + key) for key, value in values.items()}
     try:
         return cls(**arguments)
     except ConfigError as error:
@@ -290,26 +290,27 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """Check `value` against a field's type; int passes for float, list for tuple."""
-    origin = typing.get_origin(hint)
+def _coerce(hint: Any, value: Any, start: str, name: str) -> Any:
+    """Check `value` against a field's type; int passes for float, list for tuple, nothing for an empty mapping."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        hint = next(item for item in typing.get_args(hint) if item is not type(None))
-        return _coerce(hint, value, where)
+        inner = next(item for item in options if item is not type(None))
+        return None if value is None else _coerce(inner, value, start, name)
+    if dataclasses.is_dataclass(hint):
+        is_made = isinstance(value, hint)  # type: ignore[arg-type]
+        return value if is_made else from_mapping(hint, {} if value is None else value, where=start + name)  # type: ignore[arg-type]
+    if origin is Mapping:
+        value = {} if value is None else value
+        _require(isinstance(value, Mapping), name, "a mapping", value, start)
+        return {key: _coerce(options[1], item, f"{start}{name}: ", key) for key, item in value.items()}
     if origin is Literal:
-        if value not in typing.get_args(hint):
-            raise ConfigError(f"{where} must be one of {', '.join(map(str, typing.get_args(hint)))}, got {value!r}")
+        _require(value in options, name, f"one of {', '.join(map(str, options))}", value, start)
         return value
     if origin is tuple:
-        if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{where} must be a list of strings, got {value!r}")
+        is_list = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+        _require(is_list, name, "a list of strings", value, start)
         return tuple(value)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else from_mapping(hint, value, where=where.strip("'"))  # type: ignore[arg-type]
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} must be of type {hint.__name__}, got {value!r}")
+    _require(type(value) is hint, name, f"of type {getattr(hint, '__name__', hint)}", value, start)
     return value

@@ -17,7 +17,8 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,17 +103,16 @@ class AdapterLibrary:
         files: Sequence[AdapterFiles],
         manifest: LibraryManifest,
         problems: Mapping[str, str],
-        centroids: NDArray[np.float32] | None = None,
         base_statistics: DomainStatistics | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.base_statistics = base_statistics
         self.problems: dict[str, str] = dict(problems)
-        if centroids is None:
-            centroids = _stack([item.statistics.centroid for item in files])
-        self.centroids: NDArray[np.float32] = centroids
-        self._files = {item.name: item for item in files}
+        rows = [item.statistics.centroid for item in files]
+        self.centroids: NDArray[np.float32] = np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+        # Each adapter's centroid becomes a row of all of them, or thousands would be in memory twice.
+        self._files = {item.name: _with_centroid(item, row) for item, row in zip(files, self.centroids, strict=True)}
         self.names: tuple[str, ...] = tuple(self._files)
         spreads = [self.entry(name).spread_p95 for name in self.names]
         self.spread: NDArray[np.float32] = np.array(
@@ -129,7 +129,6 @@ class AdapterLibrary:
         *,
         targets: Signature | None = None,
         encoder_id: str | None = None,
-        encoder_sha: str | None = None,
         encoder_dim: int | None = None,
         base_sha: str | Callable[[], str] | None = None,
         eager_bytes: int = EAGER_BYTES,
@@ -140,7 +139,6 @@ class AdapterLibrary:
             folder: The library.
             targets: Layers of the base model that may be adapted, module path -> (out, in); None checks no shape.
             encoder_id: Scene encoder in use; a library made with another one is refused.
-            encoder_sha: SHA-256 of its file, likewise.
             encoder_dim: Length of its embeddings.
             base_sha: SHA-256 of the base model's file, or what computes it where it is needed; a library made for
                 another one is refused.
@@ -154,24 +152,22 @@ class AdapterLibrary:
         """
         folder = Path(folder).expanduser()
         manifest = read_manifest(folder) if folder.is_dir() else LibraryManifest()
-        _check_made_for(folder, "base model", manifest.base, None, base_sha)
-        _check_made_for(folder, "scene encoder", manifest.encoder, encoder_id, encoder_sha)
-        reader, problems = AdapterReader(targets), {}
-        names = adapter_folders(folder, manifest)
-        table = _CentroidTable(len(names))
-        files = []
-        for name in names:
+        if manifest.base.sha256:
+            sha256 = base_sha() if callable(base_sha) else base_sha
+            _check_made_for(folder, "base model", manifest.base, ModelReference(sha256=sha256 or ""))
+        _check_made_for(folder, "scene encoder", manifest.encoder, ModelReference(id=encoder_id or ""))
+        reader, problems, files = AdapterReader(targets), {}, []
+        for name in adapter_folders(folder, manifest):
             try:
-                files.append(table.add(_read_one(folder, name, reader, manifest)))
+                files.append(_read_one(folder, name, reader, manifest))
             except AdapterError as error:
                 problems[name] = str(error)
         files = _of_one_length(files, encoder_dim, problems)
-        centroids = table.rows(files[0].statistics.centroid.size) if files else None
-        base_statistics = _base_statistics(folder, manifest, centroids, problems)
-        library = cls(folder, files, manifest, problems, centroids, base_statistics)
+        dim = files[0].statistics.centroid.size if files else None
+        library = cls(folder, files, manifest, problems, _base_statistics(folder, manifest, dim, problems))
         is_small = len(files) <= EAGER_ADAPTERS or eager_bytes == sys.maxsize
         if is_small and sum(item.num_bytes for item in files) <= eager_bytes:
-            library = library._verify_all()
+            library = library._only_intact()
         for reason in library.problems.values():
             logger.warning("left out of the library: %s", reason)
         if not library.names:
@@ -181,7 +177,6 @@ class AdapterLibrary:
             folder,
             targets=targets,
             encoder_id=encoder_id,
-            encoder_sha=encoder_sha,
             encoder_dim=encoder_dim,
             base_sha=base_sha,
             eager_bytes=eager_bytes,
@@ -219,26 +214,16 @@ class AdapterLibrary:
         Raises:
             LibraryError: Nothing would be left.
         """
-        files = [item for item in self._files.values() if item.name not in without]
-        if not files:
+        library = self._only([name for name in self.names if name not in without])
+        if not library.names:
             raise LibraryError(f"adapter library {self.folder}: nothing is left without {_some(without)}")
-        library = AdapterLibrary(self.folder, files, self.manifest, self.problems, base_statistics=self.base_statistics)
-        library._verified = self._verified & set(library.names)
         library._again = lambda: self.reload().subset(without)
         return library
 
     def entry(self, name: str) -> AdapterEntry:
         """What the manifest says of an adapter, and where it does not, the adapter's own statistics."""
         entry = self.manifest.adapters.get(name, AdapterEntry())
-        if name not in self._files:
-            return entry
-        statistics = self._files[name].statistics
-        return dataclasses.replace(
-            entry,
-            images=entry.images or statistics.images,
-            spread_mean=statistics.spread_mean if entry.spread_mean is None else entry.spread_mean,
-            spread_p95=statistics.spread_p95 if entry.spread_p95 is None else entry.spread_p95,
-        )
+        return entry.completed(self._files[name].statistics) if name in self._files else entry
 
     @property
     def retrieval(self) -> RetrievalConfig | None:
@@ -260,20 +245,18 @@ class AdapterLibrary:
         self._verified.add(name)
         return layers
 
-    def _verify_all(self) -> AdapterLibrary:
+    def _only_intact(self) -> AdapterLibrary:
         """This library without the adapters whose values or digests are wrong."""
         for name in self.names:
-            try:
+            with suppress(AdapterError):  # told in `problems`
                 self._read_layers(name)
-            except AdapterError:
-                continue  # told in `problems`
-        intact = [item for item in self._files.values() if item.name not in self.problems]
-        if len(intact) == len(self._files):
-            return self
-        library = AdapterLibrary(
-            self.folder, intact, self.manifest, self.problems, base_statistics=self.base_statistics
-        )
-        library._verified = self._verified
+        intact = [name for name in self.names if name not in self.problems]
+        return self if len(intact) == len(self.names) else self._only(intact)
+
+    def _only(self, names: Iterable[str]) -> AdapterLibrary:
+        files = [self._files[name] for name in names]
+        library = AdapterLibrary(self.folder, files, self.manifest, self.problems, self.base_statistics)
+        library._verified = self._verified & set(library.names)
         return library
 
 
@@ -295,32 +278,8 @@ def adapter_folders(folder: Path, manifest: LibraryManifest) -> list[str]:
     return listed + sorted(found - set(listed))
 
 
-class _CentroidTable:
-    """Centroids put into one array as they are read: kept apart until all are there, they would be in memory twice.
-
-    Args:
-        capacity: Most rows. Memory of rows that stay unused is never touched.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._tables: dict[int, NDArray[np.float32]] = {}
-        self._counts: Counter[int] = Counter()
-
-    def add(self, files: AdapterFiles) -> AdapterFiles:
-        """The same with its centroid as a row of the array of all centroids of its length."""
-        centroid = files.statistics.centroid
-        dim, row = centroid.size, self._counts[centroid.size]
-        if dim not in self._tables:
-            self._tables[dim] = np.empty((self._capacity, dim), np.float32)
-        table = self._tables[dim]
-        table[row] = centroid
-        self._counts[dim] += 1
-        return dataclasses.replace(files, statistics=dataclasses.replace(files.statistics, centroid=table[row]))
-
-    def rows(self, dim: int) -> NDArray[np.float32]:
-        """The array of all centroids of one length, in the order in which they came, shape (N, D)."""
-        return self._tables[dim][: self._counts[dim]]
+def _with_centroid(files: AdapterFiles, centroid: NDArray[np.float32]) -> AdapterFiles:
+    return dataclasses.replace(files, statistics=dataclasses.replace(files.statistics, centroid=centroid))
 
 
 def _read_one(folder: Path, name: str, reader: AdapterReader, manifest: LibraryManifest) -> AdapterFiles:
@@ -335,7 +294,7 @@ def _read_one(folder: Path, name: str, reader: AdapterReader, manifest: LibraryM
 
 
 def _base_statistics(
-    folder: Path, manifest: LibraryManifest, centroids: NDArray[np.float32] | None, problems: dict[str, str]
+    folder: Path, manifest: LibraryManifest, dim: int | None, problems: dict[str, str]
 ) -> DomainStatistics | None:
     """Where the base model is at home; a damaged file becomes a problem, and retrieval goes on without it."""
     stated = manifest.base_domain
@@ -343,10 +302,10 @@ def _base_statistics(
         return None
     try:
         statistics = read_base_statistics(folder, stated.sha256)
-        if centroids is not None and statistics.centroid.size != centroids.shape[1]:
+        if dim is not None and statistics.centroid.size != dim:
             raise AdapterError(
-                f"{BASE_STATISTICS_NAME}: centroid has {statistics.centroid.size} values, expected "
-                f"{centroids.shape[1]}; it was made with another scene encoder: make it again with that of the library"
+                f"{BASE_STATISTICS_NAME}: centroid has {statistics.centroid.size} values, expected {dim}; "
+                "it was made with another scene encoder: make it again with that of the library"
             )
     except AdapterError as error:
         problems[BASE_STATISTICS_NAME] = str(error)
@@ -371,27 +330,12 @@ def _of_one_length(
     return [item for item in files if item.statistics.centroid.size == expected]
 
 
-def _check_made_for(
-    folder: Path,
-    what: str,
-    stated: ModelReference,
-    actual_id: str | None,
-    actual_sha: str | Callable[[], str] | None,
-) -> None:
-    if callable(actual_sha):
-        actual_sha = actual_sha() if stated.sha256 else None
-    for label, expected, actual in (("id", stated.id, actual_id), ("SHA-256", stated.sha256, actual_sha)):
-        if expected and actual and expected != actual:
-            raise LibraryError(
-                f"adapter library {folder}: made for the {what} with {label} '{expected}', the one in use has "
-                f"'{actual}'; use that {what}, or a library made for this one"
-            )
-
-
-def _stack(centroids: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    if not centroids:
-        return np.zeros((0, 0), np.float32)
-    return np.stack(centroids)
+def _check_made_for(folder: Path, what: str, stated: ModelReference, actual: ModelReference) -> None:
+    if difference := stated.difference(actual):
+        raise LibraryError(
+            f"adapter library {folder}: made for the {what} with {difference}, the one in use; "
+            f"use that {what}, or a library made for this one"
+        )
 
 
 def _some(names: Collection[str]) -> str:

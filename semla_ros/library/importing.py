@@ -166,15 +166,8 @@ def read_checked(folder: Path, targets: Signature | None) -> AdapterFiles:
 
 def _complete(entry: AdapterEntry, files: AdapterFiles, licence: str = "") -> AdapterEntry:
     """A manifest entry with the digests of an adapter's files, and what its statistics file tells."""
-    statistics = files.statistics
-    return dataclasses.replace(
-        entry,
-        sha256={name: file_sha256(files.folder / name) for name in file_names(files.name)},
-        images=entry.images or statistics.images,
-        spread_mean=statistics.spread_mean if entry.spread_mean is None else entry.spread_mean,
-        spread_p95=statistics.spread_p95 if entry.spread_p95 is None else entry.spread_p95,
-        licence=entry.licence or licence,
-    )
+    digests = {name: file_sha256(files.folder / name) for name in file_names(files.name)}
+    return dataclasses.replace(entry.completed(files.statistics), sha256=digests, licence=entry.licence or licence)
 
 
 def _check_fits(library: Path, name: str, manifest: LibraryManifest, origin: LibraryManifest, length: int) -> None:
@@ -183,12 +176,11 @@ def _check_fits(library: Path, name: str, manifest: LibraryManifest, origin: Lib
         ("base model", manifest.base, origin.base),
         ("scene encoder", manifest.encoder, origin.encoder),
     ):
-        for label, mine, other in (("id", ours.id, theirs.id), ("SHA-256", ours.sha256, theirs.sha256)):
-            if mine and other and mine != other:
-                raise LibraryError(
-                    f"adapter '{name}' was made for the {what} with {label} '{other}', the library {library} for "
-                    f"'{mine}'; add it to a library for its own {what}"
-                )
+        if difference := theirs.difference(ours):
+            raise LibraryError(
+                f"adapter '{name}' was made for the {what} with {difference} as the library {library}; "
+                f"add it to a library for its own {what}"
+            )
     if library.is_dir() and adapter_folders(library, manifest):
         expected = AdapterLibrary.load(library, eager_bytes=0).centroids.shape[1]
         if length != expected:

@@ -17,6 +17,7 @@ import yaml
 from semla_ros.config import Checked, DriftConfig, Range, RetrievalConfig, fixed, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.file_integrity import write_atomically
+from semla_ros.library.domain_statistics import DomainStatistics
 from semla_ros.results import BASE_MODEL
 
 MANIFEST_NAME = "library.yaml"
@@ -31,6 +32,12 @@ class ModelReference:
 
     id: str = ""
     sha256: str = ""
+
+    def difference(self, other: ModelReference) -> str:
+        """How this cannot be the same model as another: "id 'a', not 'b'"; empty where it can."""
+        pairs = (("id", self.id, other.id), ("SHA-256", self.sha256, other.sha256))
+        found = [f"{label} '{own}', not '{theirs}'" for label, own, theirs in pairs if own and theirs and own != theirs]
+        return next(iter(found), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,15 @@ class AdapterEntry(Checked):
     family: str = ""
     licence: str = ""
     note: str = ""
+
+    def completed(self, statistics: DomainStatistics) -> AdapterEntry:
+        """The same with what the adapter's own statistics tell where the manifest does not."""
+        return dataclasses.replace(
+            self,
+            images=self.images or statistics.images,
+            spread_mean=statistics.spread_mean if self.spread_mean is None else self.spread_mean,
+            spread_p95=statistics.spread_p95 if self.spread_p95 is None else self.spread_p95,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,38 +168,14 @@ def _load_yaml(text: str) -> Any:
 def _manifest(values: Any) -> LibraryManifest:
     if not isinstance(values, Mapping):
         raise ConfigError(f"expected a mapping, got {type(values).__name__}")
-    values = dict(values)
+    values = {key: value for key, value in values.items() if value is not None}
     version = values.pop("format", FORMAT)
     if version != FORMAT:
         raise ConfigError(f"format {version!r} is not known, expected {FORMAT}; use a newer release to read it")
-    known = {item.name for item in dataclasses.fields(LibraryManifest)}
-    if unknown := sorted(map(str, set(values) - known)):
-        raise ConfigError(f"unknown key '{unknown[0]}'; known: format, {', '.join(sorted(known))}")
-    adapters = values.get("adapters") or {}
-    if not isinstance(adapters, Mapping):
-        raise ConfigError(f"'adapters' must be a mapping of names, got {type(adapters).__name__}")
-    if broken := [name for name in adapters if not is_plain_name(name)]:
+    manifest = from_mapping(LibraryManifest, {**values, "note": str(values.get("note", ""))})
+    if broken := [name for name in manifest.adapters if not is_plain_name(name)]:
         raise ConfigError(f"adapter name {broken[0]!r} must be a plain folder name; it would leave the library")
-    settings: dict[str, Any] = {}
-    for key, cls in (("retrieval", RetrievalConfig), ("drift", DriftConfig), ("base_domain", BaseDomain)):
-        if values.get(key) is not None:
-            settings[key] = from_mapping(cls, values[key], where=key)
-    return LibraryManifest(
-        base=from_mapping(ModelReference, values.get("base") or {}, where="base"),
-        encoder=from_mapping(ModelReference, values.get("encoder") or {}, where="encoder"),
-        adapters={name: _entry(entry, f"adapters: {name}") for name, entry in adapters.items()},
-        note=str(values.get("note") or ""),
-        **settings,
-    )
-
-
-def _entry(values: Any, where: str) -> AdapterEntry:
-    values = dict(values) if isinstance(values, Mapping) else values or {}
-    digests = values.pop("sha256", None) or {} if isinstance(values, dict) else {}
-    if not isinstance(digests, Mapping) or not all(isinstance(item, str) for pair in digests.items() for item in pair):
-        raise ConfigError(f"{where}: 'sha256' must be a mapping from file name to digest, got {digests!r}")
-    entry = from_mapping(AdapterEntry, values, where=where)
-    return dataclasses.replace(entry, sha256=dict(digests))
+    return manifest
 
 
 def _without_empty(item: Any) -> dict[str, Any]:

@@ -70,7 +70,12 @@ def index_adapter(
         raise AdapterError(f"adapter '{name}': there is no folder {folder}; train or add the adapter first")
     library = folder.parent
     manifest = read_manifest(library)
-    _check_encoder(library, manifest.encoder, encoder)
+    used = ModelReference(id=encoder.id, sha256=encoder.sha256)
+    if difference := manifest.encoder.difference(used):
+        raise LibraryError(
+            f"adapter library {library}: its scene encoder has {difference}, the one given; "
+            "one library takes one encoder"
+        )
     files = image_files(images)
     embeddings = _embed_files(files, images, encoder, folder / ".index.npz", batch_size, on_progress)
     statistics = statistics_of(embeddings)
@@ -78,18 +83,11 @@ def index_adapter(
     write_statistics(file, statistics)
     if (library / MANIFEST_NAME).is_file():
         entry = manifest.adapters.get(name, AdapterEntry())
-        entry = dataclasses.replace(
-            entry,
-            sha256={**entry.sha256, file.name: file_sha256(file)},
-            images=statistics.images,
-            spread_mean=statistics.spread_mean,
-            spread_p95=statistics.spread_p95,
-        )
-        reference = manifest.encoder if manifest.encoder.id else ModelReference(id=encoder.id, sha256=encoder.sha256)
-        write_manifest(
-            library,
-            dataclasses.replace(manifest, encoder=reference, adapters={**manifest.adapters, name: entry}),
-        )
+        digests = {**entry.sha256, file.name: file_sha256(file)}
+        entry = dataclasses.replace(entry, sha256=digests, images=0, spread_mean=None, spread_p95=None)
+        adapters = {**manifest.adapters, name: entry.completed(statistics)}
+        reference = manifest.encoder if manifest.encoder.id else used
+        write_manifest(library, dataclasses.replace(manifest, encoder=reference, adapters=adapters))
     (folder / ".index.npz").unlink(missing_ok=True)
     return statistics
 
@@ -178,12 +176,3 @@ def _write_state(path: Path, encoder: SceneEncoder, done: dict[str, NDArray[np.f
 
 def _encoder_key(encoder: SceneEncoder) -> str:
     return f"{encoder.id} {encoder.sha256}"
-
-
-def _check_encoder(library: Path, stated: ModelReference, encoder: SceneEncoder) -> None:
-    for label, mine, other in (("id", stated.id, encoder.id), ("SHA-256", stated.sha256, encoder.sha256)):
-        if mine and other and mine != other:
-            raise LibraryError(
-                f"adapter library {library}: its scene encoder has {label} '{mine}', the one given '{other}'; "
-                "one library takes one encoder"
-            )
