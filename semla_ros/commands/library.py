@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.importing import add_adapter, check_library, import_library
+from semla_ros.library.importing import add_adapter, import_library
 from semla_ros.library.manifest import ModelReference
 from semla_ros.resources import find_model, shipped_library
 
@@ -125,8 +126,12 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     base = _base_model(arguments)
-    library = check_library(
-        _folder(arguments), targets=base.targets, base_sha=base.sha256, encoder_id=arguments.encoder
+    library = AdapterLibrary.load(
+        _folder(arguments),
+        targets=base.targets,
+        base_sha=base.sha256,
+        encoder_id=arguments.encoder,
+        eager_bytes=sys.maxsize,
     )
     rows = adapter_rows(library)
     if arguments.json:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from semla_ros.errors import AdapterError, LibraryError
@@ -34,7 +32,6 @@ def import_library(
     encoder: ModelReference | None = None,
     licence: str = "",
     note: str = "",
-    on_adapter: Callable[[str], None] | None = None,
 ) -> LibraryManifest:
     """Check a set of adapter folders in the published layout and write `library.yaml` beside them.
 
@@ -47,7 +44,6 @@ def import_library(
         encoder: The scene encoder behind the centroids, likewise.
         licence: For adapters of which the manifest knows none.
         note: One line about the library.
-        on_adapter: Called with each adapter's name once it is checked.
 
     Returns:
         The manifest as written.
@@ -76,8 +72,6 @@ def import_library(
             )
         entry = earlier.adapters.get(name, AdapterEntry())
         entries[name] = _complete(entry, files, licence)
-        if on_adapter:
-            on_adapter(name)
     manifest = dataclasses.replace(
         earlier,
         base=base or earlier.base,
@@ -142,19 +136,6 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
         shutil.rmtree(target, ignore_errors=True)
         raise
     return name
-
-
-def check_library(
-    folder: Path,
-    *,
-    targets: Signature | None = None,
-    base_sha: str | Callable[[], str] | None = None,
-    encoder_id: str | None = None,
-) -> AdapterLibrary:
-    """Open a library and check every value and digest of it; see `AdapterLibrary.load` and `problems`."""
-    return AdapterLibrary.load(
-        folder, targets=targets, base_sha=base_sha, encoder_id=encoder_id, eager_bytes=sys.maxsize
-    )
 
 
 def read_checked(folder: Path, targets: Signature | None) -> AdapterFiles:

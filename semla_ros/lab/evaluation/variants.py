@@ -51,11 +51,6 @@ class Variant:
         """The same without the target's own adapter."""
         return replace(self, name=self.name + WITHOUT_OWN, without_own=True)
 
-    @property
-    def base_name(self) -> str:
-        """Name without the leave-one-out ending."""
-        return self.name.removesuffix(WITHOUT_OWN)
-
 
 def _both(variant: Variant) -> tuple[Variant, Variant]:
     return variant, variant.leave_one_out()

@@ -84,7 +84,6 @@ def train_adapter(
     device: torch.device,
     state_file: Path | None = None,
     on_step: Callable[[int, float], None] | None = None,
-    on_embedded: Callable[[int], None] | None = None,
 ) -> DomainStatistics:
     """Train an adapter on a frozen base model and write `<library>/<name>/`.
 
@@ -101,7 +100,6 @@ def train_adapter(
         device: Where to train.
         state_file: Resumable progress.
         on_step: Called with step and loss.
-        on_embedded: Called with the number of images just embedded.
 
     Returns:
         The domain's centroid and spread.
@@ -149,7 +147,7 @@ def train_adapter(
         state_file=state_file,
         on_step=on_step,
     )
-    statistics = embed_source(encoder, source, on_progress=on_embedded)
+    statistics = embed_source(encoder, source)
     with atomic_folder(target) as partial:
         adapted.save_pretrained(str(partial), safe_serialization=True)
         if config.half_precision_file:
