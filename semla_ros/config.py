@@ -65,6 +65,7 @@ class Setting:
 
     Attributes:
         text: What it does.
+        default: Its default.
         is_live: It can change while the node runs.
         unit: "s", "ms", "Hz"; empty where it has none.
         range: Of a number; None for words and switches.
@@ -72,6 +73,7 @@ class Setting:
     """
 
     text: str
+    default: Any
     is_live: bool
     unit: str = ""
     range: Range | None = None
@@ -92,12 +94,12 @@ class Setting:
 
 def fixed(default: Any, text: str) -> Any:
     """A field of a config, read when the node starts."""
-    return field(default=default, metadata={"text": text, "is_live": False})
+    return field(default=default, metadata={"text": text, "default": default, "is_live": False})
 
 
 def live(default: Any, text: str) -> Any:
     """A field of a config that can change while the node runs."""
-    return field(default=default, metadata={"text": text, "is_live": True})
+    return field(default=default, metadata={"text": text, "default": default, "is_live": True})
 
 
 def _once_per_class(function: Callable[[type[Any]], T]) -> Callable[[type[Any]], T]:

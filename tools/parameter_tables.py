@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from semla_ros.serving.parameters import SPECS, Spec
+from semla_ros.config import DriftConfig, RetrievalConfig, Setting, settings_of
+from semla_ros.serving.parameters import SPECS
 
+# Where one of these is not given, what the library recommends counts before the default.
+RECOMMENDED = {*settings_of(RetrievalConfig), *settings_of(DriftConfig)}
 ROOT = Path(__file__).resolve().parents[1]
 YAML, TOPICS = ROOT / "config" / "perception.yaml", ROOT / "docs" / "topics.md"
 START, END = "<!-- parameters: written by `make parameters` -->\n", "<!-- end of parameters -->\n"
@@ -30,16 +33,16 @@ def as_yaml() -> str:
             group = groups[0]
             text += f"    {group}:\n"
         indent = "      " if groups else "    "
-        text += f"{indent}# {'[live] ' if spec.setting.is_live else ''}{_meaning(spec)}\n"
-        text += f"{indent}{'# ' if spec.is_recommended else ''}{key}: {_plain(spec.default)}\n"
+        text += f"{indent}# {'[live] ' if spec.is_live else ''}{_meaning(spec)}\n"
+        text += f"{indent}{'# ' if name in RECOMMENDED else ''}{key}: {_plain(spec.default)}\n"
     return text
 
 
 def as_table() -> str:
     """The table of the documentation."""
     rows = [
-        f"| `{name}` | {'library, else ' if spec.is_recommended else ''}`{_plain(spec.default)}` "
-        f"| {_allowed(spec)} | {'yes' if spec.setting.is_live else ''} | {spec.setting.text.replace('<', '&lt;')} |\n"
+        f"| `{name}` | {'library, else ' if name in RECOMMENDED else ''}`{_plain(spec.default)}` "
+        f"| {_allowed(spec)} | {'yes' if spec.is_live else ''} | {spec.text.replace('<', '&lt;')} |\n"
         for name, spec in SPECS.items()
     ]
     return TABLE_HEAD + "".join(rows)
@@ -51,12 +54,12 @@ def with_table(page: str) -> str:
     return before + START + "\n" + as_table() + "\n" + END + rest.partition(END)[2]
 
 
-def _meaning(spec: Spec) -> str:
-    return spec.setting.text + (f" ({_allowed(spec)})" if _allowed(spec) else "")
+def _meaning(spec: Setting) -> str:
+    return spec.text + (f" ({_allowed(spec)})" if _allowed(spec) else "")
 
 
-def _allowed(spec: Spec) -> str:
-    return ", ".join(filter(None, (spec.setting.unit, spec.setting.allowed)))
+def _allowed(spec: Setting) -> str:
+    return ", ".join(filter(None, (spec.unit, spec.allowed)))
 
 
 def _plain(default: Any) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -279,52 +278,46 @@ def _download(
                 displayed_filename=PurePosixPath(path).name,
             )
     except Exception as error:  # the hub's transport library, and with it the errors, changes between releases
-        raise FetchError(_explain(error, item, path, revision, endpoint, staging)) from None
+        raise FetchError(_explain(error, item, path, revision, endpoint, staging.parent)) from None
     return partial, commit, stated
 
 
 def _explain(
-    error: Exception, item: PublishedItem, path: str, revision: str | None, endpoint: str | None, staging: Path
+    error: Exception, item: PublishedItem, path: str, revision: str | None, endpoint: str | None, folder: Path
 ) -> str:
     """One clear line for whatever the hub's library raised."""
     from huggingface_hub import constants
     from huggingface_hub.errors import (
-        EntryNotFoundError,
         GatedRepoError,
-        LocalEntryNotFoundError,
         OfflineModeIsEnabled,
+        RemoteEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     where = endpoint or constants.ENDPOINT
-    what = f"{item.id}: {path} of {item.repository}"
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"{what}: offline mode is on; unset HF_HUB_OFFLINE, or copy the file to {staging.parent} yourself"
-    if isinstance(error, GatedRepoError):
-        return f"{what}: its authors ask for consent; accept on {where}, then set HF_TOKEN"
-    if isinstance(error, RevisionNotFoundError):
-        return f"{what}: {where} has no revision '{revision}'"
-    if isinstance(error, RepositoryNotFoundError):
-        return f"{what}: {where} has no such repository; it may have moved, or be private"
-    if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-        return f"{what}: the repository has no such file{f' at {revision}' if revision else ''}"
     reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return (
-        f"{what}: {where} cannot be reached or broke off ({reason}); with a network the same command goes on where it "
-        f"stopped; without one, copy the file to {staging.parent} from another machine"
+    sentences = (
+        (OfflineModeIsEnabled, f"offline mode is on; unset HF_HUB_OFFLINE, or copy the file to {folder} yourself"),
+        (GatedRepoError, f"its authors ask for consent; accept on {where}, then set HF_TOKEN"),
+        (RevisionNotFoundError, f"{where} has no revision '{revision}'"),
+        (RepositoryNotFoundError, f"{where} has no such repository; it may have moved, or be private"),
+        (RemoteEntryNotFoundError, f"the repository has no such file{f' at {revision}' if revision else ''}"),
+        (
+            Exception,
+            f"{where} cannot be reached or broke off ({reason}); with a network the same command goes on where it "
+            f"stopped; without one, copy the file to {folder} from another machine",
+        ),
     )
+    sentence = next(sentence for kind, sentence in sentences if isinstance(error, kind))
+    return f"{item.id}: {path} of {item.repository}: {sentence}"
 
 
 def _has_digest(path: Path, sha256: str, stated: str) -> bool:
     """Whether a file has the digest that the hub states: SHA-256 for large files, git's SHA-1 for small ones."""
-    if re.fullmatch("[0-9a-f]{64}", stated):
-        return sha256 == stated
-    if re.fullmatch("[0-9a-f]{40}", stated):
-        from huggingface_hub.utils.sha import git_hash
+    from huggingface_hub.utils.sha import git_hash
 
-        return bool(git_hash(path.read_bytes()) == stated)
-    return False
+    return stated == sha256 or (len(stated) == 40 and stated == git_hash(path.read_bytes()))
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

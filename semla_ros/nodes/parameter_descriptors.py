@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-from semla_ros.serving.parameters import Spec
+from semla_ros.config import Setting
 
 
-def descriptor_of(spec: Spec) -> ParameterDescriptor:
+def descriptor_of(setting: Setting) -> ParameterDescriptor:
     """Description, range and whether it may change. A ROS range has closed ends; `Settings` holds the open ones."""
-    setting, number_type = spec.setting, type(spec.default)
+    number_type = type(setting.default)
     descriptor = ParameterDescriptor(
         description=setting.text + (f", {setting.unit}" if setting.unit else ""),
         additional_constraints=setting.allowed,

@@ -218,7 +218,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             changes = [
                 Parameter(name, value=settings.values[name])
                 for name, spec in SPECS.items()
-                if spec.setting.is_live and settings.values[name] != self.get_parameter(name).value
+                if spec.is_live and settings.values[name] != self.get_parameter(name).value
             ]
             if changes:
                 Node.set_parameters_atomically(self, changes)

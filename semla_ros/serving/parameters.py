@@ -28,21 +28,6 @@ BUILT_IN = ("use_sim_time", "start_type_description_service")
 _GROUPS = (SemlaConfig, NodeConfig, RetrievalConfig, DriftConfig, InferenceConfig, DiagnosticsConfig)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """One parameter.
-
-    Attributes:
-        setting: What is known of it.
-        default: Its default, in ROS types.
-        is_recommended: Where it is not given, the library's or model's recommendation counts before the default.
-    """
-
-    setting: Setting
-    default: Any
-    is_recommended: bool = False
-
-
 def _to_ros(value: Any) -> Any:
     """Config value to ROS value. An empty string array has no type on the wire, so `['']` stands for it."""
     return (list(value) or [""]) if isinstance(value, tuple) else value
@@ -54,15 +39,11 @@ def _from_ros(value: Any) -> Any:
     return value
 
 
-def _specs_of(cls: type[Any]) -> dict[str, Spec]:
-    config, is_recommended = cls(), cls in (RetrievalConfig, DriftConfig)
-    return {
-        cls.prefix + name: Spec(setting, _to_ros(getattr(config, name)), is_recommended)
-        for name, setting in settings_of(cls).items()
-    }
-
-
-SPECS: Mapping[str, Spec] = {name: spec for cls in _GROUPS for name, spec in _specs_of(cls).items()}
+SPECS: Mapping[str, Setting] = {
+    cls.prefix + name: dataclasses.replace(setting, default=_to_ros(setting.default))
+    for cls in _GROUPS
+    for name, setting in settings_of(cls).items()
+}
 
 
 def unknown_parameters(names: Iterable[str]) -> list[str]:
@@ -87,7 +68,7 @@ def check_ranges(values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         if name in SPECS and isinstance(value, type(SPECS[name].default)):
-            SPECS[name].setting.check(name, value)
+            SPECS[name].check(name, value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import yaml
 from semla_ros.config import DriftConfig, InferenceConfig, NodeConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.serving.parameters import SPECS, Settings, check_ranges, explicit_only, unknown_parameters
-from tools.parameter_tables import TOPICS, YAML, as_yaml, with_table
+from tools.parameter_tables import RECOMMENDED, TOPICS, YAML, as_yaml, with_table
 
 
 def test_the_shipped_file_and_the_documentation_are_written_from_the_settings() -> None:
@@ -28,7 +28,7 @@ def test_the_shipped_file_gives_the_defaults_and_leaves_recommendations_their_ri
     settings = Settings.make(flat)
     assert settings.node == NodeConfig()
     assert settings.pipeline == SemlaConfig()  # retrieval and drift are None: the library's recommendation counts
-    assert set(SPECS) - set(flat) == {name for name, spec in SPECS.items() if spec.is_recommended}
+    assert set(SPECS) - set(flat) == RECOMMENDED
 
 
 def test_commented_values_are_the_defaults_too() -> None:
@@ -39,16 +39,16 @@ def test_commented_values_are_the_defaults_too() -> None:
 
 def test_every_parameter_has_a_description_and_every_duration_and_rate_its_unit() -> None:
     for name, spec in SPECS.items():
-        assert len(spec.setting.text) > 10, name
+        assert len(spec.text) > 10, name
         for suffix, unit in (("_s", "s"), ("_ms", "ms"), ("_hz", "Hz")):
-            assert not name.endswith(suffix) or spec.setting.unit == unit, name
+            assert not name.endswith(suffix) or spec.unit == unit, name
 
 
 def test_every_number_has_a_range() -> None:
     for name, spec in SPECS.items():
         if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
-            assert spec.setting.range is not None, name
-            for outside in (spec.setting.range.lower - 1, spec.setting.range.most(type(spec.default)) + 1):
+            assert spec.range is not None, name
+            for outside in (spec.range.lower - 1, spec.range.most(type(spec.default)) + 1):
                 with pytest.raises(ConfigError, match=name):
                     Settings.make({name: type(spec.default)(outside)})
 
@@ -88,8 +88,8 @@ def test_what_is_not_set_and_empty_strings_in_lists_mean_the_default() -> None:
 def test_sliding_windows_can_be_chosen_when_the_node_starts() -> None:
     assert Settings.make({}).values["inference"] == "whole"
     assert Settings.make({"inference": "sliding"}).pipeline.inference.inference == "sliding"
-    assert not SPECS["inference"].setting.is_live
-    assert SPECS["inference"].setting.choices == ("whole", "sliding")
+    assert not SPECS["inference"].is_live
+    assert SPECS["inference"].choices == ("whole", "sliding")
 
 
 def test_each_field_of_each_group_is_a_parameter() -> None:
