@@ -409,7 +409,7 @@ def test_index_names_what_is_not_there(
     assert "no such file" in refused(capsys, "index", library, "fog", "--images", tmp_path, "--encoder", "nothing")
     monkeypatch.setattr(SceneEncoder, "load", lambda *_, **__: encoder())
     assert "adapter 'mist'" in refused(capsys, "index", library, "mist", "--images", tmp_path, "--encoder", "x")
-    assert "no image in it" in refused(
+    assert "holds no image" in refused(
         capsys, "index", library, "fog", "--images", tmp_path / "loradb", "--encoder", "x"
     )
 

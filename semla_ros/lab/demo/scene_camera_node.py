@@ -12,22 +12,22 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import rclpy
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
-from semla_ros.config import from_mapping
+from semla_ros.config import Checked, Count, Positive, Range, fixed, from_mapping, settings_of
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.world import Drive, Scene, demo_drive
 from semla_ros.lab.world.cities import city_style
 from semla_ros.nodes import messages
+from semla_ros.nodes.parameter_descriptors import descriptor_of
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.serving.memory import keep_large_blocks
 
@@ -41,28 +41,22 @@ _SETTLE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneCameraConfig:
+class SceneCameraConfig(Checked):
     """What is driven, and how it is filmed."""
 
-    city: str = "boulevard"  # one of semla_ros.lab.world.CITIES
-    seed: int = 7  # of the street's layout
-    duration_s: float = 90.0  # length of the drive in seconds, > 0
-    rate_hz: float = 10.0  # images per second, > 0
-    width: int = 256  # pixels, >= 16
-    height: int = 192  # pixels, >= 16
-    frame_id: str = "scene_camera"  # tf frame in the headers
-    loop: bool = False  # start over at the end
-    wait_for_subscribers: int = 1  # subscriptions to `image` before the drive starts, 0 = start at once
-    look_ahead: int = 20  # images rendered ahead, >= 1
+    city: str = fixed("boulevard", "One of semla_ros.lab.world.CITIES")
+    seed: int = fixed(7, "Layout of the street")
+    duration_s: Positive = fixed(90.0, "Length of the drive")
+    rate_hz: Positive = fixed(10.0, "Images per second")
+    width: Annotated[int, Range(16)] = fixed(256, "Of the images, pixels")
+    height: Annotated[int, Range(16)] = fixed(192, "Of the images, pixels")
+    frame_id: str = fixed("scene_camera", "tf frame in the headers")
+    loop: bool = fixed(False, "Start over at the end")
+    wait_for_subscribers: Count = fixed(1, "Subscriptions to image before the drive starts; 0 = start at once")
+    look_ahead: Annotated[int, Range(1)] = fixed(20, "Images rendered ahead")
 
     def __post_init__(self) -> None:
-        for name, least in (("width", 16), ("height", 16), ("wait_for_subscribers", 0), ("look_ahead", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"'{name}' must be at least {least}, got {getattr(self, name)!r}")
-        for name in ("duration_s", "rate_hz"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ConfigError(f"'{name}' must be positive, got {value!r}")
+        super().__post_init__()
         city_style(self.city)
 
     @property
@@ -157,21 +151,14 @@ class SceneCameraNode(Node):
 
     def _read_parameters(self) -> SceneCameraConfig:
         """Declare and check the parameters; raises `ConfigError`."""
-        defaults = SceneCameraConfig()
-        names = [item.name for item in fields(SceneCameraConfig)]
         given = {
             name: parameter.value
             for name, parameter in self._parameter_overrides.items()
             if not self.has_parameter(name)
         }
         config: SceneCameraConfig = from_mapping(SceneCameraConfig, given)
-        for name in names:
-            self.declare_parameter(
-                name,
-                getattr(config if name in given else defaults, name),
-                ParameterDescriptor(read_only=True),
-                ignore_override=True,
-            )
+        for name, setting in settings_of(SceneCameraConfig).items():
+            self.declare_parameter(name, getattr(config, name), descriptor_of(setting), ignore_override=True)
         return config
 
     def _film(self) -> None:

@@ -9,13 +9,13 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.errors import AdapterError, DatasetError, LibraryError
+from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.lab.training.samples import image_files, read_image
 from semla_ros.library.domain_statistics import (
     DomainStatistics,
     statistics_name,
@@ -29,11 +29,9 @@ from semla_ros.library.manifest import (
     read_manifest,
     write_manifest,
 )
-from semla_ros.results import ImageArray
 
 logger = logging.getLogger(__name__)
 
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 SAVE_EVERY_BATCHES = 20  # embeddings at most lost by an interruption, in batches
 
 
@@ -76,7 +74,7 @@ def index_adapter(
             f"adapter library {library}: its scene encoder has {difference}, the one given; "
             "one library takes one encoder"
         )
-    files = image_files(images)
+    files = image_files(images, "images")
     embeddings = _embed_files(files, images, encoder, folder / ".index.npz", batch_size, on_progress)
     statistics = statistics_of(embeddings)
     file = folder / statistics_name(name)
@@ -90,30 +88,6 @@ def index_adapter(
         write_manifest(library, dataclasses.replace(manifest, encoder=reference, adapters=adapters))
     (folder / ".index.npz").unlink(missing_ok=True)
     return statistics
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted by path.
-
-    Raises:
-        DatasetError: There is none.
-    """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-    if not files:
-        raise DatasetError(f"image folder {folder}: no image in it ({', '.join(IMAGE_ENDINGS)})")
-    return files
-
-
-def read_image(path: Path) -> ImageArray:
-    """An image file as RGB, shape (H, W, 3), uint8.
-
-    Raises:
-        DatasetError: It cannot be decoded.
-    """
-    image = cv2.imdecode(np.frombuffer(path.read_bytes() or b"\0", np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DatasetError(f"image {path}: cannot be decoded; remove it or copy it again")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def _embed_files(

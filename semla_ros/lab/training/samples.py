@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -21,7 +21,7 @@ from semla_ros.lab.world.caption import caption
 from semla_ros.lab.world.domains import Domain, Split, split_seed
 from semla_ros.results import ImageArray, MaskArray
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 class SampleSource(Protocol):
@@ -141,11 +141,10 @@ class FolderSamples:
 
     def __init__(self, images: Path, labels: Path, class_count: int) -> None:
         self._class_count = class_count
-        image_files = list(_image_files(images, "images"))
-        label_files = list(_image_files(labels, "labels"))
+        files, label_files = image_files(images, "images"), image_files(labels, "labels")
         by_stem: dict[str, Path] = {path.stem: path for path in label_files}
         self._pairs: list[tuple[Path, Path]] = []
-        for path in image_files:
+        for path in files:
             label = by_stem.get(path.stem) or _only_label(path, label_files)
             self._pairs.append((path, label))
 
@@ -154,11 +153,7 @@ class FolderSamples:
 
     def image(self, index: int) -> ImageArray:
         """RGB image, shape (H, W, 3), uint8."""
-        path = self._pairs[index][0]
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DatasetError(f"image {path} cannot be decoded; remove it or replace it")
-        return np.ascontiguousarray(image[..., ::-1])
+        return read_image(self._pairs[index][0])
 
     def mask(self, index: int) -> MaskArray:
         """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
@@ -179,13 +174,30 @@ class FolderSamples:
         return np.asarray(mask)
 
 
-def _image_files(folder: Path, what: str) -> Iterator[Path]:
+def image_files(folder: Path, what: str) -> list[Path]:
+    """Image files below a folder, sorted by path; `what` they are is for messages.
+
+    Raises:
+        DatasetError: There is no such folder, or no image in it.
+    """
     if not folder.is_dir():
         raise DatasetError(f"{what} folder {folder} does not exist")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not files:
         raise DatasetError(f"{what} folder {folder} holds no image ({', '.join(IMAGE_SUFFIXES)})")
-    yield from files
+    return files
+
+
+def read_image(path: Path) -> ImageArray:
+    """An image file as RGB, shape (H, W, 3), uint8.
+
+    Raises:
+        DatasetError: It cannot be decoded.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise DatasetError(f"image {path} cannot be decoded; remove it or replace it")
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 def _only_label(image: Path, labels: Sequence[Path]) -> Path:
