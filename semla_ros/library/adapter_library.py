@@ -62,14 +62,10 @@ class Adapter:
 
     Attributes:
         name: Its folder's name.
-        rank: Default rank.
-        alpha: Default alpha.
         scaling: Factor of every B A; where single layers differ, their A holds the rest.
     """
 
     name: str
-    rank: int
-    alpha: float
     scaling: float
     _read: Callable[[], dict[str, tuple[Tensor, Tensor]]]
 
@@ -201,8 +197,7 @@ class AdapterLibrary:
             raise AdapterError(self.problems[name])
         if name not in self._files:
             raise AdapterError(f"adapter '{name}' is not in the library {self.folder}; it has {_some(self.names)}")
-        settings = self._files[name].settings
-        return Adapter(name, settings.rank, settings.alpha, settings.scaling, lambda: self._read_layers(name))
+        return Adapter(name, self._files[name].settings.scaling, lambda: self._read_layers(name))
 
     def files(self, name: str) -> AdapterFiles:
         """What is known of an adapter without reading its matrices; KeyError where it cannot be used."""

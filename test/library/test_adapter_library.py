@@ -96,7 +96,8 @@ def test_matrices_come_as_they_were_written(folder: Path) -> None:
     library, model = load(folder), tiny_model()
     for index, name in enumerate(ADAPTERS):
         adapter = library.adapter(name)
-        assert (adapter.rank, adapter.alpha) == (RANKS[name], 4.0)
+        settings = library.files(name).settings
+        assert (settings.rank, settings.alpha) == (RANKS[name], 4.0)
         assert adapter.scaling == 4.0 / RANKS[name]
         expected = tiny_adapter(model, RANKS[name], seed=100 + index)
         assert set(adapter.layers) == set(expected)
