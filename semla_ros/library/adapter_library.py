@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,18 +203,6 @@ class AdapterLibrary:
         """What is known of an adapter without reading its matrices; KeyError where it cannot be used."""
         return self._files[name]
 
-    def subset(self, without: Collection[str] = ()) -> AdapterLibrary:
-        """The same library without some adapters, for leave-one-out.
-
-        Raises:
-            LibraryError: Nothing would be left.
-        """
-        library = self._only([name for name in self.names if name not in without])
-        if not library.names:
-            raise LibraryError(f"adapter library {self.folder}: nothing is left without {_some(without)}")
-        library._again = lambda: self.reload().subset(without)
-        return library
-
     def entry(self, name: str) -> AdapterEntry:
         """What the manifest says of an adapter, and where it does not, the adapter's own statistics."""
         entry = self.manifest.adapters.get(name, AdapterEntry())
@@ -245,13 +233,9 @@ class AdapterLibrary:
         for name in self.names:
             with suppress(AdapterError):  # told in `problems`
                 self._read_layers(name)
-        intact = [name for name in self.names if name not in self.problems]
-        return self if len(intact) == len(self.names) else self._only(intact)
-
-    def _only(self, names: Iterable[str]) -> AdapterLibrary:
-        files = [self._files[name] for name in names]
-        library = AdapterLibrary(self.folder, files, self.manifest, self.problems, self.base_statistics)
-        library._verified = self._verified & set(library.names)
+        intact = [files for name, files in self._files.items() if name not in self.problems]
+        library = AdapterLibrary(self.folder, intact, self.manifest, self.problems, self.base_statistics)
+        library._verified = self._verified
         return library
 
 

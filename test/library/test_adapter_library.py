@@ -344,7 +344,7 @@ def test_a_library_tells_where_the_base_model_is_at_home(folder: Path) -> None:
     manifest = with_home(folder, centroid)
     assert read_manifest(folder) == manifest
     library = load(folder)
-    for each in (library, library.subset(["fog"]), library.reload()):
+    for each in (library, library.reload()):
         assert each.base_statistics is not None
         np.testing.assert_array_equal(each.base_statistics.centroid, centroid)
         assert each.base_statistics.spread_p95 == 0.75
@@ -456,19 +456,6 @@ def test_reload_sees_new_and_removed_adapters_and_leaves_the_old_library_alone(f
     for name in again.names:
         assert again.adapter(name).layers
     assert again.reload().names == again.names
-
-
-def test_a_subset_lacks_what_was_taken_out(folder: Path) -> None:
-    write_manifest(folder, full_manifest(folder))
-    subset = load(folder).subset(without=["fog"])
-    assert subset.names == ("snow", "night", "day")
-    assert subset.centroids.shape == (3, EMBEDDING_DIM)
-    np.testing.assert_allclose(subset.spread, [0.25, 1.25, 3.25])
-    with pytest.raises(AdapterError, match="not in the library"):
-        subset.adapter("fog")
-    assert subset.reload().names == subset.names
-    with pytest.raises(LibraryError, match="nothing is left"):
-        subset.subset(without=ADAPTERS)
 
 
 def test_statistics_of_earlier_releases_with_several_centroids_are_read(folder: Path) -> None:
