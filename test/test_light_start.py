@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from semla_ros.cli import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     *("timm", "torchvision", "transformers", "peft", "open_clip", "matplotlib", "scipy", "huggingface_hub"),
@@ -52,3 +54,27 @@ def test_the_shipped_model_adapts_and_gives_masks_without_what_training_and_repo
 def test_importing_the_node_brings_nothing_of_it_either() -> None:
     pytest.importorskip("rclpy", reason="needs rclpy")
     assert imported_by("import semla_ros.nodes.perception_node, semla_ros.pipeline", *HEAVY) == []
+
+
+def test_help_of_every_command_and_what_lists_files_load_no_torch() -> None:
+    lists = [["library", "list"], ["fetch", "--list"], ["engine", "list"]]
+    lines = [["--help"], ["--version"], *lists, *([name, "--help"] for name in COMMANDS)]
+    source = f"""
+import contextlib, io, sys
+from semla_ros.cli import main
+
+for arguments in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as answer, contextlib.suppress(SystemExit):
+        assert main(arguments) == 0
+    assert answer.getvalue(), arguments
+    assert "torch" not in sys.modules, arguments
+"""
+    assert imported_by(source, "torch") == []
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(("module", "needed"), [("diagnostics_listener", "rclpy"), ("view_bridge", "foxglove")])
+def test_status_and_view_listen_without_torch(module: str, needed: str) -> None:
+    for package in ("rclpy", needed):
+        pytest.importorskip(package, reason=f"needs {package}")
+    assert imported_by(f"import semla_ros.nodes.{module}", "torch", *HEAVY) == []
