@@ -295,7 +295,7 @@ def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> 
 
 
 def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
-    console.print(_variant_table(merged["variants"], "semla", has_latency=False))
+    console.print(_variant_table(merged["variants"], merged["primary"], has_latency=False))
     failed = [entry for entry in merged["bags"] if not entry["complete"]]
     damaged = sum(bool(entry["problems"]) for entry in merged["bags"])
     console.print(

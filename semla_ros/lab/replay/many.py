@@ -27,6 +27,7 @@ import numpy as np
 
 from semla_ros.errors import BagError, ConfigError, SemlaError
 from semla_ros.lab.replay.run import SUMMARY, ReplayOptions, replay_bag
+from semla_ros.lab.replay.runners import choose_primary
 from semla_ros.lab.replay.scores import is_shifted, overlap_miou
 from semla_ros.lab.replay.stretches import most_to_gain
 
@@ -265,7 +266,7 @@ def _unpack(archive: bytes, out: Path) -> None:
 
 
 def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any]:
-    """Pool the summaries of all bags; the same for the same results, wherever they were made."""
+    """Pool the summaries of all bags, at least one; the same for the same results, wherever they were made."""
     bags, summaries = [], []
     for task, result in zip(tasks, results, strict=True):
         try:
@@ -277,7 +278,8 @@ def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any
         if summary is not None:
             summaries.append(summary)
         bags.append(_bag_entry(task, result, summary))
-    names = [variant.name for variant in tasks[0].options.compare] if tasks else []
+    compare = tasks[0].options.compare
+    names, primary = [variant.name for variant in compare], choose_primary(compare).name
     variants = {name: _merge_variant([summary["variants"][name] for summary in summaries]) for name in names}
     if "base" in variants:
         for entry in variants.values():
@@ -286,6 +288,8 @@ def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any
                 entry[gain] = None if a is None or b is None else round(a - b, 6)
     return {
         "complete": all(entry["complete"] for entry in bags),
+        "primary": primary,
+        "reference": "base" if "base" in names and primary != "base" else None,
         "bags": bags,
         "frames": sum(summary["frames"] for summary in summaries),
         "duration_s": round(sum(summary["duration_s"] for summary in summaries), 3),

@@ -10,7 +10,6 @@ import jinja2
 from markupsafe import Markup
 
 from semla_ros import __version__
-from semla_ros.lab.replay.runners import choose_primary, parse_variants
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -20,7 +19,7 @@ def write_many_report(path: Path, merged: Mapping[str, Any]) -> None:
 
     Args:
         path: The file; the bags' own reports lie in folders beside it.
-        merged: What `replay_many.merge` gives.
+        merged: What the `summary.json` of many bags holds.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -31,8 +30,7 @@ def write_many_report(path: Path, merged: Mapping[str, Any]) -> None:
         "" if value is None or abs(value) < 0.005 else ("good" if value > 0 else "bad")
     )
     names = list(merged["variants"])
-    primary = choose_primary(parse_variants(",".join(names))).name
-    reference = "base" if "base" in names and primary != "base" else None
+    primary, reference = merged["primary"], merged["reference"]
     bags = [
         {
             **entry,

@@ -50,6 +50,7 @@ def test_results_of_all_bags_are_pooled(bags: list[Path], tmp_path: Path) -> Non
     tasks = make_tasks(bags, tmp_path / "out", OPTIONS)
     merged = merge(tasks, run_tasks(tasks))
     assert merged["complete"]
+    assert (merged["primary"], merged["reference"]) == ("semla", "base")
     assert merged["frames"] == 52
     assert [entry["frames"] for entry in merged["bags"]] == [16, 24, 12]
     semla, base = merged["variants"]["semla"], merged["variants"]["base"]
