@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.lab.bags.writer import BagWriter
 from semla_ros.labels import labels_json
+from semla_ros.pipeline_status import PipelineStatus
 from semla_ros.results import AdaptationStep, AdapterMix, Frame, Generation, Segmentation
 
 CLASSES = ("road", "sky", "car")
@@ -130,6 +132,12 @@ class ToyPipeline:
             frame_id=frame.frame_id,
             latency_ms={"forward": self._latency_ms - 1, "total": self._latency_ms},
         )
+
+    def status(self) -> PipelineStatus:
+        counts = {item.name: 0 for item in fields(PipelineStatus)}
+        names = {"engine": "toy", "last_action": "", "last_error": "", "library_problems": {}, "resident_adapters": ()}
+        latencies = {"frame_latency_ms": {}, "adaptation_latency_ms": {}}
+        return PipelineStatus(**{**counts, **names, **latencies, "generation": self.generation, "engine_notes": ()})
 
     def close(self) -> None:
         self.is_closed = True

@@ -22,7 +22,6 @@ from semla_ros.lab.report.pictures import FAINT_TEXT, Canvas, colourise, draw_mi
 from semla_ros.lab.report.video import VideoWriter
 from semla_ros.labels import labels_json, overlay, palette_of
 from semla_ros.results import Generation, ImageArray
-from semla_ros.serving.health import adaptation_report
 
 NODE = "/perception"  # where the node publishes by default
 _FLUSH_LINES = 200
@@ -78,18 +77,20 @@ class MaskBag:
         path: Folder to make.
         primary: The variant that takes the node's topics.
         class_names: The vocabulary.
+        scope: "vehicle": all cameras share a model; "camera": each has its own.
     """
 
-    def __init__(self, path: Path, primary: str, class_names: Sequence[str]) -> None:
+    def __init__(self, path: Path, primary: str, class_names: Sequence[str], scope: str) -> None:
         self._writer = BagWriter(path, compression="chunk")
         self._primary = primary
         self._class_names = tuple(class_names)
+        self._scope = scope
         self._palette = palette_of(class_names)
         self._announced: dict[str, int] = {}
         self._has_labels = False
         self._reported_ns: int | None = None
 
-    def add(self, name: str, made: Sequence[Made], runner: VariantRunner | None = None) -> None:
+    def add(self, name: str, made: Sequence[Made], runner: VariantRunner) -> None:
         """Write the masks that a variant made."""
         for item in made:
             result, frame = item.segmentation, item.item.frame
@@ -101,7 +102,7 @@ class MaskBag:
             if not self._has_labels:
                 self._writer.string(f"{NODE}/labels", labels_json(self._class_names, 1), item.ready_ns)
                 self._has_labels = True
-            self._announce(result.generation, frame.camera, item.ready_ns, runner)
+            self._announce(result.generation, frame.camera if self._scope == "camera" else "", item.ready_ns)
             self._writer.image(f"{base}/mask", result.mask, result.stamp_ns, result.frame_id, log_ns=item.ready_ns)
             if result.confidence is not None:
                 self._writer.image(
@@ -118,9 +119,8 @@ class MaskBag:
         """Finish the bag."""
         self._writer.close()
 
-    def _announce(self, generation: Generation, camera: str, log_ns: int, runner: VariantRunner | None) -> None:
+    def _announce(self, generation: Generation, scope: str, log_ns: int) -> None:
         """Publish a generation's weights once, as the node does."""
-        scope = camera if runner is not None and "" not in runner.pipelines else ""
         if self._announced.get(scope) == generation.number:
             return
         self._announced[scope] = generation.number
@@ -128,18 +128,12 @@ class MaskBag:
         stamp_ns = log_ns if generation.scene_stamp_ns is None else generation.scene_stamp_ns
         self._writer.diagnostics(topic, generation.statuses(), stamp_ns, is_latched=True, log_ns=log_ns)
 
-    def _report(self, log_ns: int, runner: VariantRunner | None) -> None:
+    def _report(self, log_ns: int, runner: VariantRunner) -> None:
         """The node's report on its adaptation, once a second of recording time."""
-        if runner is None or (self._reported_ns is not None and 0 <= log_ns - self._reported_ns < NANOSECONDS):
+        if self._reported_ns is not None and 0 <= log_ns - self._reported_ns < NANOSECONDS:
             return
         self._reported_ns = log_ns
-        statuses = []
-        for scope, pipeline in runner.pipelines.items():
-            status = getattr(pipeline, "status", None)
-            if status is not None:
-                report = adaptation_report("perception", scope, status(), failure_age_s=None, hold_s=0.0)
-                statuses.append(replace(report, hardware_id="replay"))
-        if statuses:
+        if statuses := [replace(status, hardware_id="replay") for status in runner.reports()]:
             self._writer.diagnostics("/diagnostics", statuses, log_ns, log_ns=log_ns)
 
 

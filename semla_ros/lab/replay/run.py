@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from semla_ros import __version__
 from semla_ros.config import SemlaConfig
@@ -29,7 +29,6 @@ from semla_ros.lab.replay.gallery import Gallery, reference_of
 from semla_ros.lab.replay.output import MaskBag, Outputs, ReplayVideo, Trace
 from semla_ros.lab.replay.runners import (
     Outcome,
-    PipelineLike,
     ReplayVariant,
     VariantRunner,
     choose_primary,
@@ -39,14 +38,17 @@ from semla_ros.lab.replay.scores import Agreement, Timeline, VariantScore
 from semla_ros.lab.replay.stretches import StretchFinder
 from semla_ros.lab.report.replay_page import write_report
 from semla_ros.labels import palette_of
+from semla_ros.serving.model_bank import Load, load_pipeline
 from semla_ros.serving.process_memory import peak_resident_bytes
+
+if TYPE_CHECKING:
+    from semla_ros.pipeline import PerceptionPipeline
 
 SUMMARY, TRACE, REPORT, MASKS, VIDEO, WORKLIST = (
     "summary.json", "trace.jsonl", "report.html", "masks", "replay.mp4", "worklist.json",
 )  # fmt: skip
 
 Progress = Callable[[int, int], None]  # frames done, frames expected
-Load = Callable[[SemlaConfig], PipelineLike]
 _FUSIONS_SHOWN = 400
 
 
@@ -83,13 +85,6 @@ class ReplayOptions:
     def __post_init__(self) -> None:
         if self.propose_adapter and not any(variant.adapts for variant in self.compare):
             raise ConfigError("--propose-adapter needs a variant that follows the scene: add semla to --compare")
-
-
-def load_pipeline(config: SemlaConfig) -> PipelineLike:
-    """The real pipeline, with one thread for its forward passes."""
-    from semla_ros.pipeline import PerceptionPipeline
-
-    return PerceptionPipeline.load(config)
 
 
 class Replay:
@@ -136,7 +131,7 @@ class Replay:
                 source = FrameSource(bag, self.options.frames, class_names)
                 runners = self._runners(first, [camera.name for camera in source.cameras])
                 self._clear_earlier_results()
-                state = _State(self, source, class_names, runners)
+                state = _State(self, source, first, runners)
                 failure: BaseException | None = None
                 try:
                     with self._outputs(source, class_names) as outputs:
@@ -160,12 +155,10 @@ class Replay:
             raise failure
         return summary
 
-    def _runners(self, first: PipelineLike, cameras: Sequence[str]) -> dict[str, VariantRunner]:
-        library = getattr(first, "library", None)
-        adapter_names = tuple(library.names) if library is not None else ()
+    def _runners(self, first: PerceptionPipeline, cameras: Sequence[str]) -> dict[str, VariantRunner]:
         spare = [first]
 
-        def make_pipeline() -> PipelineLike:
+        def make_pipeline() -> PerceptionPipeline:
             return spare.pop() if spare else self._load(self.options.config)
 
         runners = {}
@@ -174,7 +167,7 @@ class Replay:
             runners[variant.name] = runner or VariantRunner(
                 variant,
                 make_pipeline,
-                adapter_names,
+                first.library.names,
                 cameras,
                 scope=self.options.scope,
                 is_realtime=self.options.rate == "realtime",
@@ -198,7 +191,9 @@ class Replay:
     def _outputs(self, source: FrameSource, class_names: Sequence[str]) -> Outputs:
         options = self.options
         names = [variant.name for variant in options.compare]
-        bag = MaskBag(self.out / MASKS, self.primary.name, class_names) if options.with_bag else None
+        bag = None
+        if options.with_bag:
+            bag = MaskBag(self.out / MASKS, self.primary.name, class_names, options.scope)
         video = None
         if options.with_video:
             rate_hz = max(1.0, min(60.0, source.rate_hz))
@@ -229,10 +224,11 @@ class _State:
     """What grows while a replay runs."""
 
     def __init__(
-        self, replay: Replay, source: FrameSource, class_names: Sequence[str], runners: Mapping[str, VariantRunner]
+        self, replay: Replay, source: FrameSource, pipeline: PerceptionPipeline, runners: Mapping[str, VariantRunner]
     ) -> None:
         self._replay, self._source, self._runners = replay, source, runners
-        self._class_names = tuple(class_names)
+        self._class_names = class_names = pipeline.class_names
+        self._retrieval, self._drift = pipeline.retrieval, pipeline.drift
         self._options = replay.options
         names = list(runners)
         self._primary = replay.primary.name
@@ -349,9 +345,6 @@ class _State:
 
     def report_data(self) -> dict[str, Any]:
         """What the report shows beside the summary."""
-        runner = self._runners[self._primary]
-        pipeline = next(iter(runner.pipelines.values()), None)
-        drift = getattr(pipeline, "drift", None)
         return {
             "timeline": self._timeline.series(list(self._runners)),
             "fusions": self._fusions,
@@ -359,18 +352,11 @@ class _State:
             "palette": [
                 f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette_of(self._class_names).tolist()
             ],
-            "drift_threshold": getattr(drift, "drift_threshold", None),
+            "drift_threshold": self._drift.drift_threshold,
         }
 
     def _settings(self) -> dict[str, Any]:
         options = self._options
-        runner = self._runners[self._primary]
-        pipeline = next(iter(runner.pipelines.values()), None)
-        in_use = {
-            name: asdict(value)
-            for name in ("retrieval", "drift")
-            if (value := getattr(pipeline, name, None)) is not None
-        }
         frames = {key: value for key, value in asdict(options.frames).items() if key != "label_map"}
         return {
             "model": options.config.model,
@@ -381,7 +367,8 @@ class _State:
             "scope": options.scope,
             "frames": {**frames, "topics": list(frames["topics"]), "truth": list(frames["truth"])},
             "compare": [variant.name for variant in options.compare],
-            **in_use,
+            "retrieval": asdict(self._retrieval),
+            "drift": asdict(self._drift),
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,42 +14,16 @@ from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.bags.writer import NANOSECONDS
 from semla_ros.lab.evaluation.variants import equal_mix
-from semla_ros.results import AdaptationStep, AdapterMix, Frame, Generation, MaskArray, Segmentation
+from semla_ros.results import AdaptationStep, Frame, Generation, MaskArray, Segmentation, Status
+from semla_ros.serving.health import adaptation_report
 from semla_ros.serving.model_bank import SCENE_HANDOVER_NS
+
+if TYPE_CHECKING:
+    from semla_ros.pipeline import PerceptionPipeline  # takes seconds to import, which no other command need wait for
 
 Kind = Literal["base", "uniform", "semla", "oracle", "frozen"]
 NEAREST = 5  # adapters whose distance is told
 _ABSOLUTE_STAMP_S = 1e6  # a larger "frozen@" is a stamp, a smaller one counts from the first frame
-
-
-class PipelineLike(Protocol):
-    """What a replay needs of `PerceptionPipeline`."""
-
-    @property
-    def generation(self) -> Generation:
-        """The generation in use."""
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The vocabulary."""
-
-    def adapt(self, frame: Frame) -> AdaptationStep:
-        """One turn of the adaptation path."""
-
-    def segment(self, frame: Frame, want_confidence: bool = True) -> Segmentation:
-        """Segment one frame."""
-
-    def scene_distances(self) -> dict[str, float]:
-        """Distance of the present mix's scene to the adapters, nearest first."""
-
-    def freeze(self, is_frozen: bool) -> None:
-        """Keep the present mix."""
-
-    def apply_mix(self, mix: AdapterMix, reason: str) -> Generation:
-        """Fuse a given mix."""
-
-    def close(self) -> None:
-        """Release it."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +168,7 @@ class VariantRunner:
     def __init__(
         self,
         variant: ReplayVariant,
-        make_pipeline: Callable[[], PipelineLike],
+        make_pipeline: Callable[[], PerceptionPipeline],
         adapter_names: Sequence[str],
         camera_names: Sequence[str] = ("",),
         *,
@@ -217,7 +191,7 @@ class VariantRunner:
         self._camera_names = tuple(camera_names)
         self._newest_stamp_ns: dict[str, int] = {}
         self._nearest: dict[int, tuple[int, tuple[tuple[str, float], ...]]] = {}  # pipeline -> generation, adapters
-        self.pipelines: dict[str, PipelineLike] = {}
+        self.pipelines: dict[str, PerceptionPipeline] = {}
         self._first_stamp_ns: int | None = None
         self._cameras: OrderedDict[str, _Camera] = OrderedDict()
         self._busy_until_ns = 0
@@ -230,6 +204,13 @@ class VariantRunner:
     def run(self, frame: ReplayFrame) -> Outcome:
         """Treat one frame."""
         return self._arrive(frame) if self._is_realtime else self._process(frame)
+
+    def reports(self) -> list[Status]:
+        """What the node would say of its adaptation in its diagnostics."""
+        return [
+            adaptation_report("perception", scope, pipeline.status(), failure_age_s=None, hold_s=0.0)
+            for scope, pipeline in self.pipelines.items()
+        ]
 
     def close(self) -> None:
         """Release the pipelines."""
@@ -254,7 +235,7 @@ class VariantRunner:
             nearest=self._nearest_of(pipeline, segmentation.generation) if self.variant.adapts else (),
         )
 
-    def _nearest_of(self, pipeline: PipelineLike, generation: Generation) -> tuple[tuple[str, float], ...]:
+    def _nearest_of(self, pipeline: PerceptionPipeline, generation: Generation) -> tuple[tuple[str, float], ...]:
         """The nearest adapters to a generation's scene, looked up once per generation."""
         known = self._nearest.get(id(pipeline))
         if known is None or known[0] != generation.number:
@@ -275,7 +256,7 @@ class VariantRunner:
                 return False
         return True
 
-    def _pipeline(self, camera: str) -> PipelineLike:
+    def _pipeline(self, camera: str) -> PerceptionPipeline:
         key = camera if self._scope == "camera" else ""
         if key not in self.pipelines:
             pipeline = self._make_pipeline()

@@ -1,8 +1,9 @@
 """Feeds the frames of a replay to the real node over DDS, one at a time, and takes its masks as the answer.
 
-The node is `PerceptionNode` in a process of its own. It differs from the one in a vehicle in one respect: its adapting
-path runs in turn with the frames instead of beside them, because which frame a background thread gets to see depends on
-the machine's speed, and a replay must not.
+The node is `PerceptionNode` in a process of its own. It differs from the one in a vehicle in two respects. Its adapting
+path runs in turn with the frames instead of beside them: which frame a background thread gets to see depends on the
+machine's speed, and a replay must not. And it tells on a topic of its own what each frame was answered with: topics
+have no order between them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +29,61 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
+from semla_ros.config import SemlaConfig
 from semla_ros.errors import EngineError, SemlaError
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.replay.run import ReplayOptions
-from semla_ros.lab.replay.runners import Made, Outcome, ReplayVariant
+from semla_ros.lab.replay.runners import NEAREST, Made, Outcome, ReplayVariant
 from semla_ros.nodes import messages
 from semla_ros.nodes.outputs import LATCHED_QOS
 from semla_ros.nodes.perception_node import PerceptionNode, spin
 from semla_ros.pipeline import PerceptionPipeline
-from semla_ros.results import AdapterMix, Frame, Generation, Segmentation
+from semla_ros.results import AdaptationStep, Frame, Generation, Level, Segmentation, Status
 from semla_ros.serving.memory import keep_large_blocks
 
 NODE = "/perception"
+TOLD = "answered"  # topic of this replay's node: what a frame was answered with
+ANSWERS = ("mask", "confidence", TOLD)
 START_S = 300.0  # loading a large model from a slow disk takes its time
 ANSWER_S = 120.0
 _QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=4, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class InlinePipeline(PerceptionPipeline):
-    """A pipeline whose adaptation path takes its turn before each frame."""
+    """A pipeline whose adaptation path takes its turn before each frame.
+
+    Attributes:
+        tell: Called with each answer as JSON: its frame, its generation's number and nearest adapters, its latencies,
+            and what the adaptation path decided where it was shown the frame.
+    """
+
+    tell: Callable[[str], None]
+    _decided: AdaptationStep | None = None
 
     def start(self) -> None:
         """There is no background thread."""
 
     def offer(self, frame: Frame) -> None:
         """Adapt now."""
-        self.adapt(frame)
+        self._decided = self.adapt(frame)
 
-    def stop(self) -> None:
-        """There is no background thread."""
+    def segment(self, frame: Frame, want_confidence: bool = True) -> Segmentation:
+        """Segment, and tell with what."""
+        answer = super().segment(frame, want_confidence)
+        step, self._decided = self._decided, None
+        told = {
+            "camera": frame.camera,
+            "stamp_ns": frame.stamp_ns,
+            "generation": answer.generation.number,
+            "latency_ms": dict(answer.latency_ms),
+            "nearest": list(self.scene_distances().items())[:NEAREST],
+            "step": step and {"action": step.action, "drift": step.drift, "error": step.error,
+                              "latency_ms": dict(step.latency_ms)},
+        }  # fmt: skip
+        self.tell(json.dumps(told))
+        return answer
 
 
 class NodeRunner:
@@ -70,7 +96,6 @@ class NodeRunner:
 
     Attributes:
         dropped: Always 0: each frame is waited for.
-        pipelines: None in this process.
 
     Raises:
         SemlaError: The node does not start; the message holds the reason that it gives.
@@ -78,15 +103,17 @@ class NodeRunner:
 
     def __init__(self, options: ReplayOptions, cameras: Sequence[str], log: Path) -> None:
         self.dropped = 0
-        self.pipelines: dict[str, Any] = {}
         self._cameras = tuple(cameras)
         self._settings = tempfile.TemporaryDirectory(prefix="semla-replay-")
         self._child: Child | None = None
         self._context = Context()
-        self._answers: dict[str, dict[int, Any]] = {"mask": {}, "confidence": {}}
-        self._weights: dict[str, DiagnosticArray] = {}
+        self._answers: dict[tuple[str, str], dict[int, Any]] = {
+            (what, camera): {} for what in ANSWERS for camera in cameras
+        }
+        self._generations: dict[str, Generation] = {}
+        self._reports: list[Status] = []
         self._class_names: tuple[str, ...] = ()
-        self._vocabulary_version = 1
+        self._vocabulary_version = 0
         self._last_error = ""
         try:
             self._start_node(options, log)
@@ -105,35 +132,43 @@ class NodeRunner:
         Raises:
             SemlaError: The node does not answer.
         """
-        frame = item.frame
+        frame, camera = item.frame, item.frame.camera
         header = Header(stamp=messages.to_stamp(frame.stamp_ns), frame_id=frame.frame_id)
         began_s = time.perf_counter()
-        self._images[frame.camera].publish(messages.image_message(header, frame.image))
+        self._images[camera].publish(messages.image_message(header, frame.image))
+        parts = [self._answers[what, camera] for what in ANSWERS]
         self._wait(
-            lambda: all(frame.stamp_ns in self._answers[f"{what}{frame.camera}"] for what in ("mask", "confidence")),
+            lambda: all(frame.stamp_ns in part for part in parts) and self._generation(camera, frame.stamp_ns),
             ANSWER_S,
-            f"it gave no mask for the frame of camera '{frame.camera}' at {frame.stamp_ns} ns",
+            f"it gave no mask for the frame of camera '{camera}' at {frame.stamp_ns} ns",
         )
-        mask = self._answers[f"mask{frame.camera}"].pop(frame.stamp_ns)
-        confidence = self._answers[f"confidence{frame.camera}"].pop(frame.stamp_ns)
+        took_ms = 1e3 * (time.perf_counter() - began_s)
+        generation = self._generation(camera, frame.stamp_ns)
+        mask, confidence, told = (part.pop(frame.stamp_ns) for part in parts)
         segmentation = Segmentation(
             mask=_pixels(mask),
             confidence=_pixels(confidence),
-            generation=self._generation(frame.camera),
+            generation=generation,
             stamp_ns=frame.stamp_ns,
-            camera=frame.camera,
+            camera=camera,
             frame_id=mask.header.frame_id,
-            latency_ms={"total": 1e3 * (time.perf_counter() - began_s)},
+            latency_ms={**told["latency_ms"], "total": took_ms},
         )
+        step = told["step"] and AdaptationStep(stamp_ns=frame.stamp_ns, generation=generation, **told["step"])
         return Outcome(
             mask=segmentation.mask,
             confidence=segmentation.confidence,
-            generation=segmentation.generation,
-            step=None,
-            latency_ms=segmentation.latency_ms,
+            generation=generation,
+            step=step,
+            latency_ms={**(step.latency_ms if step else {}), **segmentation.latency_ms},
             is_own=True,
-            made=(Made(item, segmentation, item.log_ns),),
+            made=(Made(item, segmentation, item.log_ns, step),),
+            nearest=tuple((name, distance) for name, distance in told["nearest"]),
         )
+
+    def reports(self) -> list[Status]:
+        """The latest report of the node on its adaptation."""
+        return [status for status in self._reports if ": adaptation" in status.name]
 
     def finish(self) -> tuple[Made, ...]:
         """Nothing waits: each frame was answered."""
@@ -193,12 +228,12 @@ class NodeRunner:
             prefix, private = (f"{camera}/", f"{NODE}/{camera}") if camera else ("", NODE)
             self._images[camera] = node.create_publisher(Image, f"/{prefix}image", _QOS)
             for what in ("mask", "confidence"):
-                self._answers[f"{what}{camera}"] = {}
-                node.create_subscription(Image, f"{private}/{what}", self._store(f"{what}{camera}"), _QOS)
+                node.create_subscription(Image, f"{private}/{what}", self._store(self._answers[what, camera]), _QOS)
+        node.create_subscription(String, f"{NODE}/{TOLD}", self._store_told, _QOS)
         for scope in self._cameras if options.scope == "camera" else ("",):
             base = f"{NODE}/{scope}" if scope else NODE
             node.create_subscription(
-                DiagnosticArray, f"{base}/adapter_weights", self._store_weights(scope), LATCHED_QOS
+                DiagnosticArray, f"{base}/adapter_weights", self._store_generation(scope), LATCHED_QOS
             )
             node.create_subscription(String, f"{base}/labels", self._store_labels, LATCHED_QOS)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._look_for_errors, 10)
@@ -226,15 +261,19 @@ class NodeRunner:
                 why = f"; it says: {self._last_error}" if self._last_error else f"; its output is in {self._child_log}"
                 raise EngineError(f"the perception node did not answer within {seconds:.0f} s: {what}{why}")
 
-    def _store(self, key: str) -> Callable[[Image], None]:
+    def _store(self, answers: dict[int, Any]) -> Callable[[Image], None]:
         def store(message: Image) -> None:
-            self._answers[key][messages.stamp_ns(message.header.stamp)] = message
+            answers[messages.stamp_ns(message.header.stamp)] = message
 
         return store
 
-    def _store_weights(self, scope: str) -> Callable[[DiagnosticArray], None]:
+    def _store_told(self, message: String) -> None:
+        content = json.loads(message.data)
+        self._answers[TOLD, content.pop("camera")][content.pop("stamp_ns")] = content
+
+    def _store_generation(self, scope: str) -> Callable[[DiagnosticArray], None]:
         def store(message: DiagnosticArray) -> None:
-            self._weights[scope] = message
+            self._generations[scope] = Generation.from_statuses(messages.statuses_of(message))
 
         return store
 
@@ -244,21 +283,15 @@ class NodeRunner:
         self._vocabulary_version = int(content["version"])
 
     def _look_for_errors(self, message: DiagnosticArray) -> None:
-        errors = [status.message for status in message.status if int.from_bytes(status.level, "little") == 2]
-        self._last_error = "; ".join(errors)
+        self._reports = messages.statuses_of(message)
+        self._last_error = "; ".join(status.message for status in self._reports if status.level == Level.ERROR)
 
-    def _generation(self, camera: str) -> Generation:
-        """What the node says the mask was made with, as far as it has come: topics have no order between them."""
-        message = self._weights.get(camera) or self._weights.get("")
-        if message is None:
-            return Generation(
-                number=0,
-                mix=AdapterMix(),
-                class_names=self._class_names,
-                vocabulary_version=self._vocabulary_version,
-            )
-        statuses = messages.statuses_of(message)
-        return Generation.from_statuses(statuses, self._class_names, self._vocabulary_version)
+    def _generation(self, camera: str, stamp_ns: int) -> Generation | None:
+        """What a frame was answered with, once its weights have come."""
+        generation = self._generations.get(camera) or self._generations.get("")
+        if generation is None or generation.number != self._answers[TOLD, camera][stamp_ns]["generation"]:
+            return None
+        return replace(generation, class_names=self._class_names, vocabulary_version=self._vocabulary_version)
 
 
 def make_runner(options: ReplayOptions, out: Path) -> Callable[[ReplayVariant, Sequence[str]], NodeRunner | None]:
@@ -286,7 +319,15 @@ def main() -> int:
     """Run the node for a replay."""
     keep_large_blocks()
     rclpy.init()
-    spin(PerceptionNode(load=InlinePipeline.load))
+
+    def load(config: SemlaConfig) -> InlinePipeline:
+        pipeline = InlinePipeline.load(config)
+        pipeline.tell = lambda text: told.publish(String(data=text))
+        return pipeline
+
+    node = PerceptionNode(load=load)
+    told = node.create_publisher(String, f"~/{TOLD}", _QOS)
+    spin(node)
     return 0
 
 
