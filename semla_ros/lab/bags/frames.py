@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,7 @@ class FrameSource:
         images = self._bag.topics[self.cameras[0].topic].count
         return max(1.0, (images - 1) / length_s / self._options.stride) if length_s > 0 else 1.0
 
-    def frames(self) -> Iterator[ReplayFrame]:
+    def frames(self) -> Generator[ReplayFrame]:
         """Yield the frames in recording order. What cannot be decoded is noted in `problems` and left out.
 
         Reading and decoding run ahead in a thread; closing the iterator ends it.

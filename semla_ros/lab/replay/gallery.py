@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -16,7 +16,8 @@ from PIL import Image
 
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.replay.runners import Outcome
-from semla_ros.lab.replay.scores import FrameScore
+from semla_ros.lab.replay.scores import FrameScore, six_digits
+from semla_ros.lab.report.pictures import colourise
 from semla_ros.results import ImageArray, MaskArray
 
 PICTURE_WIDTH = 384  # pixels; larger images are shrunk
@@ -24,50 +25,31 @@ FRAMES_EACH = 6
 APART_S = 3.0
 
 
-@dataclass
-class GalleryFrame:
-    """One kept frame.
+class _Category:
+    """The frames that stand out in one respect."""
 
-    Attributes:
-        score: Larger is more worth looking at.
-        seconds: Time in the recording.
-        content: What the report shows of it.
-    """
+    def __init__(self, title: str, note: str) -> None:
+        self._title, self._note = title, note
+        self._frames: list[tuple[float, float, dict[str, Any]]] = []  # mark, seconds, what the report shows
 
-    score: float
-    seconds: float
-    content: dict[str, Any]
-
-
-@dataclass
-class Category:
-    """The frames that stand out in one respect.
-
-    Attributes:
-        title: What they have in common.
-        note: One sentence on how to read it.
-        frames: The kept ones.
-    """
-
-    title: str
-    note: str
-    frames: list[GalleryFrame] = field(default_factory=list)
-
-    def offer(self, score: float, seconds: float, make: Callable[[], dict[str, Any]]) -> None:
-        """Keep the frame where it is among the worst; of frames close together only the worst one stays."""
-        if math.isnan(score):
+    def offer(self, mark: float, seconds: float, make: Callable[[], dict[str, Any]]) -> None:
+        """Keep the frame where its mark is among the largest; of frames close together only one stays."""
+        if math.isnan(mark):
             return
-        near = [kept for kept in self.frames if abs(kept.seconds - seconds) < APART_S]
-        if near:
-            if score <= max(kept.score for kept in near):
-                return
-            self.frames = [kept for kept in self.frames if kept not in near]
-        elif len(self.frames) >= FRAMES_EACH:
-            least = min(self.frames, key=lambda kept: kept.score)
-            if score <= least.score:
-                return
-            self.frames.remove(least)
-        self.frames.append(GalleryFrame(score, seconds, make()))
+        rivals = [kept for kept in self._frames if abs(kept[1] - seconds) < APART_S]
+        if not rivals and len(self._frames) >= FRAMES_EACH:
+            rivals = [min(self._frames, key=_mark)]
+        if not rivals or mark > max(map(_mark, rivals)):
+            self._frames = [*(kept for kept in self._frames if kept not in rivals), (mark, seconds, make())]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the report, the frames with the largest mark first."""
+        frames = [content for _, _, content in sorted(self._frames, key=_mark, reverse=True)]
+        return {"title": self._title, "note": self._note, "frames": frames}
+
+
+def _mark(kept: tuple[float, float, dict[str, Any]]) -> float:
+    return kept[0]
 
 
 class Gallery:
@@ -84,16 +66,16 @@ class Gallery:
         self._primary, self._reference, self._palette = primary, reference, palette
         self._has_truth = has_truth
         if has_truth:
-            self._worst = Category("Worst frames", f"Lowest mIoU of {primary}.")
-            self._harmed = Category(f"{primary} below {reference}", "Where adapting cost the most mIoU.")
-            self._helped = Category(f"{primary} above {reference}", "Where adapting gained the most mIoU.")
-        else:
-            self._worst = Category("Least confident", f"Lowest mean confidence of {primary}.")
-            self._harmed = Category(
-                "Largest disagreement", f"Most pixels that {primary} and {reference} see differently."
+            self._categories = (
+                _Category("Worst frames", f"Lowest mIoU of {primary}."),
+                _Category(f"{primary} below {reference}", "Where adapting cost the most mIoU."),
+                _Category(f"{primary} above {reference}", "Where adapting gained the most mIoU."),
             )
-            self._helped = Category(
-                "Flicker", f"Most pixels of {primary} that change class from one frame to the next."
+        else:
+            self._categories = (
+                _Category("Least confident", f"Lowest mean confidence of {primary}."),
+                _Category("Largest disagreement", f"Most pixels that {primary} and {reference} see differently."),
+                _Category("Flicker", f"Most pixels of {primary} that change class from one frame to the next."),
             )
 
     def add(
@@ -105,42 +87,20 @@ class Gallery:
         agreement: Mapping[tuple[str, str], float],
     ) -> None:
         """Look at one frame."""
-        made: list[dict[str, Any]] = []
-
-        def make() -> dict[str, Any]:
-            if not made:
-                made.append(self._content(item, seconds, outcomes, scores))
-            return made[0]
-
-        primary = scores[self._primary]
-        reference = scores[self._reference] if self._reference else None
+        primary, reference = scores[self._primary], scores.get(self._reference or "", FrameScore())
         if self._has_truth:
-            self._worst.offer(-primary.miou, seconds, make)
-            if reference is not None:
-                gain = primary.miou - reference.miou
-                if gain < 0:
-                    self._harmed.offer(-gain, seconds, make)
-                elif gain > 0:
-                    self._helped.offer(gain, seconds, make)
+            gain = primary.miou - reference.miou
+            marks = (-primary.miou, -gain if gain < 0 else math.nan, gain if gain > 0 else math.nan)
         else:
-            self._worst.offer(-primary.confidence, seconds, make)
-            self._helped.offer(primary.flicker, seconds, make)
-            if self._reference:
-                pair = (self._primary, self._reference)
-                share = agreement.get(pair, agreement.get(pair[::-1], math.nan))
-                self._harmed.offer(1 - share, seconds, make)
+            same = [share for pair, share in agreement.items() if set(pair) == {self._primary, self._reference}]
+            marks = (-primary.confidence, 1 - same[0] if same else math.nan, primary.flicker)
+        make = functools.cache(lambda: self._content(item, seconds, outcomes, scores))
+        for category, mark in zip(self._categories, marks, strict=True):
+            category.offer(mark, seconds, make)
 
     def categories(self) -> list[dict[str, Any]]:
-        """The categories for the report, each with its frames from the worst on."""
-        return [
-            {
-                "title": category.title,
-                "note": category.note,
-                "frames": [kept.content for kept in sorted(category.frames, key=lambda kept: -kept.score)],
-            }
-            for category in (self._worst, self._harmed, self._helped)
-            if category.frames
-        ]
+        """The categories that have frames, for the report."""
+        return [content for category in self._categories if (content := category.as_json())["frames"]]
 
     def _content(
         self,
@@ -158,31 +118,33 @@ class Gallery:
             "image": picture_uri(item.frame.image),
             "truth": None if item.truth is None else mask_uri(item.truth, self._palette),
             "variants": {
-                name: {
-                    "mask": None if outcome.mask is None else mask_uri(outcome.mask, self._palette),
-                    "miou": _number(scores[name].miou),
-                    "confidence": _number(scores[name].confidence),
-                    "flicker": _number(scores[name].flicker),
-                    "generation": outcome.generation.number,
-                    "reason": outcome.generation.reason,
-                    "scene_age_s": None
-                    if outcome.generation.scene_stamp_ns is None
-                    else round((item.frame.stamp_ns - outcome.generation.scene_stamp_ns) / 1e9, 3),
-                    "mix": _explained_mix(outcome),
-                }
-                for name, outcome in outcomes.items()
+                name: self._variant(item.frame.stamp_ns, outcome, scores[name]) for name, outcome in outcomes.items()
             },
+        }
+
+    def _variant(self, stamp_ns: int, outcome: Outcome, score: FrameScore) -> dict[str, Any]:
+        generation = outcome.generation
+        scene_ns = generation.scene_stamp_ns
+        return {
+            "mask": None if outcome.mask is None else mask_uri(outcome.mask, self._palette),
+            "miou": six_digits(score.miou),
+            "confidence": six_digits(score.confidence),
+            "flicker": six_digits(score.flicker),
+            "generation": generation.number,
+            "reason": generation.reason,
+            "scene_age_s": None if scene_ns is None else round((stamp_ns - scene_ns) / 1e9, 3),
+            "mix": _explained_mix(outcome),
         }
 
 
 def _explained_mix(outcome: Outcome) -> dict[str, Any]:
     """The mix, and the near adapters that got no weight in it."""
     mix = outcome.generation.mix.as_json()
-    present = {adapter["name"] for adapter in mix["adapters"]}
+    nearest = outcome.answer.nearest if outcome.answer else ()
     mix["adapters"] += [
-        {"name": name, "weight": 0.0, "distance": _number(distance)}
-        for name, distance in outcome.nearest
-        if name not in present
+        {"name": name, "weight": 0.0, "distance": six_digits(distance)}
+        for name, distance in nearest
+        if name not in outcome.generation.mix.names
     ]
     return mix
 
@@ -211,18 +173,13 @@ def mask_uri(mask: MaskArray, palette: NDArray[np.uint8]) -> str:
         picture = Image.fromarray(np.minimum(mask, len(palette)).astype(np.uint8), mode="P")
         picture.putpalette([*palette.reshape(-1).tolist(), 0, 0, 0])
     else:
-        colours = np.vstack([palette, np.zeros((1, 3), np.uint8)])
-        picture = Image.fromarray(colours[np.minimum(mask, len(palette))])
+        picture = Image.fromarray(colourise(mask, palette))
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _display_size(height: int, width: int) -> tuple[int, int]:
     return (height, width) if width <= PICTURE_WIDTH else (round(height * PICTURE_WIDTH / width), PICTURE_WIDTH)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)
 
 
 def reference_of(primary: str, names: Sequence[str]) -> str | None:

@@ -28,7 +28,7 @@ import numpy as np
 from semla_ros.errors import BagError, ConfigError, SemlaError
 from semla_ros.lab.replay.run import SUMMARY, ReplayOptions, replay_bag
 from semla_ros.lab.replay.runners import choose_primary
-from semla_ros.lab.replay.scores import is_shifted, overlap_miou
+from semla_ros.lab.replay.scores import add_gains, is_shifted, overlap_miou
 from semla_ros.lab.replay.stretches import most_to_gain
 
 logger = logging.getLogger(__name__)
@@ -281,11 +281,7 @@ def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any
     compare = tasks[0].options.compare
     names, primary = [variant.name for variant in compare], choose_primary(compare).name
     variants = {name: _merge_variant([summary["variants"][name] for summary in summaries]) for name in names}
-    if "base" in variants:
-        for entry in variants.values():
-            for key, gain in (("miou", "gain_over_base"), ("shifted_miou", "shifted_gain_over_base")):
-                a, b = entry[key], variants["base"][key]
-                entry[gain] = None if a is None or b is None else round(a - b, 6)
+    add_gains(variants)
     return {
         "complete": all(entry["complete"] for entry in bags),
         "primary": primary,
@@ -326,7 +322,6 @@ def _bag_entry(task: Task, result: TaskResult, summary: Mapping[str, Any] | None
 
 
 def _merge_variant(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    pixels = _sum_pixels([entry["pixels"] for entry in entries])
     segments: dict[str, list[Any]] = {}
     for entry in entries:
         for name, counts in entry["segment_pixels"].items():
@@ -336,14 +331,14 @@ def _merge_variant(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         digest.update(bytes.fromhex(entry["mask_sha256"]))
     frames = sum(entry["frames"] for entry in entries)
     return {
-        "miou": overlap_miou(pixels),
+        "miou": _pooled_miou([entry["pixels"] for entry in entries]),
         "frames": frames,
         "mask_sha256": digest.hexdigest(),  # of the bags' digests in order
         "frames_with_truth": sum(entry["frames_with_truth"] for entry in entries),
-        "shifted_miou": overlap_miou(
-            _sum_pixels([counts for name, items in segments.items() if is_shifted(name) for counts in items])
+        "shifted_miou": _pooled_miou(
+            [counts for name, items in segments.items() if is_shifted(name) for counts in items]
         ),
-        "per_segment": {name: {"miou": overlap_miou(_sum_pixels(items))} for name, items in sorted(segments.items())},
+        "per_segment": {name: {"miou": _pooled_miou(items)} for name, items in sorted(segments.items())},
         "confidence": _weighted(entries, "confidence"),
         "flicker": _weighted(entries, "flicker"),
         "out_of_library_s": round(sum(entry["out_of_library_s"] for entry in entries), 3),
@@ -352,8 +347,8 @@ def _merge_variant(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _sum_pixels(items: Sequence[Any]) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    return np.sum([np.asarray(item, np.int64) for item in items], axis=0) if items else None
+def _pooled_miou(items: Sequence[Any]) -> float | None:
+    return overlap_miou(np.sum([np.asarray(item, np.int64) for item in items], axis=0)) if items else None
 
 
 def _weighted(entries: Sequence[Mapping[str, Any]], key: str) -> float | None:

@@ -6,25 +6,24 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter
-from semla_ros.lab.replay.runners import Made, Outcome, VariantRunner
-from semla_ros.lab.replay.scores import FrameScore
+from semla_ros.lab.replay.runners import Answer, Outcome, VariantRunner
+from semla_ros.lab.replay.scores import FrameScore, six_digits
 from semla_ros.lab.report.pictures import FAINT_TEXT, Canvas, colourise, draw_mix, resize
 from semla_ros.lab.report.video import VideoWriter
 from semla_ros.labels import labels_json, overlay, palette_of
 from semla_ros.results import Generation, ImageArray
 
 NODE = "/perception"  # where the node publishes by default
-_FLUSH_LINES = 200
 _OVERLAY_ALPHA = 0.5
 
 
@@ -32,12 +31,14 @@ class Trace:
     """`trace.jsonl`: one line per frame and variant. Holds nothing that depends on the machine's speed."""
 
     def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8")
-        self._lines = 0
+        self._file = path.open(
+            "w", encoding="utf-8", buffering=1
+        )  # line by line: an end that nobody handles loses none
 
     def add(self, item: ReplayFrame, seconds: float, name: str, outcome: Outcome, score: FrameScore) -> None:
         """Write one line."""
-        step, generation = outcome.step, outcome.generation
+        answer, generation = outcome.answer, outcome.generation
+        step = answer.step if answer else None
         line: dict[str, Any] = {
             "variant": name,
             "frame": item.index,
@@ -48,21 +49,18 @@ class Trace:
             "generation": generation.number,
             "reason": generation.reason,
             "action": step.action if step else None,
-            "drift": _number(step.drift) if step and step.drift is not None else None,
+            "drift": six_digits(step.drift) if step and step.drift is not None else None,
             **generation.mix.as_json(),
-            "nearest": {name: round(distance, 6) for name, distance in outcome.nearest},
-            "miou": _number(score.miou),
-            "confidence": _number(score.confidence),
-            "flicker": _number(score.flicker),
+            "nearest": {name: round(distance, 6) for name, distance in (answer.nearest if answer else ())},
+            "miou": six_digits(score.miou),
+            "confidence": six_digits(score.confidence),
+            "flicker": six_digits(score.flicker),
         }
         if step and step.error:
             line["error"] = step.error
-        if not outcome.is_own:
+        if not outcome.is_of(item):
             line["is_own"] = False
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._lines += 1
-        if self._lines % _FLUSH_LINES == 0:
-            self._file.flush()
 
     def close(self) -> None:
         """Finish the file."""
@@ -90,30 +88,27 @@ class MaskBag:
         self._has_labels = False
         self._reported_ns: int | None = None
 
-    def add(self, name: str, made: Sequence[Made], runner: VariantRunner) -> None:
+    def add(self, name: str, made: Sequence[Answer], runner: VariantRunner) -> None:
         """Write the masks that a variant made."""
-        for item in made:
-            result, frame = item.segmentation, item.item.frame
+        for answer in made:
+            result, frame, log_ns = answer.segmentation, answer.item.frame, answer.ready_ns
+            header = (result.stamp_ns, result.frame_id)
             if name != self._primary:
                 topic = f"/replay/{topic_part(name)}/{frame.camera + '/' if frame.camera else ''}mask"
-                self._writer.image(topic, result.mask, result.stamp_ns, result.frame_id, log_ns=item.ready_ns)
+                self._writer.image(topic, result.mask, *header, log_ns=log_ns)
                 continue
             base = f"{NODE}/{frame.camera}" if frame.camera else NODE
             if not self._has_labels:
-                self._writer.string(f"{NODE}/labels", labels_json(self._class_names, 1), item.ready_ns)
+                self._writer.string(f"{NODE}/labels", labels_json(self._class_names, 1), log_ns)
                 self._has_labels = True
-            self._announce(result.generation, frame.camera if self._scope == "camera" else "", item.ready_ns)
-            self._writer.image(f"{base}/mask", result.mask, result.stamp_ns, result.frame_id, log_ns=item.ready_ns)
+            self._announce(result.generation, frame.camera if self._scope == "camera" else "", log_ns)
+            self._writer.image(f"{base}/mask", result.mask, *header, log_ns=log_ns)
             if result.confidence is not None:
-                self._writer.image(
-                    f"{base}/confidence", result.confidence, result.stamp_ns, result.frame_id, log_ns=item.ready_ns
-                )
+                self._writer.image(f"{base}/confidence", result.confidence, *header, log_ns=log_ns)
             if result.mask.shape == frame.image.shape[:2]:
                 picture = overlay(frame.image, result.mask, self._palette, _OVERLAY_ALPHA)
-                self._writer.compressed_image(
-                    f"{base}/overlay/compressed", picture, result.stamp_ns, result.frame_id, log_ns=item.ready_ns
-                )
-            self._report(item.ready_ns, runner)
+                self._writer.compressed_image(f"{base}/overlay/compressed", picture, *header, log_ns=log_ns)
+            self._report(log_ns, runner)
 
     def close(self) -> None:
         """Finish the bag."""
@@ -201,33 +196,37 @@ class ReplayVideo:
         self._video.close()
 
 
-class Outputs:
-    """The three together, closed together, whatever happens."""
+class Outputs(ExitStack):
+    """The three together, closed together, whatever happens, so that what was done can be read."""
 
     def __init__(self, trace: Trace, bag: MaskBag | None, video: ReplayVideo | None) -> None:
-        self.trace, self.bag, self.video = trace, bag, video
+        super().__init__()
+        self._trace, self._bag, self._video = trace, bag, video
+        for output in (trace, bag, video):
+            if output is not None:
+                self.callback(output.close)
 
-    def __enter__(self) -> Outputs:
-        """Return the open outputs."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def add(
+        self,
+        item: ReplayFrame,
+        seconds: float,
+        outcomes: Mapping[str, Outcome],
+        scores: Mapping[str, FrameScore],
+        runners: Mapping[str, VariantRunner],
     ) -> None:
-        """Finish the files, also after an error or interrupt, so that what was done can be read."""
-        self.trace.close()
-        try:
-            if self.bag is not None:
-                self.bag.close()
-        finally:
-            if self.video is not None:
-                self.video.close()
+        """Write one frame."""
+        for name, outcome in outcomes.items():
+            self._trace.add(item, seconds, name, outcome, scores[name])
+            self.add_made(name, outcome.made, runners[name])
+        if self._video is not None:
+            self._video.add(item, outcomes, scores)
+
+    def add_made(self, name: str, made: Sequence[Answer], runner: VariantRunner) -> None:
+        """Write the masks that a variant made."""
+        if self._bag is not None:
+            self._bag.add(name, made, runner)
 
 
 def topic_part(name: str) -> str:
     """A variant's name as part of a topic: `oracle:night-rain` becomes `oracle_night_rain`."""
     return re.sub(r"\W", "_", name)
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else round(value, 6)

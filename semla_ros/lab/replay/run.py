@@ -13,9 +13,11 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,14 +30,17 @@ from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.replay.gallery import Gallery, reference_of
 from semla_ros.lab.replay.output import MaskBag, Outputs, ReplayVideo, Trace
 from semla_ros.lab.replay.runners import (
+    Answer,
     Outcome,
+    RealtimeRunner,
     ReplayVariant,
     VariantRunner,
     choose_primary,
     parse_variants,
 )
-from semla_ros.lab.replay.scores import Agreement, Timeline, VariantScore
+from semla_ros.lab.replay.scores import Agreement, FrameScore, VariantScore, add_gains
 from semla_ros.lab.replay.stretches import StretchFinder
+from semla_ros.lab.replay.timeline import Timeline
 from semla_ros.lab.report.replay_page import write_report
 from semla_ros.labels import palette_of
 from semla_ros.serving.model_bank import Load, load_pipeline
@@ -44,8 +49,8 @@ from semla_ros.serving.process_memory import peak_resident_bytes
 if TYPE_CHECKING:
     from semla_ros.pipeline import PerceptionPipeline
 
-SUMMARY, TRACE, REPORT, MASKS, VIDEO, WORKLIST = (
-    "summary.json", "trace.jsonl", "report.html", "masks", "replay.mp4", "worklist.json",
+SUMMARY, TRACE, REPORT, MASKS, VIDEO, WORKLIST, EXAMPLES = (
+    "summary.json", "trace.jsonl", "report.html", "masks", "replay.mp4", "worklist.json", "worklist",
 )  # fmt: skip
 
 Progress = Callable[[int, int], None]  # frames done, frames expected
@@ -96,7 +101,8 @@ class Replay:
         options: How.
         load: Makes a pipeline; tests give their own.
         make_runner: Makes what answers the frames of a variant; given where another process does (see
-            `nodes/replay_through_node.py`). Returning None leaves the variant to a pipeline in this process.
+            `through_node.py`), and registers how to end it. Returning None leaves the variant to a pipeline in this
+            process.
 
     Raises:
         SemlaError: The bag, the model, the library or an option cannot be used.
@@ -109,12 +115,11 @@ class Replay:
         options: ReplayOptions,
         *,
         load: Load = load_pipeline,
-        make_runner: Callable[[ReplayVariant, Sequence[str]], VariantRunner | None] | None = None,
+        make_runner: Callable[[ReplayVariant, Sequence[str], ExitStack], VariantRunner | None] | None = None,
     ) -> None:
-        self.bag_path, self.out, self.options = bag_path, out, options
+        self._bag_path, self._out, self._options = bag_path, out, options
         self._load = load
         self._make_runner = make_runner
-        self.primary = choose_primary(options.compare)
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Replay the bag and write the results; returns what `summary.json` holds.
@@ -123,250 +128,230 @@ class Replay:
         raised again, an interrupt only shows in the summary.
         """
         began_s, began_cpu_s = time.perf_counter(), time.process_time()
-        with BagReader(self.bag_path) as bag:
-            first = self._load(self.options.config)
-            runners: dict[str, VariantRunner] = {}
+        failure: BaseException | None = None
+        with BagReader(self._bag_path) as bag, ExitStack() as resources:
+            pipeline = self._loaded(resources)
+            source = FrameSource(bag, self._options.frames, pipeline.class_names)
+            runners = self._runners(pipeline, [camera.name for camera in source.cameras], resources)
+            self._clear_earlier_results()
+            measured = _Measured(self._options, source, pipeline, self._out)
             try:
-                class_names = first.class_names
-                source = FrameSource(bag, self.options.frames, class_names)
-                runners = self._runners(first, [camera.name for camera in source.cameras])
-                self._clear_earlier_results()
-                state = _State(self, source, first, runners)
-                failure: BaseException | None = None
-                try:
-                    with self._outputs(source, class_names) as outputs:
-                        state.replay(outputs, progress)
-                except (KeyboardInterrupt, Exception) as error:
-                    failure = error
-                if state.frames == 0 and failure is None:
-                    failure = BagError(
-                        f"bag {self.bag_path}: no frame could be replayed: "
-                        f"{'; '.join(source.problems.lines()) or 'none in the chosen span'}"
-                    )
-                summary = state.summary(failure)
-                summary["time"] = self._time(source, began_s, began_cpu_s)
-                self._write(summary, state)
-            finally:
-                for runner in runners.values():
-                    runner.close()
-                if not runners:
-                    first.close()
+                with self._outputs(source, pipeline.class_names) as outputs:
+                    self._replay(source, runners, measured, outputs, progress)
+            except (KeyboardInterrupt, Exception) as error:
+                failure = error
+            if measured.frames == 0 and failure is None:
+                failure = BagError(
+                    f"bag {self._bag_path}: no frame could be replayed: "
+                    f"{'; '.join(source.problems.lines()) or 'none in the chosen span'}"
+                )
+            summary = {"bag": str(self._bag_path), **measured.summary(failure)}
+            summary["time"] = _time(source, began_s, began_cpu_s)
+            self._write(summary, measured)
         if failure is not None and not isinstance(failure, KeyboardInterrupt):
             raise failure
         return summary
 
-    def _runners(self, first: PerceptionPipeline, cameras: Sequence[str]) -> dict[str, VariantRunner]:
+    def _loaded(self, resources: ExitStack) -> PerceptionPipeline:
+        pipeline = self._load(self._options.config)
+        resources.callback(pipeline.close)
+        return pipeline
+
+    def _runners(
+        self, first: PerceptionPipeline, cameras: Sequence[str], resources: ExitStack
+    ) -> dict[str, VariantRunner]:
+        for variant in self._options.compare:
+            variant.adapters(first.library.names)  # what the library lacks is said before more pipelines are loaded
         spare = [first]
-
-        def make_pipeline() -> PerceptionPipeline:
-            return spare.pop() if spare else self._load(self.options.config)
-
+        kind = RealtimeRunner if self._options.rate == "realtime" else VariantRunner
         runners = {}
-        for variant in self.options.compare:
-            runner = self._make_runner(variant, cameras) if self._make_runner else None
-            runners[variant.name] = runner or VariantRunner(
-                variant,
-                make_pipeline,
-                first.library.names,
-                cameras,
-                scope=self.options.scope,
-                is_realtime=self.options.rate == "realtime",
-            )
-        for runner in runners.values():
-            runner.prepare()
+        for variant in self._options.compare:
+            runner = self._make_runner(variant, cameras, resources) if self._make_runner else None
+            if runner is None:
+                runner = kind(
+                    variant,
+                    lambda: spare.pop() if spare else self._loaded(resources),
+                    cameras,
+                    scope=self._options.scope,
+                )
+            runners[variant.name] = runner
         return runners
+
+    def _replay(
+        self,
+        source: FrameSource,
+        runners: Mapping[str, VariantRunner],
+        measured: _Measured,
+        outputs: Outputs,
+        progress: Progress | None,
+    ) -> None:
+        """Go through the frames."""
+        options = self._options
+        # Realtime measures latencies, which variants side by side would spoil for each other.
+        most = 1 if options.rate == "realtime" else options.side_by_side or os.cpu_count() or 1
+        threads = options.config.inference.threads
+        try:
+            with (
+                ThreadPoolExecutor(min(len(runners), most), "semla-variant", _keep_to_threads, (threads,)) as pool,
+                closing(source.frames()) as frames,
+            ):
+                for item in frames:
+                    futures = {name: pool.submit(runner.run, item) for name, runner in runners.items()}
+                    outcomes = {name: future.result() for name, future in futures.items()}
+                    seconds, scores = measured.add(item, outcomes)
+                    outputs.add(item, seconds, outcomes, scores, runners)
+                    if progress is not None:
+                        progress(measured.frames, max(measured.frames, source.expected_frames))
+        finally:
+            for name, runner in runners.items():
+                made = runner.finish()
+                measured.finish(name, made, runner.dropped)
+                outputs.add_made(name, made, runner)
 
     def _clear_earlier_results(self) -> None:
         """Results of an earlier replay make room; anything else in the folder is left alone."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        masks = self.out / MASKS
+        self._out.mkdir(parents=True, exist_ok=True)
+        masks = self._out / MASKS
         if masks.exists():
-            if not (self.out / TRACE).is_file():
-                raise BagError(f"--out {self.out}: it holds a folder '{MASKS}' that is not of a replay; choose another")
+            if not (self._out / TRACE).is_file():
+                raise BagError(
+                    f"--out {self._out}: it holds a folder '{MASKS}' that is not of a replay; choose another"
+                )
             shutil.rmtree(masks)
         for name in (SUMMARY, TRACE, REPORT, VIDEO, WORKLIST):
-            (self.out / name).unlink(missing_ok=True)
-        shutil.rmtree(self.out / "worklist", ignore_errors=True)
+            (self._out / name).unlink(missing_ok=True)
+        shutil.rmtree(self._out / EXAMPLES, ignore_errors=True)
 
     def _outputs(self, source: FrameSource, class_names: Sequence[str]) -> Outputs:
-        options = self.options
+        options, out = self._options, self._out
+        primary = choose_primary(options.compare).name
         names = [variant.name for variant in options.compare]
-        bag = None
-        if options.with_bag:
-            bag = MaskBag(self.out / MASKS, self.primary.name, class_names, options.scope)
-        video = None
-        if options.with_video:
-            rate_hz = max(1.0, min(60.0, source.rate_hz))
-            video = ReplayVideo(self.out / VIDEO, names, self.primary.name, class_names, rate_hz)
-        return Outputs(Trace(self.out / TRACE), bag, video)
+        return Outputs(
+            Trace(out / TRACE),
+            MaskBag(out / MASKS, primary, class_names, options.scope) if options.with_bag else None,
+            ReplayVideo(out / VIDEO, names, primary, class_names, min(60.0, source.rate_hz))
+            if options.with_video
+            else None,
+        )
 
-    def _time(self, source: FrameSource, began_s: float, began_cpu_s: float) -> dict[str, float]:
-        wall_s = time.perf_counter() - began_s
-        return {
-            "wall_s": round(wall_s, 3),
-            "cpu_s": round(time.process_time() - began_cpu_s, 3),
-            "read_decode_s": round(source.busy_s, 3),
-            "read_decode_share": round(source.busy_s / wall_s, 4),
-            "waited_for_frames_s": round(source.waited_s, 3),
-            "peak_memory_mb": round(peak_resident_bytes() / 2**20, 1),
-        }
-
-    def _write(self, summary: Mapping[str, Any], state: _State) -> None:
-        if self.options.propose_adapter:
-            _write_json(self.out / WORKLIST, {"bag": str(self.bag_path), "stretches": summary["worklist"]})
-        if self.options.with_report and state.frames:
-            write_report(self.out / REPORT, summary, state.report_data())
+    def _write(self, summary: Mapping[str, Any], measured: _Measured) -> None:
+        if self._options.propose_adapter:
+            _write_json(self._out / WORKLIST, {"bag": summary["bag"], "stretches": summary["worklist"]})
+        if self._options.with_report and measured.frames:
+            write_report(self._out / REPORT, summary, measured.report_data())
         # Last, and in one step: where it is complete, everything else is.
-        _write_json(self.out / SUMMARY, summary)
+        _write_json(self._out / SUMMARY, summary)
 
 
-class _State:
+class _Measured:
     """What grows while a replay runs."""
 
-    def __init__(
-        self, replay: Replay, source: FrameSource, pipeline: PerceptionPipeline, runners: Mapping[str, VariantRunner]
-    ) -> None:
-        self._replay, self._source, self._runners = replay, source, runners
-        self._class_names = class_names = pipeline.class_names
+    def __init__(self, options: ReplayOptions, source: FrameSource, pipeline: PerceptionPipeline, out: Path) -> None:
+        self._options, self._source = options, source
+        self._class_names = pipeline.class_names
+        self._palette = palette_of(pipeline.class_names)
         self._retrieval, self._drift = pipeline.retrieval, pipeline.drift
-        self._options = replay.options
-        names = list(runners)
-        self._primary = replay.primary.name
-        self._reference = reference_of(self._primary, names)
-        self._scores = {variant.name: VariantScore(variant, class_names) for variant in self._options.compare}
-        self._timeline = Timeline()
+        self._names = [variant.name for variant in options.compare]
+        self._primary = choose_primary(options.compare).name
+        self._reference = reference_of(self._primary, self._names)
+        self._scores = {name: VariantScore(pipeline.class_names) for name in self._names}
+        self._timeline = Timeline(len(pipeline.class_names))
         self._agreement = Agreement()
-        self._gallery = Gallery(self._primary, self._reference, palette_of(class_names), has_truth=source.has_truth)
-        self._stretches = StretchFinder(replay.out / "worklist") if replay.primary.adapts else None
-        self._worklist: list[dict[str, Any]] | None = None
+        self._gallery = Gallery(self._primary, self._reference, self._palette, has_truth=source.has_truth)
+        self._stretches = StretchFinder(out / EXAMPLES) if options.propose_adapter else None
         self._fusions: list[dict[str, Any]] = []
         self._generation: dict[str, int] = {}
-        self.frames = 0
-        self._cameras: dict[str, int] = {}
+        self._cameras: Counter[str] = Counter()
         self._last_s = 0.0
-        self._threads = self._options.config.inference.threads
 
-    def replay(self, outputs: Outputs, progress: Progress | None) -> None:
-        """Go through the frames."""
-        # Realtime measures latencies, which variants side by side would spoil for each other.
-        most = 1 if self._options.rate == "realtime" else self._options.side_by_side or os.cpu_count() or 1
-        workers = min(len(self._runners), most)
-        frames = self._source.frames()
-        with ThreadPoolExecutor(workers, "semla-variant", _keep_to_threads, (self._threads,)) as pool:
-            try:
-                for item in frames:
-                    if workers == 1:
-                        outcomes = {name: runner.run(item) for name, runner in self._runners.items()}
-                    else:
-                        futures = {name: pool.submit(runner.run, item) for name, runner in self._runners.items()}
-                        outcomes = {name: future.result() for name, future in futures.items()}
-                    self._add(item, outcomes, outputs)
-                    if progress is not None:
-                        progress(self.frames, max(self.frames, self._source.expected_frames))
-            finally:
-                frames.close()  # type: ignore[attr-defined]
-                for name, runner in self._runners.items():
-                    made = runner.finish()
-                    self._scores[name].add_made(made)
-                    self._scores[name].dropped = runner.dropped
-                    if outputs.bag is not None:
-                        outputs.bag.add(name, made, runner)
+    @property
+    def frames(self) -> int:
+        """Frames so far."""
+        return self._cameras.total()
 
-    def _add(self, item: ReplayFrame, outcomes: Mapping[str, Outcome], outputs: Outputs) -> None:
+    def add(self, item: ReplayFrame, outcomes: Mapping[str, Outcome]) -> tuple[float, dict[str, FrameScore]]:
+        """Measure one frame; returns its time in the replay and the variants' scores."""
         scores = {name: self._scores[name].add(item, outcome) for name, outcome in outcomes.items()}
         self._timeline.add(item, outcomes, scores)
         seconds = self._timeline.seconds(item.log_ns)
-        agreement = self._agreement.add(outcomes)
-        self._gallery.add(item, seconds, outcomes, scores, agreement)
+        self._gallery.add(item, seconds, outcomes, scores, self._agreement.add(outcomes))
         self._note_fusion(item, seconds, outcomes[self._primary])
-        if self._stretches is not None and self._options.propose_adapter:
+        if self._stretches is not None:
             self._stretches.add(item, seconds, outcomes[self._primary], scores[self._primary])
-        for name, outcome in outcomes.items():
-            outputs.trace.add(item, seconds, name, outcome, scores[name])
-            if outputs.bag is not None:
-                outputs.bag.add(name, outcome.made, self._runners[name])
-        if outputs.video is not None:
-            outputs.video.add(item, outcomes, scores)
-        self.frames += 1
-        self._cameras[item.frame.camera] = self._cameras.get(item.frame.camera, 0) + 1
+        self._cameras[item.frame.camera] += 1
         self._last_s = max(self._last_s, seconds)
+        return seconds, scores
+
+    def finish(self, name: str, made: Sequence[Answer], dropped: int) -> None:
+        """Add what a variant made after the last frame, and how many frames it left out."""
+        self._scores[name].add_made(made)
+        self._scores[name].dropped = dropped
 
     def _note_fusion(self, item: ReplayFrame, seconds: float, outcome: Outcome) -> None:
-        """Remember when the primary variant's model changed, the latest `_FUSIONS_SHOWN` times at most."""
+        """Remember when the primary variant's model changed; of very many times every other one."""
         camera = item.frame.camera if self._options.scope == "camera" else ""
         generation = outcome.generation
-        known = self._generation.get(camera)
+        known = self._generation.get(camera, generation.number)
         self._generation[camera] = generation.number
-        if known is None or known == generation.number:
-            return
-        entry = {"t": round(seconds, 3), "generation": generation.number, "heaviest": generation.mix.heaviest}
-        self._fusions.append(entry)
+        if known != generation.number:
+            entry = {"t": round(seconds, 3), "generation": generation.number, "heaviest": generation.mix.heaviest}
+            self._fusions.append(entry)
         if len(self._fusions) > _FUSIONS_SHOWN:
             self._fusions = self._fusions[::2]
 
     def summary(self, failure: BaseException | None) -> dict[str, Any]:
-        """What `summary.json` holds, but for the times."""
-        options, source = self._options, self._source
+        """What `summary.json` holds, but for the bag and the times."""
+        source = self._source
         variants = {name: score.summary() for name, score in self._scores.items()}
-        base = variants.get("base")
-        for entry in variants.values():
-            for key, gain in (("miou", "gain_over_base"), ("shifted_miou", "shifted_gain_over_base")):
-                is_known = base is not None and entry[key] is not None and base[key] is not None
-                entry[gain] = round(entry[key] - base[key], 6) if is_known and base is not None else None
-        summary: dict[str, Any] = {
-            "bag": str(self._replay.bag_path),
+        add_gains(variants)
+        is_interrupted = isinstance(failure, KeyboardInterrupt)
+        return {
             "complete": failure is None,
-            "interrupted": isinstance(failure, KeyboardInterrupt),
-            "error": None if failure is None or isinstance(failure, KeyboardInterrupt) else str(failure),
+            "interrupted": is_interrupted,
+            "error": None if failure is None or is_interrupted else str(failure),
             "frames": self.frames,
             "duration_s": round(self._last_s, 3),
             "cameras": [
                 {"name": camera.name, "topic": camera.topic, "truth": camera.truth_topic,
-                 "frames": self._cameras.get(camera.name, 0)}
+                 "frames": self._cameras[camera.name]}
                 for camera in source.cameras
             ],
             "classes": list(self._class_names),
-            "has_truth": any(score.meter.frames for score in self._scores.values()),
+            "has_truth": any(entry["frames_with_truth"] for entry in variants.values()),
             "primary": self._primary,
             "reference": self._reference,
-            "rate": options.rate,
+            "rate": self._options.rate,
             "variants": variants,
             "agreement": self._agreement.summary(),
             "problems": source.problems.lines(),
             "settings": self._settings(),
             "version": __version__,
-            "request": options.request,
+            "request": self._options.request,
+            **({} if self._stretches is None else {"worklist": self._stretches.stretches()}),
         }  # fmt: skip
-        if self._stretches is not None and options.propose_adapter:
-            if self._worklist is None:
-                self._worklist = self._stretches.stretches()
-            summary["worklist"] = self._worklist
-        return summary
 
     def report_data(self) -> dict[str, Any]:
         """What the report shows beside the summary."""
         return {
-            "timeline": self._timeline.series(list(self._runners)),
+            "timeline": self._timeline.series(self._names),
             "fusions": self._fusions,
             "gallery": self._gallery.categories(),
-            "palette": [
-                f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette_of(self._class_names).tolist()
-            ],
+            "palette": [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in self._palette.tolist()],
             "drift_threshold": self._drift.drift_threshold,
         }
 
     def _settings(self) -> dict[str, Any]:
-        options = self._options
+        options, inference = self._options, self._options.config.inference
         frames = {key: value for key, value in asdict(options.frames).items() if key != "label_map"}
         return {
             "model": options.config.model,
             "library": options.config.library or "(shipped with the model)",
-            "threads": options.config.inference.threads,
-            "inference": options.config.inference.inference,
-            "precision": options.config.inference.precision,
+            "threads": inference.threads,
+            "inference": inference.inference,
+            "precision": inference.precision,
             "scope": options.scope,
             "frames": {**frames, "topics": list(frames["topics"]), "truth": list(frames["truth"])},
-            "compare": [variant.name for variant in options.compare],
+            "compare": self._names,
             "retrieval": asdict(self._retrieval),
             "drift": asdict(self._drift),
         }
@@ -379,16 +364,23 @@ def replay_bag(
     return Replay(bag_path, out, options, load=load).run(progress)
 
 
+def _time(source: FrameSource, began_s: float, began_cpu_s: float) -> dict[str, float]:
+    wall_s = time.perf_counter() - began_s
+    return {
+        "wall_s": round(wall_s, 3),
+        "cpu_s": round(time.process_time() - began_cpu_s, 3),
+        "read_decode_s": round(source.busy_s, 3),
+        "read_decode_share": round(source.busy_s / wall_s, 4),
+        "waited_for_frames_s": round(source.waited_s, 3),
+        "peak_memory_mb": round(peak_resident_bytes() / 2**20, 1),
+    }
+
+
 def _keep_to_threads(threads: int) -> None:
     """Give a worker thread the number of threads that the engine was made with."""
     torch = sys.modules.get("torch")
     if torch is not None and threads:
         torch.set_num_threads(threads)
-
-
-def single_threaded(config: SemlaConfig) -> SemlaConfig:
-    """One thread per forward pass: sums are then always taken in one order, whatever the machine's cores."""
-    return replace(config, inference=replace(config.inference, threads=1))
 
 
 def _write_json(path: Path, content: Any) -> None:

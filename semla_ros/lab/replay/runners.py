@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import ReplayFrame
@@ -47,6 +46,24 @@ class ReplayVariant:
     def adapts(self) -> bool:
         """Whether its mix follows the scene."""
         return self.kind in ("semla", "frozen")
+
+    def adapters(self, library: Sequence[str]) -> tuple[str, ...]:
+        """The adapters of its fixed mix; empty where it has none.
+
+        Args:
+            library: Names of all that there are.
+
+        Raises:
+            ConfigError: The library lacks them.
+        """
+        if self.kind == "oracle" and self.adapter not in library:
+            raise ConfigError(
+                f"--compare {self.name}: the library has no adapter '{self.adapter}'; "
+                f"it has {', '.join(library) or 'none'}"
+            )
+        if self.kind == "uniform" and not library:
+            raise ConfigError("--compare uniform: the library has no adapters")
+        return {"oracle": (self.adapter,), "uniform": tuple(library)}.get(self.kind, ())
 
 
 def parse_variants(text: str) -> tuple[ReplayVariant, ...]:
@@ -91,57 +108,58 @@ def choose_primary(variants: Sequence[ReplayVariant]) -> ReplayVariant:
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
-    """One mask that the pipeline made.
+class Answer:
+    """One mask that a pipeline made.
 
     Attributes:
         item: The frame that it was made from.
-        segmentation: What the pipeline answered.
+        segmentation: The mask with its generation.
+        step: What the adaptation path decided on the frame; None where another camera speaks for the scene.
+        nearest: The adapters nearest to the scene of the generation's mix with their distances, nearest first; empty
+            where the mix was not retrieved.
         ready_ns: When it was ready, in recording time; the frame's own time where latency does not count.
-        step: What the adaptation path decided on the frame; None where it was not shown to it.
     """
 
     item: ReplayFrame
     segmentation: Segmentation
+    step: AdaptationStep | None
+    nearest: tuple[tuple[str, float], ...]
     ready_ns: int
-    step: AdaptationStep | None = None
+
+    @property
+    def latency_ms(self) -> dict[str, float]:
+        """By stage of both paths."""
+        return {**(self.step.latency_ms if self.step else {}), **self.segmentation.latency_ms}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Outcome:
     """What a variant has to say on one frame.
 
     Attributes:
-        mask: Class index per pixel, shape (H, W); None where no mask was ready (realtime only).
-        confidence: 0..255, shape of `mask`.
-        generation: The generation that made the mask.
-        step: What the adaptation path decided; None where the frame was not shown to it: another camera speaks for
-            the scene, or the frame waits (realtime only).
-        latency_ms: By stage; of the run that made the mask.
-        is_own: The mask was made from this very frame. False: it is the newest one that was ready when the frame
-            arrived (realtime only).
-        made: Masks that became due since the previous outcome, in order of making.
-        nearest: The adapters nearest to the scene of the generation's mix with their distances, nearest first; empty
-            where the mix was not retrieved.
+        answer: The mask to judge: the frame's own, or the newest that was ready when the frame came (realtime); None
+            where none was (realtime).
+        generation: The generation that made it; the present one where there is none.
+        made: Masks that were made since the previous outcome, in order.
     """
 
-    mask: MaskArray | None
-    confidence: NDArray[np.uint8] | None
+    answer: Answer | None
     generation: Generation
-    step: AdaptationStep | None
-    latency_ms: Mapping[str, float]
-    is_own: bool
-    made: tuple[Made, ...] = ()
-    nearest: tuple[tuple[str, float], ...] = ()
+    made: tuple[Answer, ...]
 
+    @classmethod
+    def own(cls, answer: Answer) -> Outcome:
+        """The frame was answered at once."""
+        return cls(answer, answer.segmentation.generation, (answer,))
 
-@dataclass
-class _Camera:
-    """Realtime state of one camera: what waits, and what was answered."""
+    @property
+    def mask(self) -> MaskArray | None:
+        """Class index per pixel, shape (H, W)."""
+        return self.answer.segmentation.mask if self.answer else None
 
-    waiting: ReplayFrame | None = None
-    answered: list[tuple[int, Outcome]] = field(default_factory=list)  # (ready ns, outcome)
-    present: Outcome | None = None
+    def is_of(self, item: ReplayFrame) -> bool:
+        """Whether the mask was made from this very frame."""
+        return self.answer is not None and self.answer.item is item
 
 
 class VariantRunner:
@@ -149,175 +167,136 @@ class VariantRunner:
 
     Args:
         variant: How to adapt.
-        make_pipeline: Makes a pipeline at generation 0.
-        adapter_names: The library's adapters.
+        make_pipeline: Makes a pipeline at generation 0; its maker closes it.
         camera_names: The cameras, those that speak for the scene first.
         scope: "vehicle": one scene estimate for all cameras; "camera": one each.
-        is_realtime: Emulate arrival: a frame that comes while the model is busy waits, a newer one of its camera takes
-            its place, and what counts at a frame's arrival is the newest mask that was ready.
 
     Attributes:
-        variant: How it adapts.
         dropped: Frames that a newer one replaced (realtime only).
-        pipelines: By camera; one under "" where all cameras share it.
 
     Raises:
-        ConfigError: The variant's adapter is not in the library.
+        ConfigError: The library lacks what the variant needs.
     """
 
     def __init__(
         self,
         variant: ReplayVariant,
         make_pipeline: Callable[[], PerceptionPipeline],
-        adapter_names: Sequence[str],
         camera_names: Sequence[str] = ("",),
         *,
         scope: Literal["vehicle", "camera"] = "vehicle",
-        is_realtime: bool = False,
     ) -> None:
-        if variant.kind == "oracle" and variant.adapter not in adapter_names:
-            raise ConfigError(
-                f"--compare {variant.name}: the library has no adapter '{variant.adapter}'; "
-                f"it has {', '.join(adapter_names) or 'none'}"
-            )
-        if variant.kind == "uniform" and not adapter_names:
-            raise ConfigError("--compare uniform: the library has no adapters")
-        self.variant = variant
         self.dropped = 0
-        self._make_pipeline = make_pipeline
-        self._adapter_names = tuple(adapter_names)
-        self._scope = scope
-        self._is_realtime = is_realtime
+        self._variant = variant
+        self._is_shared = scope == "vehicle"
         self._camera_names = tuple(camera_names)
         self._newest_stamp_ns: dict[str, int] = {}
-        self._nearest: dict[int, tuple[int, tuple[tuple[str, float], ...]]] = {}  # pipeline -> generation, adapters
-        self.pipelines: dict[str, PerceptionPipeline] = {}
+        self._nearest: dict[str, tuple[int, tuple[tuple[str, float], ...]]] = {}  # scope -> generation, adapters
         self._first_stamp_ns: int | None = None
-        self._cameras: OrderedDict[str, _Camera] = OrderedDict()
-        self._busy_until_ns = 0
+        self._pipelines: dict[str, PerceptionPipeline] = {}
+        for name in ("",) if self._is_shared else self._camera_names:
+            self._pipelines[name] = pipeline = make_pipeline()
+            names = variant.adapters(pipeline.library.names)
+            if names:
+                pipeline.apply_mix(equal_mix(names), variant.kind)
+            pipeline.freeze(not variant.adapts)
 
-    def prepare(self) -> None:
-        """Make the pipelines now rather than with the first frame."""
-        for camera in self._camera_names if self._scope == "camera" else ("",):
-            self._pipeline(camera)
-
-    def run(self, frame: ReplayFrame) -> Outcome:
+    def run(self, item: ReplayFrame) -> Outcome:
         """Treat one frame."""
-        return self._arrive(frame) if self._is_realtime else self._process(frame)
+        return Outcome.own(self._answer(item))
+
+    def finish(self) -> tuple[Answer, ...]:
+        """Answer what still waits."""
+        return ()
 
     def reports(self) -> list[Status]:
         """What the node would say of its adaptation in its diagnostics."""
         return [
             adaptation_report("perception", scope, pipeline.status(), failure_age_s=None, hold_s=0.0)
-            for scope, pipeline in self.pipelines.items()
+            for scope, pipeline in self._pipelines.items()
         ]
 
-    def close(self) -> None:
-        """Release the pipelines."""
-        for pipeline in self.pipelines.values():
-            pipeline.close()
+    def _scope(self, camera: str) -> str:
+        return "" if self._is_shared else camera
 
-    def _process(self, item: ReplayFrame) -> Outcome:
-        frame = item.frame
-        pipeline = self._pipeline(frame.camera)
-        if self.variant.kind == "frozen":
+    def _answer(self, item: ReplayFrame) -> Answer:
+        frame, scope = item.frame, self._scope(item.frame.camera)
+        pipeline = self._pipelines[scope]
+        if self._variant.kind == "frozen":
             pipeline.freeze(self._is_past(frame.stamp_ns))
         step = pipeline.adapt(frame) if self._speaks_for_scene(frame) else None
         segmentation = pipeline.segment(frame)
-        return Outcome(
-            mask=segmentation.mask,
-            confidence=segmentation.confidence,
-            generation=segmentation.generation,
-            step=step,
-            latency_ms={**(step.latency_ms if step else {}), **segmentation.latency_ms},
-            is_own=True,
-            made=(Made(item, segmentation, item.log_ns, step),),
-            nearest=self._nearest_of(pipeline, segmentation.generation) if self.variant.adapts else (),
-        )
-
-    def _nearest_of(self, pipeline: PerceptionPipeline, generation: Generation) -> tuple[tuple[str, float], ...]:
-        """The nearest adapters to a generation's scene, looked up once per generation."""
-        known = self._nearest.get(id(pipeline))
-        if known is None or known[0] != generation.number:
-            distances = list(pipeline.scene_distances().items())[:NEAREST]
-            known = self._nearest[id(pipeline)] = (generation.number, tuple(distances))
-        return known[1]
+        number = segmentation.generation.number
+        if self._variant.adapts and self._nearest.get(scope, (-1,))[0] != number:
+            self._nearest[scope] = number, tuple(pipeline.scene_distances().items())[:NEAREST]
+        _, nearest = self._nearest.get(scope, (number, ()))
+        return Answer(item, segmentation, step, nearest, item.log_ns)
 
     def _speaks_for_scene(self, frame: Frame) -> bool:
         """As in the node: with one scene for several cameras, the first one that delivers looks at it."""
-        if self._scope == "camera":
-            return True
         self._newest_stamp_ns[frame.camera] = frame.stamp_ns
+        if not self._is_shared:
+            return True
+        earlier = self._camera_names[: self._camera_names.index(frame.camera)]
         oldest = frame.stamp_ns - SCENE_HANDOVER_NS
-        for camera in self._camera_names:
-            if camera == frame.camera:
-                return True
-            if self._newest_stamp_ns.get(camera, oldest - 1) >= oldest:
-                return False
-        return True
-
-    def _pipeline(self, camera: str) -> PerceptionPipeline:
-        key = camera if self._scope == "camera" else ""
-        if key not in self.pipelines:
-            pipeline = self._make_pipeline()
-            self.pipelines[key] = pipeline
-            if self.variant.kind == "uniform":
-                pipeline.apply_mix(equal_mix(self._adapter_names), "uniform")
-            elif self.variant.kind == "oracle":
-                pipeline.apply_mix(equal_mix([self.variant.adapter]), "oracle")
-            pipeline.freeze(not self.variant.adapts)
-        return self.pipelines[key]
+        return all(self._newest_stamp_ns.get(camera, oldest - 1) < oldest for camera in earlier)
 
     def _is_past(self, stamp_ns: int) -> bool:
         if self._first_stamp_ns is None:
             self._first_stamp_ns = stamp_ns
-        origin_ns = 0 if self.variant.until_s > _ABSOLUTE_STAMP_S else self._first_stamp_ns
-        return stamp_ns - origin_ns > self.variant.until_s * NANOSECONDS
+        origin_ns = 0 if self._variant.until_s > _ABSOLUTE_STAMP_S else self._first_stamp_ns
+        return stamp_ns - origin_ns > self._variant.until_s * NANOSECONDS
 
-    # Realtime
 
-    def _arrive(self, frame: ReplayFrame) -> Outcome:
+@dataclass
+class _Camera:
+    """What waits, and what was answered."""
+
+    waiting: ReplayFrame | None = None
+    answered: deque[Answer] = field(default_factory=deque)
+    present: Answer | None = None
+
+
+class RealtimeRunner(VariantRunner):
+    """Emulates arrival: a frame that comes while the model is busy waits, and a newer one of its camera replaces it.
+
+    What counts at a frame's arrival is the newest mask that was ready.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._cameras = {name: _Camera() for name in self._camera_names}
+        self._busy_until_ns = 0
+
+    def run(self, item: ReplayFrame) -> Outcome:
         """Serve what could be served before this frame came, then let it wait; answer with what is ready now."""
-        camera = self._cameras.setdefault(frame.frame.camera, _Camera())
-        made = self._serve_until(frame.log_ns)
-        if camera.waiting is not None:
-            self.dropped += 1
-        camera.waiting = frame
-        while camera.answered and camera.answered[0][0] <= frame.log_ns:
-            camera.present = camera.answered.pop(0)[1]
-        present = camera.present
-        if present is None:
-            generation = self._pipeline(frame.frame.camera).generation
-            return Outcome(
-                mask=None, confidence=None, generation=generation, step=None, latency_ms={}, is_own=False, made=made
-            )
-        return Outcome(
-            mask=present.mask,
-            confidence=present.confidence,
-            generation=present.generation,
-            step=present.step,
-            latency_ms=present.latency_ms,
-            is_own=False,
-            made=made,
-            nearest=present.nearest,
-        )
+        camera = self._cameras[item.frame.camera]
+        made = self._serve_until(item.log_ns)
+        self.dropped += camera.waiting is not None
+        camera.waiting = item
+        while camera.answered and camera.answered[0].ready_ns <= item.log_ns:
+            camera.present = camera.answered.popleft()
+        if camera.present is None:
+            return Outcome(None, self._pipelines[self._scope(item.frame.camera)].generation, made)
+        return Outcome(camera.present, camera.present.segmentation.generation, made)
 
-    def finish(self) -> tuple[Made, ...]:
-        """Serve what still waits; returns its masks."""
-        return self._serve_until(None) if self._is_realtime else ()
+    def finish(self) -> tuple[Answer, ...]:
+        """Answer what still waits."""
+        return self._serve_until(None)
 
-    def _serve_until(self, now_ns: int | None) -> tuple[Made, ...]:
-        made: list[Made] = []
-        while True:
-            waiting = [camera for camera in self._cameras.values() if camera.waiting is not None]
-            if not waiting or (now_ns is not None and self._busy_until_ns > now_ns):
-                return tuple(made)
-            camera = min(waiting, key=lambda item: item.waiting.log_ns if item.waiting else 0)
-            frame, camera.waiting = camera.waiting, None
-            assert frame is not None
-            outcome = self._process(frame)
+    def _serve_until(self, now_ns: int | None) -> tuple[Answer, ...]:
+        made: list[Answer] = []
+        while now_ns is None or self._busy_until_ns <= now_ns:
+            waiting = [(camera.waiting, camera) for camera in self._cameras.values() if camera.waiting is not None]
+            if not waiting:
+                break
+            item, camera = min(waiting, key=lambda pair: pair[0].log_ns)
+            camera.waiting = None
+            answer = self._answer(item)
             # The adaptation path runs beside the frame path in the vehicle: only the latter keeps the model busy.
-            took_ns = round(outcome.latency_ms["total"] * 1e6)
-            self._busy_until_ns = max(self._busy_until_ns, frame.log_ns) + took_ns
-            camera.answered.append((self._busy_until_ns, outcome))
-            made += [replace(item, ready_ns=self._busy_until_ns) for item in outcome.made]
+            took_ns = round(answer.segmentation.latency_ms["total"] * 1e6)
+            self._busy_until_ns = max(self._busy_until_ns, item.log_ns) + took_ns
+            answer = replace(answer, ready_ns=self._busy_until_ns)
+            camera.answered.append(answer)
+            made.append(answer)
+        return tuple(made)

@@ -64,7 +64,7 @@ class StretchFinder:
         stretch.confidences += 0.0 if math.isnan(score.confidence) else score.confidence
         stretch.mious += 0.0 if math.isnan(score.miou) else score.miou
         stretch.segments[item.segment] = stretch.segments.get(item.segment, 0) + 1
-        for name, distance in outcome.nearest:
+        for name, distance in outcome.answer.nearest if outcome.answer else ():
             total, count = stretch.distances.get(name, (0.0, 0))
             stretch.distances[name] = (total + distance, count + 1)
         if seconds >= self._next_example_s and len(stretch.examples) < EXAMPLES:

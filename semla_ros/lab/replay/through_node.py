@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.replay.run import ReplayOptions
-from semla_ros.lab.replay.runners import NEAREST, Made, Outcome, ReplayVariant
+from semla_ros.lab.replay.runners import NEAREST, Answer, Outcome, ReplayVariant
 from semla_ros.nodes import messages
 from semla_ros.nodes.outputs import LATCHED_QOS
 from semla_ros.nodes.perception_node import PerceptionNode, spin
@@ -123,9 +124,6 @@ class NodeRunner:
             self.close()
             raise
 
-    def prepare(self) -> None:
-        """The node is ready once this object is made."""
-
     def run(self, item: ReplayFrame) -> Outcome:
         """Send one frame and wait for its mask.
 
@@ -155,22 +153,14 @@ class NodeRunner:
             latency_ms={**told["latency_ms"], "total": took_ms},
         )
         step = told["step"] and AdaptationStep(stamp_ns=frame.stamp_ns, generation=generation, **told["step"])
-        return Outcome(
-            mask=segmentation.mask,
-            confidence=segmentation.confidence,
-            generation=generation,
-            step=step,
-            latency_ms={**(step.latency_ms if step else {}), **segmentation.latency_ms},
-            is_own=True,
-            made=(Made(item, segmentation, item.log_ns, step),),
-            nearest=tuple((name, distance) for name, distance in told["nearest"]),
-        )
+        nearest = tuple((name, distance) for name, distance in told["nearest"])
+        return Outcome.own(Answer(item, segmentation, step, nearest, item.log_ns))
 
     def reports(self) -> list[Status]:
         """The latest report of the node on its adaptation."""
         return [status for status in self._reports if ": adaptation" in status.name]
 
-    def finish(self) -> tuple[Made, ...]:
+    def finish(self) -> tuple[Answer, ...]:
         """Nothing waits: each frame was answered."""
         return ()
 
@@ -294,7 +284,9 @@ class NodeRunner:
         return replace(generation, class_names=self._class_names, vocabulary_version=self._vocabulary_version)
 
 
-def make_runner(options: ReplayOptions, out: Path) -> Callable[[ReplayVariant, Sequence[str]], NodeRunner | None]:
+def make_runner(
+    options: ReplayOptions, out: Path
+) -> Callable[[ReplayVariant, Sequence[str], ExitStack], NodeRunner | None]:
     """What `Replay` needs: variants that follow the scene go through the node, the others stay in this process.
 
     Raises:
@@ -303,8 +295,12 @@ def make_runner(options: ReplayOptions, out: Path) -> Callable[[ReplayVariant, S
     if not any(variant.kind == "semla" for variant in options.compare):
         raise SemlaError("--through-node needs the variant 'semla': it is what the node does")
 
-    def make(variant: ReplayVariant, cameras: Sequence[str]) -> NodeRunner | None:
-        return NodeRunner(options, cameras, out / "node.log") if variant.kind == "semla" else None
+    def make(variant: ReplayVariant, cameras: Sequence[str], resources: ExitStack) -> NodeRunner | None:
+        if variant.kind != "semla":
+            return None
+        runner = NodeRunner(options, cameras, out / "node.log")
+        resources.callback(runner.close)
+        return runner
 
     return make
 

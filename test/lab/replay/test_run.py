@@ -14,7 +14,7 @@ from semla_ros.errors import BagError, ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.writer import BagWriter
-from semla_ros.lab.replay import scores as replay_scores
+from semla_ros.lab.replay import timeline
 from semla_ros.lab.replay.run import Replay, ReplayOptions, replay_bag
 from semla_ros.lab.replay.runners import parse_variants
 
@@ -205,7 +205,7 @@ def test_one_scene_estimate_serves_all_cameras_or_each_has_its_own(tmp_path: Pat
 
 
 def test_memory_does_not_grow_with_the_length_of_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_scores, "_BINS", 20)  # reached by the shorter recording, too
+    monkeypatch.setattr(timeline, "_BINS", 20)  # reached by the shorter recording, too
     peaks = []
     for frames in (350, 700):  # both fill the bags' chunks
         bag = write_toy_bag(tmp_path / f"bag{frames}", frames=frames)
