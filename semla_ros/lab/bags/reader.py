@@ -11,10 +11,9 @@ import re
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 from rosbags.rosbag2 import Reader
@@ -22,11 +21,11 @@ from rosbags.typesys import Stores, get_typestore
 
 from semla_ros.errors import BagError
 from semla_ros.lab.bags.salvage import (
+    BagTopic,
     Contents,
     McapSalvage,
     SqliteSalvage,
     StoredMessage,
-    TopicCount,
     decompress_file,
     decompress_message,
 )
@@ -35,31 +34,6 @@ logger = logging.getLogger(__name__)
 
 TYPES = get_typestore(Stores.ROS2_JAZZY)
 STORAGE_SUFFIXES = (".mcap", ".db3")
-
-
-@dataclass(frozen=True)
-class BagTopic:
-    """A topic of a bag.
-
-    Attributes:
-        name: Topic name.
-        type: Message type, such as "sensor_msgs/msg/Image".
-        count: Readable messages in the bag.
-    """
-
-    name: str
-    type: str
-    count: int
-
-
-class _File(Protocol):
-    """One storage file of a bag."""
-
-    contents: Contents
-
-    def messages(
-        self, topics: Collection[str], start_ns: int | None = None, stop_ns: int | None = None
-    ) -> Iterator[StoredMessage]: ...
 
 
 class BagReader:
@@ -91,11 +65,11 @@ class BagReader:
         except BaseException:
             self.close()
             raise
-        counts: dict[str, TopicCount] = {}
-        for file in self._files:
-            for name, topic in file.contents.topics.items():
-                counts.setdefault(name, TopicCount(topic.type)).count += topic.count
-        self.topics = {name: BagTopic(name, topic.type, topic.count) for name, topic in sorted(counts.items())}
+        whole = Contents()
+        for contents in (file.contents for file in self._files):
+            for topic in contents.topics.values():
+                whole.topic(topic.name, topic.type).count += topic.count
+        self.topics = dict(sorted(whole.topics.items()))
         self.start_ns = min((f.contents.start_ns for f in self._files if f.contents.start_ns is not None), default=0)
         self.end_ns = max((f.contents.end_ns for f in self._files if f.contents.end_ns is not None), default=0)
         self.message_count = sum(topic.count for topic in self.topics.values())
@@ -116,9 +90,7 @@ class BagReader:
             for message in file.messages(topics, start_ns, stop_ns):
                 if self._is_message_compressed:
                     try:
-                        yield StoredMessage(
-                            message.topic, message.type, message.log_ns, decompress_message(message.data)
-                        )
+                        yield replace(message, data=decompress_message(message.data))
                     except Exception as error:  # the compressor's own family
                         self.problems.append(
                             f"{self.path.name}: message of {message.topic} at {message.log_ns} ns cannot be "
@@ -164,13 +136,9 @@ class BagReader:
         self._resources.close()
 
     def __enter__(self) -> BagReader:
-        """Return the open bag."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close it."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _read_metadata(self) -> dict[str, Any]:
@@ -218,9 +186,9 @@ class BagReader:
             )
         return paths
 
-    def _open_files(self, paths: list[Path]) -> list[_File]:
+    def _open_files(self, paths: list[Path]) -> list[_StorageFile]:
         """Open what can be opened; one unreadable file of several is a problem, of one it is an error."""
-        files: list[_File] = []
+        files: list[_StorageFile] = []
         for path in paths:
             try:
                 files.append(self._open_file(path))
@@ -232,19 +200,19 @@ class BagReader:
             raise BagError(f"bag {self.path}: none of its {len(paths)} files is readable: {'; '.join(self.problems)}")
         return files
 
-    def _open_file(self, path: Path) -> _File:
+    def _open_file(self, path: Path) -> _StorageFile:
         if path.suffix == ".zstd":
             folder = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="semla-bag-")))
             target = folder / path.stem
             if problem := decompress_file(path, target):
                 self.problems.append(problem)
             path = target
-        file = _HealthyFile(path, self.problems)
+        file = _StorageFile(path, self.problems)
         self._resources.callback(file.close)
         return file
 
 
-class _HealthyFile:
+class _StorageFile:
     """A file through the rosbags library; where that stops, through salvage from there on."""
 
     def __init__(self, path: Path, problems: list[str]) -> None:
@@ -257,9 +225,7 @@ class _HealthyFile:
             self._reader = Reader(path)
             self._reader.open()
             for connection in self._reader.connections:
-                self.contents.topics.setdefault(
-                    connection.topic, TopicCount(connection.msgtype)
-                ).count += connection.msgcount
+                self.contents.topic(connection.topic, connection.msgtype).count += connection.msgcount
             if self._reader.message_count:
                 self.contents.start_ns, self.contents.end_ns = self._reader.start_time, self._reader.end_time - 1
         except Exception as error:  # whatever a damaged file makes the library raise

@@ -1,7 +1,8 @@
 """Reads what is left of a damaged or cut bag file, and says what is not.
 
 The ordinary path is the `rosbags` library, which stops at the first broken byte. These readers walk the same files
-record by record (MCAP) or row by row (SQLite), step over what is broken, and go on behind it.
+record by record (MCAP) or row by row (SQLite), step over what is broken, and go on behind it. The readers of the `mcap`
+package do neither that nor give what a cut chunk still holds (`test_rosbag.py` tells how much that is).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import struct
 import sys
 import zlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +37,8 @@ _SEARCH_BYTES = 16 << 20
 _MISSING_ROWS = 4096  # as many unreadable rows in a row end the search
 _DECOMPRESS_STEP = 64 << 10  # small steps keep what came out before a broken byte
 
+decompress_message = zstd.decompress
+
 
 @dataclass(frozen=True)
 class StoredMessage:
@@ -47,9 +51,16 @@ class StoredMessage:
 
 
 @dataclass
-class TopicCount:
-    """Type and number of messages of one topic in one file."""
+class BagTopic:
+    """A topic of a bag, or of one of its files.
 
+    Attributes:
+        name: Topic name.
+        type: Message type, such as "sensor_msgs/msg/Image".
+        count: Readable messages.
+    """
+
+    name: str
     type: str
     count: int = 0
 
@@ -58,16 +69,20 @@ class TopicCount:
 class Contents:
     """What a file holds: topics with counts, first and last log time, and what could not be read."""
 
-    topics: dict[str, TopicCount] = field(default_factory=dict)
+    topics: dict[str, BagTopic] = field(default_factory=dict)
     start_ns: int | None = None
     end_ns: int | None = None
     problems: list[str] = field(default_factory=list)
 
-    def count(self, topic: str, msgtype: str, log_ns: int) -> None:
+    def topic(self, name: str, msgtype: str) -> BagTopic:
+        """The topic of that name, made where it is not known yet."""
+        return self.topics.setdefault(name, BagTopic(name, msgtype))
+
+    def count(self, message: StoredMessage) -> None:
         """Add one message."""
-        self.topics.setdefault(topic, TopicCount(msgtype)).count += 1
-        self.start_ns = log_ns if self.start_ns is None else min(self.start_ns, log_ns)
-        self.end_ns = log_ns if self.end_ns is None else max(self.end_ns, log_ns)
+        self.topic(message.topic, message.type).count += 1
+        self.start_ns = message.log_ns if self.start_ns is None else min(self.start_ns, message.log_ns)
+        self.end_ns = message.log_ns if self.end_ns is None else max(self.end_ns, message.log_ns)
 
 
 @dataclass(frozen=True)
@@ -76,9 +91,9 @@ class _Piece:
 
     offset: int
     stored_bytes: int
-    compression: str
     uncompressed_bytes: int
-    crc: int
+    compression: str = ""
+    crc: int = 0
     start_ns: int = 0
 
 
@@ -93,40 +108,21 @@ class McapSalvage:
         self.path = path
         self.contents = Contents()
         self._pieces: list[_Piece] = []
-        self._channels: dict[int, tuple[str, str]] = {}
-        schemas: dict[int, str] = {}
+        self._schemas: dict[int, str] = {}
+        self._channels: dict[int, tuple[str, str]] = {}  # topic and type
         with path.open("rb") as file:
             if file.read(len(MCAP_MAGIC)) != MCAP_MAGIC:
                 raise ValueError(f"{path.name} does not begin as an MCAP file")
-            for piece in self._walk(file):
-                records, problem = _piece_bytes(file, piece)
-                times = []
-                for opcode, content in _records(records):
-                    if opcode == _SCHEMA:
-                        schemas[_uint16(content, 0)] = _string(content, 2)
-                    elif opcode == _CHANNEL:
-                        name = _string(content, 4)
-                        self._channels[_uint16(content, 0)] = (name, schemas.get(_uint16(content, 2), ""))
-                        self.contents.topics.setdefault(name, TopicCount(schemas.get(_uint16(content, 2), "")))
-                    elif opcode == _MESSAGE:
-                        channel, _, log_ns, _ = _MESSAGE_HEAD.unpack_from(content)
-                        if channel in self._channels:
-                            times.append(log_ns)
-                            self.contents.count(*self._channels[channel], log_ns)
+            for piece in self._walk(file, path.stat().st_size):
+                records, problem = _records_of(file, piece)
+                messages = list(self._messages_in(records))
+                for message in messages:
+                    self.contents.count(message)
                 if problem:
-                    span = f", {len(times)} messages before it were read" if times else ""
+                    span = f", {len(messages)} messages before it were read" if messages else ""
                     self.contents.problems.append(f"{path.name}: chunk at byte {piece.offset}: {problem}{span}")
-                if times:
-                    self._pieces.append(
-                        _Piece(
-                            piece.offset,
-                            piece.stored_bytes,
-                            piece.compression,
-                            piece.uncompressed_bytes,
-                            piece.crc,
-                            min(times),
-                        )
-                    )
+                if messages:
+                    self._pieces.append(replace(piece, start_ns=min(message.log_ns for message in messages)))
         self._pieces.sort(key=lambda piece: piece.start_ns)
 
     def messages(
@@ -139,40 +135,49 @@ class McapSalvage:
             for piece in self._pieces:
                 while waiting and waiting[0][0] < piece.start_ns:
                     yield heapq.heappop(waiting)[2]
-                records, _ = _piece_bytes(file, piece)
-                for opcode, content in _records(records):
-                    if opcode != _MESSAGE:
-                        continue
-                    channel, _, log_ns, _ = _MESSAGE_HEAD.unpack_from(content)
-                    topic, msgtype = self._channels.get(channel, ("", ""))
-                    if topic not in topics or not _is_within(log_ns, start_ns, stop_ns):
-                        continue
-                    message = StoredMessage(topic, msgtype, log_ns, bytes(content[_MESSAGE_HEAD.size :]))
-                    heapq.heappush(waiting, (log_ns, number, message))
-                    number += 1
+                for message in self._messages_in(_records_of(file, piece)[0]):
+                    if message.topic in topics and _is_within(message.log_ns, start_ns, stop_ns):
+                        heapq.heappush(waiting, (message.log_ns, number, replace(message, data=bytes(message.data))))
+                        number += 1
         while waiting:
             yield heapq.heappop(waiting)[2]
 
-    def _walk(self, file: BinaryIO) -> Iterator[_Piece]:
+    def _messages_in(self, records: list[tuple[int, memoryview]]) -> Iterator[StoredMessage]:
+        """Note the channels among the records, and yield the messages of known ones; their data are views."""
+        for opcode, content in records:
+            if opcode == _SCHEMA:
+                self._schemas[_uint16(content, 0)] = _string(content, 2)
+            elif opcode == _CHANNEL:
+                channel = _string(content, 4), self._schemas.get(_uint16(content, 2), "")
+                self._channels[_uint16(content, 0)] = channel
+                self.contents.topic(*channel)
+            elif opcode == _MESSAGE and len(content) >= _MESSAGE_HEAD.size:
+                number, _, log_ns, _ = _MESSAGE_HEAD.unpack_from(content)
+                if number in self._channels:
+                    yield StoredMessage(*self._channels[number], log_ns, content[_MESSAGE_HEAD.size :])  # type: ignore[arg-type]
+
+    def _walk(self, file: BinaryIO, size: int) -> Iterator[_Piece]:
         """Yield the pieces in file order; a record that makes no sense is stepped over to the next chunk."""
-        size = self.path.stat().st_size
-        offset, loose_start = len(MCAP_MAGIC), len(MCAP_MAGIC)
-
-        def loose(end: int) -> Iterator[_Piece]:
-            if end > loose_start:
-                yield _Piece(loose_start, end - loose_start, "", end - loose_start, 0)
-
-        while offset < size:
+        offset = loose_start = len(MCAP_MAGIC)
+        while offset + _RECORD_HEAD.size <= size:
             file.seek(offset)
-            head = file.read(_RECORD_HEAD.size)
-            if len(head) < _RECORD_HEAD.size or head == MCAP_MAGIC:
-                break
-            opcode, length = _RECORD_HEAD.unpack(head)
+            opcode, length = _RECORD_HEAD.unpack(file.read(_RECORD_HEAD.size))
             end = offset + _RECORD_HEAD.size + length
-            chunk = _read_chunk_head(file, offset, size) if opcode == _CHUNK else None
-            is_sensible = 1 <= opcode <= _LAST_OPCODE and (end <= size or chunk is not None)
-            if not is_sensible or (opcode == _CHUNK and chunk is None):
-                yield from loose(offset)
+            if opcode in (_SCHEMA, _CHANNEL, _MESSAGE) and end <= size:
+                if end - loose_start > _LOOSE_BYTES:
+                    yield from _loose(loose_start, offset)
+                    loose_start = offset
+                offset = end
+                continue
+            yield from _loose(loose_start, offset)
+            if opcode == _DATA_END:  # behind it lies only the index
+                return
+            if opcode == _CHUNK and (chunk := _chunk_at(file, offset, size)) is not None:
+                yield chunk
+                offset = loose_start = end
+            elif opcode != _CHUNK and 1 <= opcode <= _LAST_OPCODE and end <= size:
+                offset = loose_start = end
+            else:
                 found = _find_chunk(file, offset + 1, size)
                 self.contents.problems.append(
                     f"{self.path.name}: bytes {offset} to {size if found is None else found} are not readable"
@@ -181,20 +186,74 @@ class McapSalvage:
                 if found is None:
                     return
                 offset = loose_start = found
-                continue
-            if opcode == _DATA_END:  # behind it lies only the index
-                yield from loose(offset)
-                return
-            if chunk is not None:
-                yield from loose(offset)
-                yield chunk
-                loose_start = end
-            elif opcode not in (_SCHEMA, _CHANNEL, _MESSAGE) or end - loose_start > _LOOSE_BYTES:
-                yield from loose(offset)
-                loose_start = end if opcode not in (_SCHEMA, _CHANNEL, _MESSAGE) else offset
-            offset = end
-        yield from loose(min(offset, size))
+        yield from _loose(loose_start, min(offset, size))
         self.contents.problems.append(f"{self.path.name}: cut after {size} bytes, its index is missing")
+
+
+def _loose(start: int, end: int) -> Iterator[_Piece]:
+    """The records outside chunks between two places, where there are any."""
+    if end > start:
+        yield _Piece(start, end - start, end - start)
+
+
+def _chunk_at(file: BinaryIO, offset: int, file_size: int) -> _Piece | None:
+    """The chunk at `offset`, or None where the lengths in its head contradict each other."""
+    file.seek(offset)
+    head = file.read(_RECORD_HEAD.size + _CHUNK_HEAD.size + 12)
+    if len(head) < _RECORD_HEAD.size + _CHUNK_HEAD.size + 8:
+        return None
+    _, length = _RECORD_HEAD.unpack_from(head)
+    _, _, uncompressed, crc, name_length = _CHUNK_HEAD.unpack_from(head, _RECORD_HEAD.size)
+    name_start = _RECORD_HEAD.size + _CHUNK_HEAD.size
+    name_end = name_start + name_length
+    stored = int.from_bytes(head[name_end : name_end + 8], "little")
+    if head[name_start:name_end] not in (b"", b"lz4", b"zstd") or length != name_end - _RECORD_HEAD.size + 8 + stored:
+        return None
+    start = offset + name_end + 8
+    compression = head[name_start:name_end].decode()
+    return _Piece(start, min(stored, max(0, file_size - start)), uncompressed, compression, crc)
+
+
+def _find_chunk(file: BinaryIO, offset: int, file_size: int) -> int | None:
+    """Offset of the next plausible chunk record at or behind `offset`."""
+    while offset < file_size:
+        file.seek(offset)
+        window = file.read(_SEARCH_BYTES)
+        for match in _CHUNK_PATTERN.finditer(window):
+            if _chunk_at(file, offset + match.start(), file_size) is not None:
+                return offset + match.start()
+        offset += max(1, len(window) - 64)  # a head may lie across two windows
+        if len(window) < _SEARCH_BYTES:
+            return None
+    return None
+
+
+def _records_of(file: BinaryIO, piece: _Piece) -> tuple[list[tuple[int, memoryview]], str | None]:
+    """Opcode and content of a piece's records as far as they can be decompressed, and what is wrong with them."""
+    file.seek(piece.offset)
+    data, problem = file.read(piece.stored_bytes), None
+    if piece.compression:
+        decompressor: Any = zstd.ZstdDecompressor() if piece.compression == "zstd" else LZ4FrameDecompressor()
+        out = bytearray()
+        try:
+            for start in range(0, len(data), _DECOMPRESS_STEP):
+                out += decompressor.decompress(data[start : start + _DECOMPRESS_STEP])
+        except Exception as error:  # the two libraries raise different families
+            problem = f"not decompressible ({error})"
+        data = bytes(out)
+    if problem is None and len(data) != piece.uncompressed_bytes:
+        problem = f"only {len(data)} of {piece.uncompressed_bytes} bytes are there"
+    if problem is None and piece.crc and zlib.crc32(data) != piece.crc:
+        return [], "its checksum is wrong, all its messages are left out"
+    records, offset, view = [], 0, memoryview(data)
+    while offset + _RECORD_HEAD.size <= len(data):
+        opcode, length = _RECORD_HEAD.unpack_from(data, offset)
+        start, end = offset + _RECORD_HEAD.size, offset + _RECORD_HEAD.size + length
+        if not 1 <= opcode <= _LAST_OPCODE or end > len(data):
+            break
+        records.append((opcode, view[start:end]))
+        offset = end
+    return records, problem or (None if offset == len(data) else "its records break off")
 
 
 class SqliteSalvage:
@@ -216,13 +275,13 @@ class SqliteSalvage:
             except sqlite3.Error as error:
                 raise ValueError(f"{path.name}: the list of topics is not readable ({error})") from None
             for name, msgtype in self._topics.values():
-                self.contents.topics[name] = TopicCount(msgtype)
+                self.contents.topic(name, msgtype)
         lost = 0
         for message in self._rows(self.contents.problems):
             if message is None:
                 lost += 1
             else:
-                self.contents.count(message.topic, message.type, message.log_ns)
+                self.contents.count(message)
         if lost:
             self.contents.problems.append(f"{path.name}: {lost} messages lie on unreadable pages and are left out")
 
@@ -269,19 +328,13 @@ class SqliteSalvage:
                 yield last
 
 
-class _open_sqlite:  # noqa: N801 - used like a function
+@contextmanager
+def _open_sqlite(path: Path) -> Iterator[sqlite3.Connection]:
     """A read-only connection that also opens a file shorter than its header says."""
-
-    def __init__(self, path: Path) -> None:
-        self._database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as database:
         # Its side effect: sqlite then believes the file's real size instead of refusing a cut file.
-        self._database.execute("PRAGMA writable_schema=ON")
-
-    def __enter__(self) -> sqlite3.Connection:
-        return self._database
-
-    def __exit__(self, *_: object) -> None:
-        self._database.close()
+        database.execute("PRAGMA writable_schema=ON")
+        yield database
 
 
 def decompress_file(source: Path, target: Path) -> str | None:
@@ -301,11 +354,6 @@ def decompress_file(source: Path, target: Path) -> str | None:
     return None
 
 
-def decompress_message(data: bytes) -> bytes:
-    """Decompress one zstd message."""
-    return zstd.decompress(data)
-
-
 def _is_within(log_ns: int, start_ns: int | None, stop_ns: int | None) -> bool:
     return (start_ns is None or log_ns >= start_ns) and (stop_ns is None or log_ns < stop_ns)
 
@@ -317,86 +365,3 @@ def _uint16(data: memoryview, offset: int) -> int:
 def _string(data: memoryview, offset: int) -> str:
     length = int.from_bytes(data[offset : offset + 4], "little")
     return bytes(data[offset + 4 : offset + 4 + length]).decode("utf-8", "replace")
-
-
-def _read_chunk_head(file: BinaryIO, offset: int, file_size: int) -> _Piece | None:
-    """The chunk at `offset`, or None where the lengths in its head contradict each other."""
-    file.seek(offset)
-    head = file.read(_RECORD_HEAD.size + _CHUNK_HEAD.size + 12)
-    if len(head) < _RECORD_HEAD.size + _CHUNK_HEAD.size + 8:
-        return None
-    _, length = _RECORD_HEAD.unpack_from(head)
-    _, _, uncompressed, crc, name_length = _CHUNK_HEAD.unpack_from(head, _RECORD_HEAD.size)
-    name_start = _RECORD_HEAD.size + _CHUNK_HEAD.size
-    if name_length not in (0, 3, 4) or head[name_start : name_start + name_length] not in (b"", b"lz4", b"zstd"):
-        return None
-    stored = int.from_bytes(head[name_start + name_length : name_start + name_length + 8], "little")
-    if length != _CHUNK_HEAD.size + name_length + 8 + stored:
-        return None
-    start = offset + name_start + name_length + 8
-    compression = head[name_start : name_start + name_length].decode()
-    return _Piece(start, min(stored, max(0, file_size - start)), compression, uncompressed, crc)
-
-
-def _find_chunk(file: BinaryIO, offset: int, file_size: int) -> int | None:
-    """Offset of the next plausible chunk record at or behind `offset`."""
-    while offset < file_size:
-        file.seek(offset)
-        window = file.read(_SEARCH_BYTES)
-        for match in _CHUNK_PATTERN.finditer(window):
-            if _read_chunk_head(file, offset + match.start(), file_size) is not None:
-                return offset + match.start()
-        offset += max(1, len(window) - 64)  # a head may lie across two windows
-        if len(window) < _SEARCH_BYTES:
-            return None
-    return None
-
-
-def _piece_bytes(file: BinaryIO, piece: _Piece) -> tuple[memoryview, str | None]:
-    """A piece's records as far as they can be decompressed, and what is wrong with them."""
-    file.seek(piece.offset)
-    stored = file.read(piece.stored_bytes)
-    problem: str | None = None
-    if piece.compression:
-        decompressor: Any = zstd.ZstdDecompressor() if piece.compression == "zstd" else LZ4FrameDecompressor()
-        out = bytearray()
-        try:
-            for start in range(0, len(stored), _DECOMPRESS_STEP):
-                out += decompressor.decompress(stored[start : start + _DECOMPRESS_STEP])
-        except Exception as error:  # the two libraries raise different families
-            problem = f"not decompressible ({error})"
-        records = bytes(out)
-    else:
-        records = stored
-    if problem is None and len(records) != piece.uncompressed_bytes:
-        problem = f"only {len(records)} of {piece.uncompressed_bytes} bytes are there"
-    if problem is None and piece.crc and zlib.crc32(records) != piece.crc:
-        return memoryview(b""), "its checksum is wrong, all its messages are left out"
-    if problem is None and not _ends_with_a_record(records):
-        problem = "its records break off"
-    return memoryview(records), problem
-
-
-def _ends_with_a_record(records: bytes) -> bool:
-    offset = 0
-    while offset < len(records):
-        if offset + _RECORD_HEAD.size > len(records):
-            return False
-        opcode, length = _RECORD_HEAD.unpack_from(records, offset)
-        if not 1 <= opcode <= _LAST_OPCODE:
-            return False
-        offset += _RECORD_HEAD.size + length
-    return offset == len(records)
-
-
-def _records(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Opcode and content of each whole record."""
-    offset = 0
-    while offset + _RECORD_HEAD.size <= len(data):
-        opcode, length = _RECORD_HEAD.unpack_from(data, offset)
-        offset += _RECORD_HEAD.size
-        if not 1 <= opcode <= _LAST_OPCODE or offset + length > len(data):
-            return
-        if opcode != _MESSAGE or length >= _MESSAGE_HEAD.size:
-            yield opcode, data[offset : offset + length]
-        offset += length

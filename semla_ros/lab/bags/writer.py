@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import cv2
@@ -191,13 +190,9 @@ class BagWriter:
             self._writer.close()
 
     def __enter__(self) -> BagWriter:
-        """Return the open bag."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Finish the bag, also after an error, so that what was written can be read."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -127,7 +127,7 @@ def test_a_broken_stretch_of_an_mcap_is_left_out_and_reading_goes_on_behind_it(
     assert stamps == sorted(set(stamps)), "no message twice"
     assert stamps[0] == 0
     assert stamps[-1] >= 28
-    assert 18 <= len(stamps) < 30
+    assert 18 <= len(stamps) < 30  # mcap 1.6.0 and rosbags 0.11.9 stop at it, with 12 and 11
 
 
 def test_broken_pages_of_an_sqlite_bag_cost_only_their_own_messages(tmp_path: Path) -> None:
