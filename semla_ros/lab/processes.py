@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from semla_ros.errors import SemlaError
 
@@ -129,11 +128,7 @@ class Children:
             child.stop(grace_s)
 
     def __enter__(self) -> Children:
-        """Return the empty group."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End all that still run."""
+    def __exit__(self, *_: object) -> None:
         self.stop()

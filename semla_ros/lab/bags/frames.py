@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import queue
 import re
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -191,47 +192,37 @@ class FrameSource:
 
         Reading and decoding run ahead in a thread; closing the iterator ends it.
         """
-        ready: queue.Queue[ReplayFrame | BaseException | None] = queue.Queue(AHEAD)
-        is_cancelled = threading.Event()
+        joined = self._joined(self._decoded())
+        items = islice(joined, self._options.max_frames or None)
 
-        def put(item: ReplayFrame | BaseException | None) -> None:
-            while not is_cancelled.is_set():
-                try:
-                    ready.put(item, timeout=0.1)
-                    return
-                except queue.Full:
-                    continue
-
-        def read() -> None:
+        def read() -> ReplayFrame | None:
             began = time.thread_time()
             try:
-                for frame in self._joined(self._decoded()):
-                    self.busy_s += time.thread_time() - began
-                    put(frame)
-                    if is_cancelled.is_set():
-                        return
-                    began = time.thread_time()
-                put(None)
-            except BaseException as error:  # handed to the consumer, where it is raised
-                put(error)
+                return next(items, None)
+            finally:
+                self.busy_s += time.thread_time() - began
 
-        thread = threading.Thread(target=read, name="semla-bag-reader", daemon=True)
-        thread.start()
         try:
-            while True:
-                began = time.perf_counter()
-                item = ready.get()
-                self.waited_s += time.perf_counter() - began
-                if item is None:
-                    break
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
+            with ThreadPoolExecutor(1, "semla-bag-reader") as reader:
+                ahead = deque(reader.submit(read) for _ in range(AHEAD))
+                try:
+                    while (item := self._awaited(ahead.popleft())) is not None:
+                        ahead.append(reader.submit(read))
+                        yield item
+                finally:
+                    for future in ahead:
+                        future.cancel()
+                    reader.submit(joined.close)  # there, as sqlite's connections belong to the thread that made them
         finally:
-            is_cancelled.set()
-            thread.join()
             for text in self._bag.problems:
                 self.problems.add(text, text)
+
+    def _awaited(self, future: Future[ReplayFrame | None]) -> ReplayFrame | None:
+        began = time.perf_counter()
+        try:
+            return future.result()
+        finally:
+            self.waited_s += time.perf_counter() - began
 
     # Reading
 
@@ -303,37 +294,24 @@ class FrameSource:
             self.problems.add("truth file", f"truth {path}: {error}")
             return None
 
-    def _joined(self, items: Iterator[ReplayFrame | _Truth | _Segment]) -> Iterator[ReplayFrame]:
+    def _joined(self, items: Iterator[ReplayFrame | _Truth | _Segment]) -> Generator[ReplayFrame]:
         """Bring images and their truth together, wherever the one was recorded shortly after the other."""
         waiting: deque[ReplayFrame] = deque()
-        truths: dict[str, OrderedDict[int, MaskArray]] = {camera.topic: OrderedDict() for camera in self.cameras}
-        with_truth = {camera.topic for camera in self.cameras if camera.truth_topic}
-        tolerance_ns = round(self._options.truth_tolerance_ms * 1e6)
-        segment, number, newest_ns = "", 0, 0
+        truths: dict[str, dict[int, MaskArray]] = {camera.topic: {} for camera in self.cameras if camera.truth_topic}
+        numbers = count()
+        segment, newest_ns = "", 0
 
-        def take(topic: str, stamp_ns: int) -> MaskArray | None:
-            known = truths[topic]
-            if stamp_ns in known:
-                return known.pop(stamp_ns)
-            nearest = min(known, key=lambda other: abs(other - stamp_ns), default=None)
-            if nearest is None or abs(nearest - stamp_ns) > tolerance_ns:
-                return None
-            return known.pop(nearest)
-
-        def release(*, all_of_them: bool = False) -> Iterator[ReplayFrame]:
-            nonlocal number
+        def ready(*, is_end: bool = False) -> Iterator[ReplayFrame]:
             while waiting:
                 head = waiting[0]
                 truth = head.truth
-                if truth is None and head.topic in with_truth:
-                    truth = take(head.topic, head.frame.stamp_ns)
+                if head.topic in truths:
+                    truth = self._take(truths[head.topic], head.frame.stamp_ns)
                     is_late = newest_ns - head.log_ns > TRUTH_WAIT_NS or len(waiting) > TRUTH_WAIT_FRAMES
-                    if truth is None and not is_late and not all_of_them:
+                    if truth is None and not is_late and not is_end:
                         return
                 waiting.popleft()
-                truth = self._checked_truth(head, truth)
-                yield ReplayFrame(number, head.frame, head.log_ns, truth, head.segment, head.topic)
-                number += 1
+                yield replace(head, index=next(numbers), truth=self._checked_truth(head, truth))
 
         for item in items:
             newest_ns = max(newest_ns, item.log_ns)
@@ -341,21 +319,21 @@ class FrameSource:
                 segment = item.name
                 continue
             if isinstance(item, _Truth):
-                truths[item.image_topic][item.stamp_ns] = item.mask
-                while len(truths[item.image_topic]) > TRUTH_WAIT_FRAMES:
-                    truths[item.image_topic].popitem(last=False)
+                known = truths[item.image_topic]
+                known[item.stamp_ns] = item.mask
+                while len(known) > TRUTH_WAIT_FRAMES:
+                    del known[next(iter(known))]
             else:
-                waiting.append(ReplayFrame(-1, item.frame, item.log_ns, item.truth, segment, item.topic))
-            yield from self._limited(release())
-            if self._options.max_frames and number >= self._options.max_frames:
-                return
-        yield from self._limited(release(all_of_them=True))
+                waiting.append(replace(item, segment=segment))
+            yield from ready()
+        yield from ready(is_end=True)
 
-    def _limited(self, frames: Iterator[ReplayFrame]) -> Iterator[ReplayFrame]:
-        for frame in frames:
-            if self._options.max_frames and frame.index >= self._options.max_frames:
-                return
-            yield frame
+    def _take(self, known: dict[int, MaskArray], stamp_ns: int) -> MaskArray | None:
+        """Take out the truth whose stamp is nearest, where it is near enough."""
+        nearest = min(known, key=lambda other: abs(other - stamp_ns), default=None)
+        if nearest is None or abs(nearest - stamp_ns) > self._options.truth_tolerance_ms * 1e6:
+            return None
+        return known.pop(nearest)
 
     def _checked_truth(self, frame: ReplayFrame, truth: MaskArray | None) -> MaskArray | None:
         if truth is None:
@@ -440,15 +418,7 @@ class FrameSource:
         return "/scene/segment" if "/scene/segment" in self._bag.topics_of_type(STRING) else ""
 
     def _find_label_map(self) -> LabelMap:
-        names: Mapping[int, str] | None = self._options.label_map
-        if not names and self.has_truth:
-            for topic in self._bag.topics_of_type(STRING):
-                if not topic.endswith("labels"):
-                    continue
-                first = next(iter(self._bag.messages([topic])), None)
-                names = parse_label_message(self._bag.deserialize(first).data) if first is not None else None
-                if names:
-                    break
+        names = self._options.label_map or (label_names(self._bag) if self.has_truth else {})
         if not names:
             return LabelMap.same_numbering(self._class_names)
         label_map = LabelMap(names, self._class_names)
@@ -464,6 +434,16 @@ class FrameSource:
         stop_ns = bag.end_ns if self._stop_ns is None else min(self._stop_ns, bag.end_ns)
         frames = round(total * max(0, stop_ns - self.start_ns) / length_ns / options.stride)
         return min(frames, options.max_frames) if options.max_frames else frames
+
+
+def label_names(bag: BagReader) -> dict[int, str]:
+    """Pixel value -> class name, as a label topic of the bag says; empty where it has none."""
+    for topic in bag.topics_of_type(STRING):
+        if topic.endswith("labels"):
+            for message in islice(bag.messages([topic]), 1):
+                if names := parse_label_message(bag.deserialize(message).data):
+                    return names
+    return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,17 +7,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import cv2
 import numpy as np
 
 from semla_ros.errors import BagError, ConfigError, DatasetError
-from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
-from semla_ros.lab.bags.label_map import parse_label_message
+from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame, label_names
 from semla_ros.lab.bags.reader import BagReader
-from semla_ros.lab.bags.writer import NANOSECONDS, STRING
+from semla_ros.lab.bags.writer import NANOSECONDS
 from semla_ros.results import ImageArray, MaskArray
 
 _UNLABELLED = 255
@@ -96,14 +94,7 @@ def bag_class_names(path: Path) -> tuple[str, ...]:
         BagError: The bag cannot be read.
     """
     with BagReader(path) as bag:
-        for topic in bag.topics_of_type(STRING):
-            if not topic.endswith("labels"):
-                continue
-            first = next(iter(bag.messages([topic])), None)
-            names = parse_label_message(bag.deserialize(first).data) if first is not None else None
-            if names:
-                return tuple(dict.fromkeys(name for _, name in sorted(names.items())))
-    return ()
+        return tuple(dict.fromkeys(name for _, name in sorted(label_names(bag).items())))
 
 
 class BagSamples:
@@ -194,9 +185,7 @@ class BagSamples:
     def __enter__(self) -> BagSamples:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
