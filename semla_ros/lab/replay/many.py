@@ -6,34 +6,34 @@ on where and in which order the tasks ran.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import tarfile
 import tempfile
-import uuid
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from semla_ros.errors import BagError, ConfigError, SemlaError
-from semla_ros.lab.replay.run import SUMMARY, ReplayOptions, replay_bag
+from semla_ros.lab.replay.run import MASKS, SUMMARY, TRACE, ReplayOptions, replay_bag
 from semla_ros.lab.replay.runners import choose_primary
 from semla_ros.lab.replay.scores import add_gains, is_shifted, overlap_miou
 from semla_ros.lab.replay.stretches import most_to_gain
 
 logger = logging.getLogger(__name__)
 
-_MARKER = ".semla-replay-"
+_GRACE_S = 20.0  # for tasks on Ray that an interrupt ends
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ Progress = Callable[[int, int, TaskResult | None], None]  # tasks done, tasks in
 
 
 def find_bags(paths: Sequence[Path]) -> list[Path]:
-    """The bags themselves, and all bags below folders that are none.
+    """The bags themselves, and all bags below folders that are none, but for the masks that a replay wrote there.
 
     Raises:
         BagError: A path does not exist or holds no bag.
@@ -79,7 +79,10 @@ def find_bags(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise BagError(f"bag {path}: there is no such file or folder")
-        found = [path] if path.is_file() or _is_bag(path) else sorted(p for p in path.rglob("*") if _is_bag(p))
+        if path.is_file() or _is_bag(path):
+            found = [path]
+        else:
+            found = sorted(below for below in path.rglob("*") if _is_bag(below) and not _is_result(below))
         if not found:
             raise BagError(
                 f"bag {path}: not a rosbag2 recording, and none below it; expected metadata.yaml and .mcap or .db3"
@@ -89,13 +92,12 @@ def find_bags(paths: Sequence[Path]) -> list[Path]:
 
 
 def _is_bag(path: Path) -> bool:
-    if not path.is_dir():
-        return False
-    if (path / "metadata.yaml").is_file():
-        return True
-    return any(
-        file.suffix in (".mcap", ".db3") or file.name.endswith((".mcap.zstd", ".db3.zstd")) for file in path.iterdir()
-    )
+    endings = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
+    return path.is_dir() and any(file.name == "metadata.yaml" or file.name.endswith(endings) for file in path.iterdir())
+
+
+def _is_result(path: Path) -> bool:
+    return path.name == MASKS and (path.parent / TRACE).is_file()
 
 
 def make_tasks(bags: Sequence[Path], out: Path, options: ReplayOptions) -> list[Task]:
@@ -145,24 +147,31 @@ def run_tasks(
             results[task.out] = TaskResult(task.bag)
         else:
             todo.append(task)
-    if progress is not None:
-        progress(len(results), len(tasks), None)
+    told = progress or (lambda *_: None)
+    told(len(results), len(tasks), None)
     runs = _on_ray(todo, ray_address, jobs) if ray_address else _on_cores(todo, jobs or os.cpu_count() or 1)
-    with contextlib.closing(runs):
-        for task, result in runs:
-            results[task.out] = result
-            if progress is not None:
-                progress(len(results), len(tasks), result)
+    with closing(runs):
+        for task, result in runs if todo else ():
+            if result.archive:
+                _unpack(result.archive, task.out)
+            results[task.out] = replace(result, archive=b"")
+            told(len(results), len(tasks), result)
     return [results[task.out] for task in tasks]
 
 
 def is_done(task: Task) -> bool:
     """Whether a task's results are there, complete, and from the same bag and options."""
+    summary = _own_summary(task)
+    return summary is not None and bool(summary["complete"])
+
+
+def _own_summary(task: Task) -> dict[str, Any] | None:
+    """What a task has written; None where nothing is there, or was left by another replay."""
     try:
-        summary = json.loads((task.out / SUMMARY).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = json.loads((task.out / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
-        return False
-    return bool(summary.get("complete")) and summary.get("request") == task.options.request
+        return None
+    return summary if summary.get("request") == task.options.request else None
 
 
 def run_task(task: Task) -> TaskResult:
@@ -177,72 +186,72 @@ def run_task(task: Task) -> TaskResult:
     return TaskResult(task.bag, "interrupted" if summary["interrupted"] else "")
 
 
-def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, TaskResult], None, None]:
-    if not tasks:
-        return
+def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, TaskResult]]:
     # spawn: a forked child would inherit the threads' locks of torch and OpenCV.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context) as pool:
-        running: dict[Future[TaskResult], Task] = {pool.submit(run_task, task): task for task in tasks}
+    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
         try:
-            while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    task = running.pop(future)
-                    error = future.exception()
-                    yield (
-                        task,
-                        future.result() if error is None else TaskResult(task.bag, f"its process ended: {error}"),
-                    )
+            yield from _results(tasks, lambda task: pool.submit(run_task, task), len(tasks), "its process ended")
         finally:
-            for future in running:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
-def _on_ray(tasks: Sequence[Task], address: str, jobs: int) -> Generator[tuple[Task, TaskResult], None, None]:
-    if not tasks:
-        return
+def _on_ray(tasks: Sequence[Task], address: str, jobs: int) -> Generator[tuple[Task, TaskResult]]:
     try:
         import ray
     except ImportError:
         raise ConfigError("--ray needs the package ray: pip install -r requirements-ray.txt") from None
-    was_running = ray.is_initialized()
-    if not was_running:
-        local = {"num_cpus": jobs or os.cpu_count(), "object_store_memory": 256 << 20} if address == "local" else {}
-        try:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
-    try:
+    with ExitStack() as cleanup:
+        if not ray.is_initialized():
+            local = {"num_cpus": jobs or os.cpu_count(), "object_store_memory": 256 << 20} if address == "local" else {}
+            try:
+                ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                raise ConfigError(f"--ray {address}: no Ray cluster answers there ({reason})") from None
+            cleanup.callback(ray.shutdown)
+        folder = tasks[0].out.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = cleanup.enter_context(tempfile.NamedTemporaryFile(prefix=".semla-replay-", dir=folder))
         remote = ray.remote(num_cpus=1, max_retries=1)(_run_on_worker)
-        most = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        waiting = list(tasks)
-        running: dict[Any, tuple[Task, Path]] = {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < most:
-                    task = waiting.pop(0)
-                    task.out.mkdir(parents=True, exist_ok=True)
-                    marker = task.out / f"{_MARKER}{uuid.uuid4().hex}"
-                    marker.touch()
-                    running[remote.remote(task, marker)] = (task, marker)
-                (ready, *_), _ = ray.wait(list(running), num_returns=1)
-                task, marker = running.pop(ready)
-                try:
-                    result = ray.get(ready)
-                except ray.exceptions.RayError as error:
-                    result = TaskResult(task.bag, f"its Ray task failed: {str(error).splitlines()[-1]}")
-                marker.unlink(missing_ok=True)
-                if result.archive:
-                    _unpack(result.archive, task.out)
-                yield task, replace(result, archive=b"")
-        finally:
-            for reference, (_, marker) in running.items():
+        running: dict[Future[TaskResult], Any] = {}
+
+        def end() -> None:
+            references = list(running.values())
+            for reference in references:
                 ray.cancel(reference)
-                marker.unlink(missing_ok=True)
-    finally:
-        if not was_running:
-            ray.shutdown()
+            if references:  # they write what they have
+                ray.wait(references, num_returns=len(references), timeout=_GRACE_S)
+
+        cleanup.callback(end)
+
+        def start(task: Task) -> Future[TaskResult]:
+            reference = remote.remote(task, Path(marker.name))
+            future: Future[TaskResult] = reference.future()
+            running[future] = reference
+            future.add_done_callback(running.pop)
+            return future
+
+        most = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        yield from _results(tasks, start, most, "its Ray task failed")
+
+
+def _results(
+    tasks: Sequence[Task], start: Callable[[Task], Future[TaskResult]], most: int, failed: str
+) -> Generator[tuple[Task, TaskResult]]:
+    """Start tasks, `most` at a time, and yield each with its result as it ends."""
+    waiting = deque(tasks)
+    running: dict[Future[TaskResult], Task] = {}
+    while waiting or running:
+        while waiting and len(running) < most:
+            task = waiting.popleft()
+            running[start(task)] = task
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            task, error = running.pop(future), future.exception()
+            if error is None:
+                yield task, future.result()
+            else:
+                yield task, TaskResult(task.bag, f"{failed}: {str(error).splitlines()[-1]}")
 
 
 def _run_on_worker(task: Task, marker: Path) -> TaskResult:
@@ -267,17 +276,9 @@ def _unpack(archive: bytes, out: Path) -> None:
 
 def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any]:
     """Pool the summaries of all bags, at least one; the same for the same results, wherever they were made."""
-    bags, summaries = [], []
-    for task, result in zip(tasks, results, strict=True):
-        try:
-            summary = json.loads((task.out / SUMMARY).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            summary = None
-        if summary is not None and summary.get("request") != task.options.request:
-            summary = None  # left by another replay
-        if summary is not None:
-            summaries.append(summary)
-        bags.append(_bag_entry(task, result, summary))
+    own = [_own_summary(task) for task in tasks]
+    bags = [_bag_entry(*item) for item in zip(tasks, results, own, strict=True)]
+    summaries = [summary for summary in own if summary is not None]
     compare = tasks[0].options.compare
     names, primary = [variant.name for variant in compare], choose_primary(compare).name
     variants = {name: _merge_variant([summary["variants"][name] for summary in summaries]) for name in names}
@@ -302,48 +303,47 @@ def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any
 
 
 def _bag_entry(task: Task, result: TaskResult, summary: Mapping[str, Any] | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+    known = summary or {"complete": False, "frames": 0, "duration_s": 0.0, "problems": [], "variants": {}}
+    variants = known["variants"]
+    return {
         "bag": str(task.bag),
         "out": task.out.name,
-        "complete": bool(summary and summary["complete"] and not result.error),
+        "complete": bool(known["complete"] and not result.error),
         "error": result.error or (None if summary else "no results"),
-        "frames": summary["frames"] if summary else 0,
-        "duration_s": summary["duration_s"] if summary else 0.0,
-        "problems": summary["problems"] if summary else [],
-        "miou": {},
-        "shifted_miou": {},
-        "out_of_library_s": None,
+        "frames": known["frames"],
+        "duration_s": known["duration_s"],
+        "problems": known["problems"],
+        "miou": {name: entry["miou"] for name, entry in variants.items()},
+        "shifted_miou": {name: entry["shifted_miou"] for name, entry in variants.items()},
+        "out_of_library_s": variants[known["primary"]]["out_of_library_s"] if summary else None,
     }
-    if summary:
-        entry["miou"] = {name: item["miou"] for name, item in summary["variants"].items()}
-        entry["shifted_miou"] = {name: item["shifted_miou"] for name, item in summary["variants"].items()}
-        entry["out_of_library_s"] = summary["variants"][summary["primary"]]["out_of_library_s"]
-    return entry
 
 
 def _merge_variant(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    segments: dict[str, list[Any]] = {}
-    for entry in entries:
-        for name, counts in entry["segment_pixels"].items():
-            segments.setdefault(name, []).append(counts)
+    segments: dict[str, list[Any]] = defaultdict(list)
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(bytes.fromhex(entry["mask_sha256"]))
-    frames = sum(entry["frames"] for entry in entries)
+        for name, counts in entry["segment_pixels"].items():
+            segments[name].append(counts)
+
+    def total(key: str) -> Any:
+        return sum(entry[key] for entry in entries)
+
     return {
         "miou": _pooled_miou([entry["pixels"] for entry in entries]),
-        "frames": frames,
+        "frames": total("frames"),
         "mask_sha256": digest.hexdigest(),  # of the bags' digests in order
-        "frames_with_truth": sum(entry["frames_with_truth"] for entry in entries),
+        "frames_with_truth": total("frames_with_truth"),
         "shifted_miou": _pooled_miou(
             [counts for name, items in segments.items() if is_shifted(name) for counts in items]
         ),
         "per_segment": {name: {"miou": _pooled_miou(items)} for name, items in sorted(segments.items())},
         "confidence": _weighted(entries, "confidence"),
         "flicker": _weighted(entries, "flicker"),
-        "out_of_library_s": round(sum(entry["out_of_library_s"] for entry in entries), 3),
-        "fusions": sum(entry["fusions"] for entry in entries),
-        "dropped": sum(entry["dropped"] for entry in entries),
+        "out_of_library_s": round(total("out_of_library_s"), 3),
+        "fusions": total("fusions"),
+        "dropped": total("dropped"),
     }
 
 

@@ -1,6 +1,7 @@
 """Many bags: found, replayed on several cores or on Ray, resumed, merged the same way."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,15 @@ def test_bags_are_found_below_a_folder_in_a_fixed_order(bags: list[Path], tmp_pa
     for path, words in ((tmp_path / "empty", "none below"), (tmp_path / "absent", "no such file")):
         with pytest.raises(BagError, match=words):
             find_bags([path])
+
+
+def test_the_results_of_an_earlier_replay_are_no_bags(bags: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "bags" / "out"
+    tasks = make_tasks(bags, out, replace(OPTIONS, with_bag=True))
+    run_tasks(tasks)
+    assert (out / "monday" / "masks" / "metadata.yaml").is_file()
+    assert find_bags([tmp_path / "bags"]) == bags
+    assert find_bags([out / "monday" / "masks"]) == [out / "monday" / "masks"], "asked for by name"
 
 
 def test_results_of_all_bags_are_pooled(bags: list[Path], tmp_path: Path) -> None:
