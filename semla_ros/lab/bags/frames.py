@@ -30,7 +30,6 @@ TRUTH_WAIT_FRAMES = 24
 _TRUTH_WORDS = re.compile(r"(label|truth|mask|semantic|segmentation|annotation|gt)(s|_id|_ids|_image)?$")
 _MONO = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}
 _PLAIN_PARTS = re.compile(r"^(image(_.*)?|compressed|camera_info)$")
-_EXAMPLES = 3  # of each kind of problem that are told in full
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,32 +107,26 @@ class ReplayFrame:
 
 
 class Problems:
-    """What went wrong on the way, in bounded memory: some examples of each kind, and how many there were."""
+    """What went wrong on the way, in bounded memory: the first of each kind, and how many there were."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._examples: dict[str, list[str]] = {}
+        self._first: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def add(self, kind: str, text: str) -> None:
         """Note one problem."""
         with self._lock:
             self._counts[kind] += 1
-            examples = self._examples.setdefault(kind, [])
-            if len(examples) < _EXAMPLES:
-                examples.append(text)
+            self._first.setdefault(kind, text)
 
     def lines(self) -> list[str]:
-        """One line per kind: the first example, and how many more there were."""
+        """One line per kind: the first one, and how many more there were."""
         with self._lock:
             return [
-                examples[0] + (f" (and {self._counts[kind] - 1} more like it)" if self._counts[kind] > 1 else "")
-                for kind, examples in self._examples.items()
+                text + (f" (and {self._counts[kind] - 1} more like it)" if self._counts[kind] > 1 else "")
+                for kind, text in self._first.items()
             ]
-
-    def count(self, kind: str) -> int:
-        """How many of one kind there were."""
-        return self._counts[kind]
 
 
 class FrameSource:
@@ -279,7 +272,7 @@ class FrameSource:
         if message.type == COMPRESSED_IMAGE:
             mask = _decode_mask(np.asarray(content.data), content.format)
         else:
-            mask = _raw_mask(content)
+            mask = raw_mask(content)
         return _Truth(camera.topic, _stamp_ns(content) or message.log_ns, self._label_map(mask), message.log_ns)
 
     def _truth_from_folder(self, camera: Camera, stamp_ns: int) -> MaskArray | None:
@@ -464,8 +457,12 @@ def _stamp_ns(content: Any) -> int:
     return int(content.header.stamp.sec) * NANOSECONDS + int(content.header.stamp.nanosec)
 
 
-def _raw_mask(content: Any) -> MaskArray:
-    """Class ids of a single-channel image, with its step and byte order honoured."""
+def raw_mask(content: Any) -> MaskArray:
+    """Class ids of a single-channel `sensor_msgs/Image`, shape (H, W), with its step and byte order honoured.
+
+    Raises:
+        BagError: It has more channels, or fewer bytes than it says.
+    """
     size = _MONO.get(content.encoding)
     if size is None:
         raise BagError(f"a label image must be one of {', '.join(_MONO)}, got '{content.encoding}'")

@@ -15,11 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rclpy
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray
@@ -32,7 +31,7 @@ from std_msgs.msg import Header, String
 
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import EngineError, SemlaError
-from semla_ros.lab.bags.frames import ReplayFrame
+from semla_ros.lab.bags.frames import ReplayFrame, raw_mask
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.replay.run import ReplayOptions
@@ -46,7 +45,8 @@ from semla_ros.serving.memory import keep_large_blocks
 
 NODE = "/perception"
 TOLD = "answered"  # topic of this replay's node: what a frame was answered with
-ANSWERS = ("mask", "confidence", TOLD)
+MASKS = ("mask", "confidence")
+ANSWERS = (*MASKS, TOLD)
 START_S = 300.0  # loading a large model from a slow disk takes its time
 ANSWER_S = 120.0
 _QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=4, reliability=ReliabilityPolicy.RELIABLE)
@@ -94,6 +94,7 @@ class NodeRunner:
         options: How the bag is replayed.
         cameras: Camera names; `[""]` for the only one.
         log: Where the node's output goes.
+        resources: Ends the node and leaves the graph where it is closed.
 
     Attributes:
         dropped: Always 0: each frame is waited for.
@@ -102,27 +103,19 @@ class NodeRunner:
         SemlaError: The node does not start; the message holds the reason that it gives.
     """
 
-    def __init__(self, options: ReplayOptions, cameras: Sequence[str], log: Path) -> None:
+    def __init__(self, options: ReplayOptions, cameras: Sequence[str], log: Path, resources: ExitStack) -> None:
         self.dropped = 0
         self._cameras = tuple(cameras)
-        self._settings = tempfile.TemporaryDirectory(prefix="semla-replay-")
-        self._child: Child | None = None
-        self._context = Context()
+        self._scopes = self._cameras if options.scope == "camera" else ("",)
         self._answers: dict[tuple[str, str], dict[int, Any]] = {
             (what, camera): {} for what in ANSWERS for camera in cameras
         }
         self._generations: dict[str, Generation] = {}
         self._reports: list[Status] = []
-        self._class_names: tuple[str, ...] = ()
-        self._vocabulary_version = 0
-        self._last_error = ""
-        try:
-            self._start_node(options, log)
-            self._connect(options)
-            self._wait(self._is_ready, START_S, "it is not ready")
-        except BaseException:
-            self.close()
-            raise
+        domain = free_domain()
+        self._child = self._start_node(options, domain, log, resources)
+        self._connect(domain, resources)
+        self._wait(self._is_ready, START_S, "it is not ready")
 
     def run(self, item: ReplayFrame) -> Outcome:
         """Send one frame and wait for its mask.
@@ -144,8 +137,8 @@ class NodeRunner:
         generation = self._generation(camera, frame.stamp_ns)
         mask, confidence, told = (part.pop(frame.stamp_ns) for part in parts)
         segmentation = Segmentation(
-            mask=_pixels(mask),
-            confidence=_pixels(confidence),
+            mask=raw_mask(mask),
+            confidence=raw_mask(confidence),
             generation=generation,
             stamp_ns=frame.stamp_ns,
             camera=camera,
@@ -164,20 +157,7 @@ class NodeRunner:
         """Nothing waits: each frame was answered."""
         return ()
 
-    def close(self) -> None:
-        """End the node and leave the graph."""
-        if self._context.ok():
-            if hasattr(self, "_executor"):
-                self._executor.shutdown()
-                self._node.destroy_node()
-            self._context.try_shutdown()
-        if self._child is not None:
-            self._child.stop()
-        self._settings.cleanup()
-
-    def _start_node(self, options: ReplayOptions, log: Path) -> None:
-        self._domain = free_domain()
-        self._child_log = log
+    def _start_node(self, options: ReplayOptions, domain: int, log: Path, resources: ExitStack) -> Child:
         config = options.config
         values: dict[str, Any] = {
             "model": config.model,
@@ -196,92 +176,83 @@ class NodeRunner:
         if config.inference.inference != "whole":
             values["inference"] = config.inference.inference
         for camera in self._cameras:  # nothing may be lost on the way
-            topic = f"/{camera}/image" if camera else "/image"
-            values[f"qos_overrides.{topic}.subscription.reliability"] = "reliable"
-        file = Path(self._settings.name) / "parameters.yaml"
+            values[f"qos_overrides.{_topic(camera, 'image')}.subscription.reliability"] = "reliable"
+        file = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="semla-replay-"))) / "parameters.yaml"
         file.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}), encoding="utf-8")
         command = [sys.executable, "-m", __name__, "--ros-args", "--params-file", str(file)]
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = isolated_environment(self._domain)
-        self._child = Child("perception node", command, environment, log)
+        environment = isolated_environment(domain)
+        child = Child("perception node", command, environment, log)
+        resources.callback(child.stop)
         for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "AMENT_PREFIX_PATH"):
             if name in environment:  # read when this process joins the graph
                 os.environ[name] = environment[name]
+        return child
 
-    def _connect(self, options: ReplayOptions) -> None:
-        rclpy.init(args=[], context=self._context, domain_id=self._domain)
-        self._node = node = Node("semla_replay", context=self._context, use_global_arguments=False)
-        self._executor = SingleThreadedExecutor(context=self._context)
+    def _connect(self, domain: int, resources: ExitStack) -> None:
+        context = Context()
+        rclpy.init(args=[], context=context, domain_id=domain)
+        resources.callback(context.try_shutdown)
+        self._node = node = Node("semla_replay", context=context, use_global_arguments=False)
+        resources.callback(node.destroy_node)
+        self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(node)
+        resources.callback(self._executor.shutdown)
         self._images = {}
         for camera in self._cameras:
-            prefix, private = (f"{camera}/", f"{NODE}/{camera}") if camera else ("", NODE)
-            self._images[camera] = node.create_publisher(Image, f"/{prefix}image", _QOS)
-            for what in ("mask", "confidence"):
-                node.create_subscription(Image, f"{private}/{what}", self._store(self._answers[what, camera]), _QOS)
-        node.create_subscription(String, f"{NODE}/{TOLD}", self._store_told, _QOS)
-        for scope in self._cameras if options.scope == "camera" else ("",):
-            base = f"{NODE}/{scope}" if scope else NODE
-            node.create_subscription(
-                DiagnosticArray, f"{base}/adapter_weights", self._store_generation(scope), LATCHED_QOS
-            )
-            node.create_subscription(String, f"{base}/labels", self._store_labels, LATCHED_QOS)
-        node.create_subscription(DiagnosticArray, "/diagnostics", self._look_for_errors, 10)
+            self._images[camera] = node.create_publisher(Image, _topic(camera, "image"), _QOS)
+            for what in MASKS:
+                store = partial(self._store, self._answers[what, camera])
+                node.create_subscription(Image, NODE + _topic(camera, what), store, _QOS)
+        node.create_subscription(String, NODE + _topic("", TOLD), self._store_told, _QOS)
+        for scope in self._scopes:
+            store = partial(self._store_generation, scope)
+            node.create_subscription(DiagnosticArray, NODE + _topic(scope, "adapter_weights"), store, LATCHED_QOS)
+        node.create_subscription(DiagnosticArray, "/diagnostics", self._store_reports, 10)
 
     def _is_ready(self) -> bool:
-        """Every publisher here and there has found its counterpart, and the labels have come."""
-        return bool(self._class_names) and all(
+        """Every publisher here and there has found its counterpart, and the first weights have come."""
+        return len(self._generations) == len(self._scopes) and all(
             publisher.get_subscription_count()
-            and all(
-                self._node.count_publishers(f"{NODE}/{camera}/{what}" if camera else f"{NODE}/{what}")
-                for what in ("mask", "confidence")
-            )
+            and all(self._node.count_publishers(NODE + _topic(camera, what)) for what in MASKS)
             for camera, publisher in self._images.items()
         )
 
-    def _wait(self, is_done: Callable[[], bool], seconds: float, what: str) -> None:
+    def _wait(self, is_done: Callable[[], Any], seconds: float, what: str) -> None:
         deadline_s = time.monotonic() + seconds
         while not is_done():
             self._executor.spin_once(timeout_sec=0.05)
-            if self._child is not None and self._child.status is not None:
+            errors = "; ".join(status.message for status in self._reports if status.level == Level.ERROR)
+            if self._child.status is not None:
                 raise EngineError(f"the perception node has ended: {self._child.last_lines(3)}".replace("\n", " | "))
-            if self._last_error and not self._class_names:
-                raise EngineError(f"the perception node cannot start: {self._last_error}")
+            if errors and not self._generations:
+                raise EngineError(f"the perception node cannot start: {errors}")
             if time.monotonic() > deadline_s:
-                why = f"; it says: {self._last_error}" if self._last_error else f"; its output is in {self._child_log}"
-                raise EngineError(f"the perception node did not answer within {seconds:.0f} s: {what}{why}")
+                why = f"it says: {errors}" if errors else f"its output is in {self._child.log}"
+                raise EngineError(f"the perception node did not answer within {seconds:.0f} s: {what}; {why}")
 
-    def _store(self, answers: dict[int, Any]) -> Callable[[Image], None]:
-        def store(message: Image) -> None:
-            answers[messages.stamp_ns(message.header.stamp)] = message
-
-        return store
+    def _store(self, answers: dict[int, Any], message: Image) -> None:
+        answers[messages.stamp_ns(message.header.stamp)] = message
 
     def _store_told(self, message: String) -> None:
         content = json.loads(message.data)
-        self._answers[TOLD, content.pop("camera")][content.pop("stamp_ns")] = content
+        self._answers[TOLD, content["camera"]][content["stamp_ns"]] = content
 
-    def _store_generation(self, scope: str) -> Callable[[DiagnosticArray], None]:
-        def store(message: DiagnosticArray) -> None:
-            self._generations[scope] = Generation.from_statuses(messages.statuses_of(message))
+    def _store_generation(self, scope: str, message: DiagnosticArray) -> None:
+        self._generations[scope] = Generation.from_statuses(messages.statuses_of(message))
 
-        return store
-
-    def _store_labels(self, message: String) -> None:
-        content = json.loads(message.data)
-        self._class_names = tuple(item["name"] for item in content["classes"])
-        self._vocabulary_version = int(content["version"])
-
-    def _look_for_errors(self, message: DiagnosticArray) -> None:
+    def _store_reports(self, message: DiagnosticArray) -> None:
         self._reports = messages.statuses_of(message)
-        self._last_error = "; ".join(status.message for status in self._reports if status.level == Level.ERROR)
 
     def _generation(self, camera: str, stamp_ns: int) -> Generation | None:
         """What a frame was answered with, once its weights have come."""
-        generation = self._generations.get(camera) or self._generations.get("")
-        if generation is None or generation.number != self._answers[TOLD, camera][stamp_ns]["generation"]:
-            return None
-        return replace(generation, class_names=self._class_names, vocabulary_version=self._vocabulary_version)
+        generation = self._generations[camera if camera in self._scopes else ""]
+        is_own = generation.number == self._answers[TOLD, camera][stamp_ns]["generation"]
+        return generation if is_own else None
+
+
+def _topic(camera: str, name: str) -> str:
+    return f"/{camera}/{name}" if camera else f"/{name}"
 
 
 def make_runner(
@@ -296,19 +267,9 @@ def make_runner(
         raise SemlaError("--through-node needs the variant 'semla': it is what the node does")
 
     def make(variant: ReplayVariant, cameras: Sequence[str], resources: ExitStack) -> NodeRunner | None:
-        if variant.kind != "semla":
-            return None
-        runner = NodeRunner(options, cameras, out / "node.log")
-        resources.callback(runner.close)
-        return runner
+        return NodeRunner(options, cameras, out / "node.log", resources) if variant.kind == "semla" else None
 
     return make
-
-
-def _pixels(message: Image) -> Any:
-    """(H, W) of a mono8 or mono16 message of the node, which has no padding."""
-    dtype = np.uint8 if message.encoding == "mono8" else np.uint16
-    return np.frombuffer(message.data, dtype).reshape(message.height, message.width)
 
 
 def main() -> int:
