@@ -28,7 +28,7 @@ from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.label_map import read_label_map
 from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, run_tasks
-from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions
+from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions, write_json
 from semla_ros.lab.replay.runners import parse_variants
 from semla_ros.lab.report.many_page import write_many_report
 from semla_ros.lab.report.progress import progress
@@ -209,11 +209,9 @@ def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: Repl
             is_interrupted = True
             results = [TaskResult(task.bag) for task in tasks]
     merged = merge(tasks, results)
-    text = json.dumps(merged, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    (arguments.out / SUMMARY).write_text(text, encoding="utf-8")
+    write_json(arguments.out / SUMMARY, merged)
     if options.propose_adapter:
-        worklist = json.dumps({"stretches": merged["worklist"]}, indent=1, ensure_ascii=False)
-        (arguments.out / WORKLIST).write_text(worklist + "\n", encoding="utf-8")
+        write_json(arguments.out / WORKLIST, {"stretches": merged["worklist"]})
     if options.with_report:
         write_many_report(arguments.out / REPORT, merged)
     if arguments.json:

@@ -236,11 +236,11 @@ class Replay:
 
     def _write(self, summary: Mapping[str, Any], measured: _Measured) -> None:
         if self._options.propose_adapter:
-            _write_json(self._out / WORKLIST, {"bag": summary["bag"], "stretches": summary["worklist"]})
+            write_json(self._out / WORKLIST, {"bag": summary["bag"], "stretches": summary["worklist"]})
         if self._options.with_report and measured.frames:
             write_report(self._out / REPORT, summary, measured.report_data())
         # Last, and in one step: where it is complete, everything else is.
-        _write_json(self._out / SUMMARY, summary)
+        write_json(self._out / SUMMARY, summary)
 
 
 class _Measured:
@@ -383,5 +383,6 @@ def _keep_to_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of results in one step."""
     write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class _Stretch:
     confidences: float = 0.0
     mious: float = 0.0
     distances: dict[str, tuple[float, int]] = field(default_factory=dict)
-    segments: dict[str, int] = field(default_factory=dict)
+    segments: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
 
@@ -48,12 +49,10 @@ class StretchFinder:
 
     def add(self, item: ReplayFrame, seconds: float, outcome: Outcome, score: FrameScore) -> None:
         """Look at one frame of the adapting variant."""
-        if not outcome.generation.mix.is_out_of_library:
-            if self._open is not None and seconds - self._open.end_s > GAP_S:
-                self._close()
-            return
         if self._open is not None and seconds - self._open.end_s > GAP_S:
             self._close()
+        if not outcome.generation.mix.is_out_of_library:
+            return
         if self._open is None:
             self._open = _Stretch(seconds, seconds, item.frame.stamp_ns, item.frame.stamp_ns)
             self._next_example_s = seconds
@@ -63,7 +62,7 @@ class StretchFinder:
         stretch.frames_with_truth += item.truth is not None
         stretch.confidences += 0.0 if math.isnan(score.confidence) else score.confidence
         stretch.mious += 0.0 if math.isnan(score.miou) else score.miou
-        stretch.segments[item.segment] = stretch.segments.get(item.segment, 0) + 1
+        stretch.segments[item.segment] += 1
         for name, distance in outcome.answer.nearest if outcome.answer else ():
             total, count = stretch.distances.get(name, (0.0, 0))
             stretch.distances[name] = (total + distance, count + 1)
@@ -90,7 +89,6 @@ class StretchFinder:
 
 def _describe(stretch: _Stretch) -> dict[str, Any]:
     nearest = sorted((total / count, name) for name, (total, count) in stretch.distances.items())[:3]
-    name = max(stretch.segments, key=lambda key: stretch.segments[key])
     return {
         "start_s": round(stretch.start_s, 3),
         "end_s": round(stretch.end_s, 3),
@@ -99,7 +97,7 @@ def _describe(stretch: _Stretch) -> dict[str, Any]:
         "end_stamp_ns": stretch.end_ns,
         "frames": stretch.frames,
         "frames_with_truth": stretch.frames_with_truth,
-        "segment": name,
+        "segment": stretch.segments.most_common(1)[0][0],
         "mean_confidence": round(stretch.confidences / stretch.frames, 6),
         "mean_miou": round(stretch.mious / stretch.frames_with_truth, 6) if stretch.frames_with_truth else None,
         "nearest_adapters": [{"name": name, "distance": round(distance, 6)} for distance, name in nearest],
