@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections import Counter, deque
@@ -10,26 +9,22 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from semla_ros.errors import BagError, ConfigError, SemlaError
+from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.image_codec import decode, decode_compressed
-from semla_ros.lab.bags.label_map import LabelMap, parse_label_message
+from semla_ros.lab.bags.cameras import Camera, find_cameras, truth_folder
+from semla_ros.lab.bags.label_map import LabelMap, decode_mask, label_names, raw_mask
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.salvage import StoredMessage
 from semla_ros.lab.bags.writer import COMPRESSED_IMAGE, IMAGE, NANOSECONDS, STRING
-from semla_ros.results import Frame, ImageArray, MaskArray
+from semla_ros.results import Frame, MaskArray
 
 AHEAD = 8  # frames decoded ahead of the one in work
 TRUTH_WAIT_NS = 500_000_000  # how much later than its image a label message may have been recorded
 TRUTH_WAIT_FRAMES = 24
-_TRUTH_WORDS = re.compile(r"(label|truth|mask|semantic|segmentation|annotation|gt)(s|_id|_ids|_image)?$")
-_MONO = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}
-_PLAIN_PARTS = re.compile(r"^(image(_.*)?|compressed|camera_info)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +63,6 @@ class FrameOptions:
         ):
             if not is_good:
                 raise ConfigError(f"--{name} must be {expected}")
-
-
-@dataclass(frozen=True)
-class Camera:
-    """One camera of a bag.
-
-    Attributes:
-        name: Short name made from the topic; empty for the only camera.
-        topic: Its images.
-        truth_topic: Its ground truth; empty where there is none in the bag.
-    """
-
-    name: str
-    topic: str
-    truth_topic: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,8 +137,8 @@ class FrameSource:
         self.problems = Problems()
         self.busy_s = 0.0
         self.waited_s = 0.0
-        self._truth_folder: Path | None = None
-        self.cameras = self._find_cameras()
+        self.cameras = find_cameras(bag, options.topics, options.truth)
+        self._truth_folder = truth_folder(options.truth)
         self._segment_topic = self._find_segment_topic()
         self._label_map = self._find_label_map()
         self.start_ns = bag.start_ns + round(options.start_s * NANOSECONDS)
@@ -269,10 +249,8 @@ class FrameSource:
 
     def _truth_of(self, message: StoredMessage, camera: Camera) -> _Truth:
         content = self._bag.deserialize(message)
-        if message.type == COMPRESSED_IMAGE:
-            mask = _decode_mask(np.asarray(content.data), content.format)
-        else:
-            mask = raw_mask(content)
+        is_raw = message.type == IMAGE
+        mask = raw_mask(content) if is_raw else decode_mask(np.asarray(content.data), content.format)
         return _Truth(camera.topic, _stamp_ns(content) or message.log_ns, self._label_map(mask), message.log_ns)
 
     def _truth_from_folder(self, camera: Camera, stamp_ns: int) -> MaskArray | None:
@@ -282,7 +260,7 @@ class FrameSource:
         if not path.is_file():
             return None
         try:
-            return self._label_map(_decode_mask(np.frombuffer(path.read_bytes(), np.uint8), "png"))
+            return self._label_map(decode_mask(np.frombuffer(path.read_bytes(), np.uint8), "png"))
         except SemlaError as error:
             self.problems.add("truth file", f"truth {path}: {error}")
             return None
@@ -344,66 +322,7 @@ class FrameSource:
             return None
         return truth
 
-    # Finding
-
-    def _find_cameras(self) -> tuple[Camera, ...]:
-        bag, options = self._bag, self._options
-        images = bag.topics_of_type(IMAGE, COMPRESSED_IMAGE)
-        candidates = [topic for topic in images if self._is_truth_like(topic)]
-        if options.topics:
-            for topic in options.topics:
-                if bag.require(topic).type not in (IMAGE, COMPRESSED_IMAGE):
-                    raise BagError(
-                        f"bag {bag.path}: topic '{topic}' is {bag.topics[topic].type}, expected an image topic; "
-                        f"the bag has {bag.describe_topics()}"
-                    )
-            topics = list(options.topics)
-        else:
-            topics = [topic for topic in images if topic not in candidates]
-            # Of one camera's raw and compressed images, the raw ones are what its node was fed.
-            topics = [
-                topic for topic in topics if topic.removesuffix("/compressed") == topic or topic[:-11] not in topics
-            ]
-        if not topics:
-            raise BagError(f"bag {bag.path}: there is no image topic; it has {bag.describe_topics()}")
-        names = _camera_names(topics)
-        truths = self._find_truths(topics, candidates)
-        return tuple(Camera(name, topic, truth) for name, topic, truth in zip(names, topics, truths, strict=True))
-
-    def _find_truths(self, topics: list[str], candidates: list[str]) -> list[str]:
-        choice = self._options.truth
-        if choice == ("none",):
-            return [""] * len(topics)
-        if choice == ("auto",):
-            return [_nearest_truth(topic, [c for c in candidates if c not in topics], len(topics)) for topic in topics]
-        if len(choice) == 1 and Path(choice[0]).is_dir():
-            self._truth_folder = Path(choice[0])
-            return [""] * len(topics)
-        if len(choice) == 1 and choice[0] not in self._bag.topics and len(Path(choice[0]).parts) > 1:
-            raise BagError(
-                f"--truth {choice[0]}: neither a folder nor a topic of bag {self._bag.path}; "
-                f"it has {self._bag.describe_topics()}"
-            )
-        if len(choice) != len(topics):
-            raise ConfigError(
-                f"--truth names {len(choice)} topics for {len(topics)} image topics ({', '.join(topics)}); "
-                "name one for each, in the same order"
-            )
-        for topic in choice:
-            self._bag.require(topic)
-        return list(choice)
-
-    def _is_truth_like(self, topic: str) -> bool:
-        """A label topic is one by its name and by what its first message holds."""
-        if not _TRUTH_WORDS.search(topic.removesuffix("/compressed")):
-            return False
-        first = next(iter(self._bag.messages([topic])), None)
-        if first is None or first.type == COMPRESSED_IMAGE:
-            return first is not None
-        try:
-            return self._bag.deserialize(first).encoding in _MONO
-        except BagError:
-            return False
+    # Choosing
 
     def _find_segment_topic(self) -> str:
         if self._options.segment_topic:
@@ -429,16 +348,6 @@ class FrameSource:
         return min(frames, options.max_frames) if options.max_frames else frames
 
 
-def label_names(bag: BagReader) -> dict[int, str]:
-    """Pixel value -> class name, as a label topic of the bag says; empty where it has none."""
-    for topic in bag.topics_of_type(STRING):
-        if topic.endswith("labels"):
-            for message in islice(bag.messages([topic]), 1):
-                if names := parse_label_message(bag.deserialize(message).data):
-                    return names
-    return {}
-
-
 @dataclass(frozen=True, eq=False)
 class _Truth:
     image_topic: str
@@ -455,61 +364,3 @@ class _Segment:
 
 def _stamp_ns(content: Any) -> int:
     return int(content.header.stamp.sec) * NANOSECONDS + int(content.header.stamp.nanosec)
-
-
-def raw_mask(content: Any) -> MaskArray:
-    """Class ids of a single-channel `sensor_msgs/Image`, shape (H, W), with its step and byte order honoured.
-
-    Raises:
-        BagError: It has more channels, or fewer bytes than it says.
-    """
-    size = _MONO.get(content.encoding)
-    if size is None:
-        raise BagError(f"a label image must be one of {', '.join(_MONO)}, got '{content.encoding}'")
-    data = np.asarray(content.data)
-    if content.step < content.width * size or data.size < content.step * (content.height - 1) + content.width * size:
-        raise BagError(
-            f"label image of {content.width}x{content.height} {content.encoding} with step {content.step} "
-            f"has only {data.size} bytes"
-        )
-    dtype = np.dtype(np.uint8) if size == 1 else np.dtype(">u2" if content.is_bigendian else "<u2")
-    rows = np.lib.stride_tricks.as_strided(data, (content.height, content.width * size), (content.step, 1))
-    return np.ascontiguousarray(rows).view(dtype).astype(dtype.newbyteorder("="))  # type: ignore[return-value]
-
-
-def _decode_mask(data: ImageArray, image_format: str) -> MaskArray:
-    """Class ids of a PNG; a JPEG would have changed them."""
-    if data[:2].tobytes() == b"\xff\xd8":
-        raise BagError(f"a label image must be lossless (PNG), got '{image_format}'")
-    mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if mask is None or mask.ndim != 2:
-        shape = "unreadable bytes" if mask is None else f"{mask.shape[2]} channels"
-        raise BagError(f"a label image must be a PNG with one channel of class ids, got {shape}")
-    return mask  # type: ignore[no-any-return]
-
-
-def _camera_names(topics: Sequence[str]) -> list[str]:
-    """Short names: the last part of the topic that says more than "image"; the whole topic where that is ambiguous."""
-    if len(topics) == 1:
-        return [""]
-    names = []
-    for topic in topics:
-        parts = [part for part in topic.split("/") if part and not _PLAIN_PARTS.match(part)]
-        names.append(parts[-1] if parts else topic.strip("/").replace("/", "_"))
-    return [
-        name if names.count(name) == 1 else topic.strip("/").replace("/", "_")
-        for name, topic in zip(names, topics, strict=True)
-    ]
-
-
-def _nearest_truth(topic: str, candidates: Sequence[str], cameras: int) -> str:
-    """The label topic that shares the most of its path with the image topic."""
-
-    def shared(candidate: str) -> int:
-        pairs = zip(topic.split("/")[1:-1], candidate.split("/")[1:-1], strict=False)
-        return sum(a == b for a, b in pairs)
-
-    best = max(candidates, key=shared, default="")
-    if best and (shared(best) or (cameras == 1 and len(candidates) == 1)):
-        return best
-    return ""

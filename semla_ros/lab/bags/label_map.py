@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import yaml
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import BagError, ConfigError
+from semla_ros.lab.bags.reader import BagReader
+from semla_ros.lab.bags.writer import STRING
 from semla_ros.labels import unlabelled_of
-from semla_ros.results import MaskArray
+from semla_ros.results import ImageArray, MaskArray
 
-logger = logging.getLogger(__name__)
+MONO = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}  # encodings of label images -> bytes per pixel
 
 
 class LabelMap:
@@ -110,3 +113,44 @@ def parse_label_map(content: Any, where: str) -> dict[int, str]:
             )
         names[int(key)] = name
     return names
+
+
+def label_names(bag: BagReader) -> dict[int, str]:
+    """Pixel value -> class name, as a label topic of the bag says; empty where it has none."""
+    for topic in bag.topics_of_type(STRING):
+        if topic.endswith("labels"):
+            for message in islice(bag.messages([topic]), 1):
+                if names := parse_label_message(bag.deserialize(message).data):
+                    return names
+    return {}
+
+
+def raw_mask(content: Any) -> MaskArray:
+    """Class ids of a single-channel `sensor_msgs/Image`, shape (H, W), with its step and byte order honoured.
+
+    Raises:
+        BagError: It has more channels, or fewer bytes than it says.
+    """
+    size = MONO.get(content.encoding)
+    if size is None:
+        raise BagError(f"a label image must be one of {', '.join(MONO)}, got '{content.encoding}'")
+    data = np.asarray(content.data)
+    if content.step < content.width * size or data.size < content.step * (content.height - 1) + content.width * size:
+        raise BagError(
+            f"label image of {content.width}x{content.height} {content.encoding} with step {content.step} "
+            f"has only {data.size} bytes"
+        )
+    dtype = np.dtype(np.uint8) if size == 1 else np.dtype(">u2" if content.is_bigendian else "<u2")
+    rows = np.lib.stride_tricks.as_strided(data, (content.height, content.width * size), (content.step, 1))
+    return np.ascontiguousarray(rows).view(dtype).astype(dtype.newbyteorder("="))  # type: ignore[return-value]
+
+
+def decode_mask(data: ImageArray, image_format: str) -> MaskArray:
+    """Class ids of a PNG; a JPEG would have changed them."""
+    if data[:2].tobytes() == b"\xff\xd8":
+        raise BagError(f"a label image must be lossless (PNG), got '{image_format}'")
+    mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    if mask is None or mask.ndim != 2:
+        shape = "unreadable bytes" if mask is None else f"{mask.shape[2]} channels"
+        raise BagError(f"a label image must be a PNG with one channel of class ids, got {shape}")
+    return mask  # type: ignore[no-any-return]

@@ -31,7 +31,8 @@ from std_msgs.msg import Header, String
 
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import EngineError, SemlaError
-from semla_ros.lab.bags.frames import ReplayFrame, raw_mask
+from semla_ros.lab.bags.frames import ReplayFrame
+from semla_ros.lab.bags.label_map import raw_mask
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.replay.run import ReplayOptions

@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from semla_ros.errors import BagError, ConfigError, DatasetError
-from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame, label_names
+from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
+from semla_ros.lab.bags.label_map import label_names
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.writer import NANOSECONDS
 from semla_ros.results import ImageArray, MaskArray
