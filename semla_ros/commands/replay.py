@@ -27,9 +27,9 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.label_map import read_label_map
+from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, run_tasks
 from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions, write_json
-from semla_ros.lab.replay.runners import parse_variants
 from semla_ros.lab.report.many_page import write_many_report
 from semla_ros.lab.report.progress import progress
 

@@ -6,7 +6,7 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -180,9 +180,3 @@ def mask_uri(mask: MaskArray, palette: NDArray[np.uint8]) -> str:
 
 def _display_size(height: int, width: int) -> tuple[int, int]:
     return (height, width) if width <= PICTURE_WIDTH else (round(height * PICTURE_WIDTH / width), PICTURE_WIDTH)
-
-
-def reference_of(primary: str, names: Sequence[str]) -> str | None:
-    """What the primary variant is compared with: base where it runs, else the first other one."""
-    others = [name for name in names if name != primary]
-    return "base" if "base" in others else (others[0] if others else None)

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from semla_ros.errors import BagError, ConfigError, SemlaError
+from semla_ros.lab.replay.comparison import choose_primary
 from semla_ros.lab.replay.run import MASKS, SUMMARY, TRACE, ReplayOptions, replay_bag
-from semla_ros.lab.replay.runners import choose_primary
 from semla_ros.lab.replay.scores import add_gains, is_shifted, overlap_miou
 from semla_ros.lab.replay.stretches import most_to_gain
 

@@ -27,17 +27,10 @@ from semla_ros.errors import BagError, ConfigError
 from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
 from semla_ros.lab.bags.reader import BagReader
-from semla_ros.lab.replay.gallery import Gallery, reference_of
+from semla_ros.lab.replay.comparison import ReplayVariant, choose_primary, parse_variants, reference_of
+from semla_ros.lab.replay.gallery import Gallery
 from semla_ros.lab.replay.output import MaskBag, Outputs, ReplayVideo, Trace
-from semla_ros.lab.replay.runners import (
-    Answer,
-    Outcome,
-    RealtimeRunner,
-    ReplayVariant,
-    VariantRunner,
-    choose_primary,
-    parse_variants,
-)
+from semla_ros.lab.replay.runners import Answer, Outcome, RealtimeRunner, VariantRunner
 from semla_ros.lab.replay.scores import Agreement, FrameScore, VariantScore, add_gains
 from semla_ros.lab.replay.stretches import StretchFinder
 from semla_ros.lab.replay.timeline import Timeline

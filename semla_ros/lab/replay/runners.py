@@ -1,4 +1,4 @@
-"""What a replay compares: the ways a vehicle's pipeline could have treated the same frames."""
+"""What answers the frames of a replay, one runner for each variant that is compared."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.bags.writer import NANOSECONDS
 from semla_ros.lab.evaluation.variants import equal_mix
+from semla_ros.lab.replay.comparison import ReplayVariant
 from semla_ros.results import AdaptationStep, Frame, Generation, MaskArray, Segmentation, Status
 from semla_ros.serving.health import adaptation_report
 from semla_ros.serving.model_bank import SCENE_HANDOVER_NS
@@ -20,91 +18,8 @@ from semla_ros.serving.model_bank import SCENE_HANDOVER_NS
 if TYPE_CHECKING:
     from semla_ros.pipeline import PerceptionPipeline  # takes seconds to import, which no other command need wait for
 
-Kind = Literal["base", "uniform", "semla", "oracle", "frozen"]
 NEAREST = 5  # adapters whose distance is told
 _ABSOLUTE_STAMP_S = 1e6  # a larger "frozen@" is a stamp, a smaller one counts from the first frame
-
-
-@dataclass(frozen=True)
-class ReplayVariant:
-    """One way of adapting.
-
-    Attributes:
-        name: As asked for; key in the results.
-        kind: "base": no adapter; "uniform": all adapters, equal weights; "semla": follows the scene; "oracle": one
-            adapter throughout; "frozen": follows the scene up to a moment, then keeps its mix.
-        adapter: For "oracle".
-        until_s: For "frozen": seconds after the first frame, or a stamp in seconds.
-    """
-
-    name: str
-    kind: Kind
-    adapter: str = ""
-    until_s: float = 0.0
-
-    @property
-    def adapts(self) -> bool:
-        """Whether its mix follows the scene."""
-        return self.kind in ("semla", "frozen")
-
-    def adapters(self, library: Sequence[str]) -> tuple[str, ...]:
-        """The adapters of its fixed mix; empty where it has none.
-
-        Args:
-            library: Names of all that there are.
-
-        Raises:
-            ConfigError: The library lacks them.
-        """
-        if self.kind == "oracle" and self.adapter not in library:
-            raise ConfigError(
-                f"--compare {self.name}: the library has no adapter '{self.adapter}'; "
-                f"it has {', '.join(library) or 'none'}"
-            )
-        if self.kind == "uniform" and not library:
-            raise ConfigError("--compare uniform: the library has no adapters")
-        return {"oracle": (self.adapter,), "uniform": tuple(library)}.get(self.kind, ())
-
-
-def parse_variants(text: str) -> tuple[ReplayVariant, ...]:
-    """Read `--compare`, such as "base,uniform,semla,oracle:fog,frozen@12.5".
-
-    Raises:
-        ConfigError: A variant is unknown, incomplete or named twice.
-    """
-    variants: dict[str, ReplayVariant] = {}
-    for name in (item.strip() for item in text.split(",")):
-        if name in ("base", "uniform", "semla"):
-            variant = ReplayVariant(name, name)  # type: ignore[arg-type]
-        elif name.startswith("oracle:") and len(name) > len("oracle:"):
-            variant = ReplayVariant(name, "oracle", adapter=name.partition(":")[2])
-        elif name.startswith("frozen@"):
-            try:
-                variant = ReplayVariant(name, "frozen", until_s=_seconds(name.partition("@")[2]))
-            except ValueError:
-                raise ConfigError(
-                    f"--compare: '{name}' needs a time: frozen@12.5 (seconds after the first frame) or a stamp"
-                ) from None
-        else:
-            raise ConfigError(
-                f"--compare: unknown variant '{name}'; known: base, uniform, semla, oracle:NAME, frozen@SECONDS"
-            )
-        if name in variants:
-            raise ConfigError(f"--compare names '{name}' twice")
-        variants[name] = variant
-    return tuple(variants.values())
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not np.isfinite(value) or value < 0:
-        raise ValueError(text)
-    return value / NANOSECONDS if value > 1e15 else value  # stamps are often written in nanoseconds
-
-
-def choose_primary(variants: Sequence[ReplayVariant]) -> ReplayVariant:
-    """The variant that report and bag are about: the first that adapts, else the last."""
-    return next((variant for variant in variants if variant.adapts), variants[-1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,8 +35,9 @@ from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.bags.label_map import raw_mask
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
+from semla_ros.lab.replay.comparison import ReplayVariant
 from semla_ros.lab.replay.run import ReplayOptions
-from semla_ros.lab.replay.runners import NEAREST, Answer, Outcome, ReplayVariant
+from semla_ros.lab.replay.runners import NEAREST, Answer, Outcome
 from semla_ros.nodes import messages
 from semla_ros.nodes.outputs import LATCHED_QOS
 from semla_ros.nodes.perception_node import PerceptionNode, spin

@@ -11,9 +11,9 @@ from semla_ros.config import SemlaConfig
 from semla_ros.errors import BagError, ConfigError
 from semla_ros.lab.replay import many as replay_many
 from semla_ros.lab.replay import run as replay
+from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, run_task, run_tasks
 from semla_ros.lab.replay.run import ReplayOptions
-from semla_ros.lab.replay.runners import parse_variants
 from semla_ros.lab.report.many_page import write_many_report
 
 OPTIONS = ReplayOptions(compare=parse_variants("base,semla"), with_bag=False, with_report=False, propose_adapter=True)

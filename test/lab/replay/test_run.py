@@ -15,8 +15,8 @@ from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.writer import BagWriter
 from semla_ros.lab.replay import timeline
+from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.run import Replay, ReplayOptions, replay_bag
-from semla_ros.lab.replay.runners import parse_variants
 
 ALL = "base,uniform,semla,oracle:fog,frozen@1.5"
 

@@ -7,8 +7,8 @@ import pytest
 from headless_browser import Page, find_chromium
 from replay_toys import ToyPipeline, write_toy_bag
 
+from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.run import ReplayOptions, replay_bag
-from semla_ros.lab.replay.runners import parse_variants
 
 READY = "document.body?.dataset.ready === 'yes'"
 
