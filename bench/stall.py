@@ -14,8 +14,8 @@ from bench.timing import Timing
 from semla_ros.config import DriftConfig, InferenceConfig, SemlaConfig
 from semla_ros.lab.world import demo_drive
 from semla_ros.pipeline import PerceptionPipeline
-from semla_ros.pipeline_status import LatencySummary
 from semla_ros.results import Frame, Generation
+from semla_ros.timing import LatencySummary
 
 SHIPPED = "semla-tiny"
 SCENES = 9  # one for each weather of the drive

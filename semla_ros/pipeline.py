@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from semla_ros.adaptation.background import NewestWins
-from semla_ros.adaptation.drift_gate import JUMP_BACK_NS, DriftGate
+from semla_ros.adaptation.drift_gate import DriftGate
 from semla_ros.adaptation.fusion import Fuser, PreparedModel
 from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.adaptation.scene_embedding import SceneEncoder
@@ -31,7 +31,7 @@ from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.pipeline_status import PipelineStatus, Tally
 from semla_ros.results import AdaptationStep, AdapterMix, FloatArray, Frame, Generation, Segmentation
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.timing import Stopwatch
+from semla_ros.timing import RestartWatch, Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class PerceptionPipeline:
         self._adaptation_lock = threading.RLock()  # one turn of the adaptation path, or one change asked for, at a time
         self._background: NewestWins[Frame] | None = None
         self._scene: FloatArray | None = None  # embedding that the present mix was retrieved for
-        self._newest_stamp_ns: int | None = None
+        self._restarts = RestartWatch()
         self._is_frozen = False
         self._tally = Tally()
         self.on_generation: list[Callable[[Generation], None]] = []
@@ -261,9 +261,8 @@ class PerceptionPipeline:
     def reset_gate(self) -> None:
         """Forget drift and latencies, as when a recording starts over; the present mix stays in use."""
         with self._adaptation_lock:
-            self._drift_gate.reset()
-            self._newest_stamp_ns = None
-            self._tally.clear_statistics()
+            self._restarts.forget()
+            self._start_over()
 
     # State
 
@@ -446,10 +445,13 @@ class PerceptionPipeline:
 
     def _notice_restart(self, stamp_ns: int) -> None:
         """Start over where stamps jump back, as they do when a recording loops."""
-        if self._newest_stamp_ns is not None and stamp_ns < self._newest_stamp_ns - JUMP_BACK_NS:
-            logger.info("stamps jumped back by %.1f s: drift gate reset", (self._newest_stamp_ns - stamp_ns) / 1e9)
-            self.reset_gate()
-        self._newest_stamp_ns = max(stamp_ns, self._newest_stamp_ns or stamp_ns)
+        if jump_s := self._restarts.jump_s(stamp_ns):
+            logger.info("stamps jumped back by %.1f s: drift gate reset", jump_s)
+            self._start_over()
+
+    def _start_over(self) -> None:
+        self._drift_gate.reset()
+        self._tally.clear_statistics()
 
     def _step(
         self,

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from semla_ros.results import AdaptationStep, Generation, Segmentation
-
-WINDOW = 512  # latest samples that latency statistics are taken over
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencySummary:
-    """Milliseconds of one stage over the latest `WINDOW` runs."""
-
-    p50: float
-    p95: float
-    max: float
-    count: int  # runs ever, not only those in the window
+from semla_ros.timing import LatencySummary, LatencyWindow
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,46 +58,12 @@ class PipelineStatus:
     engine_notes: tuple[str, ...] = ()
 
 
-class LatencyWindow:
-    """The latest milliseconds of several stages. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._samples: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
-        self._counts: Counter[str] = Counter()
-
-    def add(self, latency_ms: Mapping[str, float]) -> None:
-        """Count one run of each stage."""
-        with self._lock:
-            for stage, milliseconds in latency_ms.items():
-                self._samples[stage].append(milliseconds)
-                self._counts[stage] += 1
-
-    def summary(self) -> dict[str, LatencySummary]:
-        """Statistics by stage."""
-        with self._lock:
-            samples = {stage: list(values) for stage, values in self._samples.items()}
-            counts = dict(self._counts)
-        result = {}
-        for stage, values in samples.items():
-            p50, p95, largest = np.percentile(values, (50, 95, 100))
-            result[stage] = LatencySummary(p50=float(p50), p95=float(p95), max=float(largest), count=counts[stage])
-        return result
-
-    def clear(self) -> None:
-        """Start anew."""
-        with self._lock:
-            self._samples.clear()
-            self._counts.clear()
-
-
 class Tally:
     """The pipeline's counters. Each field has one writer: the frame path or the adaptation path."""
 
     def __init__(self) -> None:
         self.frames = 0
         self.failures = 0
-        self.actions: Counter[str] = Counter()
         self.embeddings = 0
         self.retrievals = 0
         self.fusions = 0
@@ -130,7 +81,6 @@ class Tally:
     def count_step(self, step: AdaptationStep) -> None:
         """Count one turn of the adaptation path."""
         self.last_action = step.action
-        self.actions[step.action] += 1
         self.embeddings += "embed" in step.latency_ms
         self.retrievals += step.mix is not None
         if step.drift is not None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from semla_ros.config import DriftConfig
 from semla_ros.errors import ImageError
 from semla_ros.results import FloatArray
+from semla_ros.timing import JUMP_BACK_NS
 
-JUMP_BACK_NS = 500_000_000  # stamps of several cameras may arrive out of order; farther back, a recording starts over
 JITTER = 0.02  # part of a period by which a frame may come early and still count: cameras do not tick exactly
 SETTLING_CONSTANTS = 4.0  # time constants after which smoothing has followed a step to 2 %
 

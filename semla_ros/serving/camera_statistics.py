@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
+from semla_ros.timing import LatencySummary, LatencyWindow
 
 OVERTAKEN = "overtaken"  # a newer image of the camera came before this one's turn
 BROKEN = "broken image"
 DISABLED = "disabled"  # by the enable service
 FAILED = "failed"  # the segmentation raised an error
 STOPPED = "stopped"  # the node was deactivated while it waited
-
-_SAMPLES = 512
-Sample = tuple[float, float]  # time in seconds, value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Milliseconds over several images."""
-
-    p50: float
-    p95: float
-    max: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +45,8 @@ class CameraSnapshot:
     image_rate_hz: float
     mask_rate_hz: float
     silence_s: float | None
-    latency_ms: Mapping[str, Spread] = field(default_factory=dict)
-    age_ms: Spread | None = None
+    latency_ms: Mapping[str, LatencySummary] = field(default_factory=dict)
+    age_ms: LatencySummary | None = None
     has_stamps: bool = True
     recent_restarts: int = 0
     last_error: str = ""
@@ -83,8 +71,7 @@ class CameraStatistics:
         self._arrivals: deque[float] = deque(maxlen=4096)
         self._answers: deque[float] = deque(maxlen=4096)
         self._drops: deque[tuple[float, str]] = deque(maxlen=4096)
-        self._latency: dict[str, deque[Sample]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
-        self._age: deque[Sample] = deque(maxlen=_SAMPLES)
+        self._latency, self._age = LatencyWindow(), LatencyWindow()
         self._error_s: float | None = None
 
     def clear(self) -> None:
@@ -120,9 +107,8 @@ class CameraStatistics:
             self._answers.append(now_s)
             self._has_stamps = age_ms is not None
             if age_ms is not None:
-                self._age.append((now_s, age_ms))
-            for stage, milliseconds in latency_ms.items():
-                self._latency[stage].append((now_s, milliseconds))
+                self._age.add({"age": age_ms}, now_s)
+            self._latency.add(latency_ms, now_s)
 
     def snapshot(self, now_s: float, window_s: float) -> CameraSnapshot:
         """Everything at once, with rates over the last `window_s` seconds."""
@@ -140,8 +126,8 @@ class CameraStatistics:
                 image_rate_hz=_rate_hz(self._arrivals, since),
                 mask_rate_hz=_rate_hz(self._answers, since),
                 silence_s=None if self._latest_s is None else now_s - self._latest_s,
-                latency_ms={stage: _spread(samples, since) for stage, samples in self._latency.items()},
-                age_ms=_spread(self._age, since) if self._age else None,
+                latency_ms=self._latency.summary(since),
+                age_ms=self._age.summary(since).get("age"),
                 has_stamps=self._has_stamps,
                 recent_restarts=sum(since <= time_s <= now_s for time_s in self._restarts),
                 last_error=self._last_error,
@@ -155,9 +141,3 @@ def _rate_hz(times_s: deque[float], since_s: float) -> float:
     if len(recent) < 2 or recent[-1] <= recent[0]:
         return 0.0
     return (len(recent) - 1) / (recent[-1] - recent[0])
-
-
-def _spread(samples: deque[Sample], since_s: float) -> Spread:
-    recent = [value for time_s, value in samples if time_s >= since_s] or [samples[-1][1]]
-    p50, p95, largest = np.percentile(recent, (50, 95, 100))
-    return Spread(p50=float(p50), p95=float(p95), max=float(largest))

@@ -30,10 +30,11 @@ from semla_ros.nodes.messages import (
 from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.serving import camera_statistics as drops
 from semla_ros.serving.camera_slots import CameraSlots
-from semla_ros.serving.camera_statistics import CameraSnapshot, CameraStatistics, Spread
+from semla_ros.serving.camera_statistics import CameraSnapshot, CameraStatistics
 from semla_ros.serving.health import Level, NodeState, camera_report, node_report
 from semla_ros.serving.library_watch import LibraryWatch
 from semla_ros.serving.memory import keep_large_blocks
+from semla_ros.timing import LatencySummary
 
 
 def test_the_newest_image_of_each_camera_is_served_in_turn() -> None:
@@ -97,8 +98,8 @@ def test_statistics_account_for_every_image_and_forget_only_what_time_explains()
 def snapshot_of(**changes: object) -> CameraSnapshot:
     values: dict = {
         "received": 100, "answered": 100, "dropped": {}, "recent_received": 100, "recent_dropped": {},
-        "image_rate_hz": 10.0, "mask_rate_hz": 10.0, "silence_s": 0.1, "age_ms": Spread(p50=50, p95=60, max=70),
-        "latency_ms": {"total": Spread(p50=20, p95=30, max=40)},
+        "image_rate_hz": 10.0, "mask_rate_hz": 10.0, "silence_s": 0.1, "age_ms": LatencySummary(p50=50, p95=60, max=70),
+        "latency_ms": {"total": LatencySummary(p50=20, p95=30, max=40)},
     }  # fmt: skip
     return CameraSnapshot(**(values | changes))
 
@@ -113,13 +114,13 @@ def snapshot_of(**changes: object) -> CameraSnapshot:
         ({"recent_dropped": {drops.BROKEN: 80}}, Level.ERROR, ["80 of 100"]),
         ({"recent_dropped": {drops.FAILED: 1}, "last_error": "oom"}, Level.ERROR, ["oom"]),
         ({"recent_dropped": {drops.OVERTAKEN: 95}}, Level.WARN, ["95%", "10.0 Hz come", "lower the camera's rate"]),
-        ({"age_ms": Spread(p50=2000, p95=2500, max=3000)}, Level.WARN, ["2.0 s old", "late"]),
-        ({"age_ms": Spread(p50=1e9, p95=1e9, max=1e9)}, Level.WARN, ["12 days behind", "use_sim_time"]),
-        ({"age_ms": Spread(p50=-3e6, p95=-3e6, max=-3e6)}, Level.WARN, ["3000.0 s ahead", "synchronise"]),
+        ({"age_ms": LatencySummary(p50=2000, p95=2500, max=3000)}, Level.WARN, ["2.0 s old", "late"]),
+        ({"age_ms": LatencySummary(p50=1e9, p95=1e9, max=1e9)}, Level.WARN, ["12 days behind", "use_sim_time"]),
+        ({"age_ms": LatencySummary(p50=-3e6, p95=-3e6, max=-3e6)}, Level.WARN, ["3000.0 s ahead", "synchronise"]),
         ({"has_stamps": False}, Level.WARN, ["no stamp", "camera driver"]),
         ({"recent_restarts": 3}, Level.WARN, ["jumped back 3 times", "one camera alone"]),
         ({"recent_restarts": 1}, Level.OK, ["10.0 masks per second"]),
-        ({"latency_ms": {"total": Spread(p50=1, p95=900, max=901)}}, Level.WARN, ["900 ms", "smaller images"]),
+        ({"latency_ms": {"total": LatencySummary(p50=1, p95=900, max=901)}}, Level.WARN, ["900 ms", "smaller images"]),
         ({"mask_rate_hz": 4.0}, Level.WARN, ["4.0 masks per second", "fewer than 5"]),
     ],
 )  # fmt: skip
