@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.results import Frame, Generation, Segmentation
 from semla_ros.serving.parameters import Settings, explicit_only
+from semla_ros.serving.scene_speaker import SceneSpeaker
 
 if TYPE_CHECKING:
     from semla_ros.pipeline import PerceptionPipeline
 
 logger = logging.getLogger(__name__)
 Load = Callable[[SemlaConfig], "PerceptionPipeline"]
-SCENE_HANDOVER_NS = 2_000_000_000  # a camera silent for so long no longer speaks for the vehicle's scene
 
 
 def load_pipeline(config: SemlaConfig) -> PerceptionPipeline:
@@ -46,7 +46,7 @@ class ModelBank:
     def __init__(self, load: Load, settings: Settings, cameras: Sequence[str]) -> None:
         self._cameras = list(cameras)
         self._is_shared = settings.node.adaptation_scope == "vehicle"
-        self._newest_stamp_ns: dict[str, int] = {}
+        self._speaker = SceneSpeaker(self._cameras)
         self._failures: dict[str, tuple[int, float]] = {}
         self.pipelines: dict[str, PerceptionPipeline] = {}
         scopes = [""] if self._is_shared else self._cameras
@@ -94,23 +94,11 @@ class ModelBank:
         """
         pipeline = self.of(frames[0].camera)
         for frame in frames:
-            if self._speaks_for_scene(frame):
+            if not self._is_shared or self._speaker.speaks(frame.camera, frame.stamp_ns):
                 pipeline.offer(frame)
         if len(frames) == 1:
             return [pipeline.segment(frames[0], want_confidence)]
         return pipeline.segment_batch(frames, want_confidence)
-
-    def _speaks_for_scene(self, frame: Frame) -> bool:
-        """With one scene for several cameras, the first one in the list that delivers looks at it.
-
-        Cameras look different even in the same weather: mixed, they would seem to drift with every frame.
-        """
-        self._newest_stamp_ns[frame.camera] = frame.stamp_ns
-        if not self._is_shared:
-            return True
-        earlier = self._cameras[: self._cameras.index(frame.camera)]
-        oldest = frame.stamp_ns - SCENE_HANDOVER_NS
-        return all(self._newest_stamp_ns.get(camera, oldest - 1) < oldest for camera in earlier)
 
     def apply(self, present: Settings, changed: Settings) -> None:
         """Change vocabulary, retrieval and drift settings in all pipelines, or in none.
@@ -166,7 +154,7 @@ class ModelBank:
 
     def reset_gate(self, camera: str) -> None:
         """Forget the drift of a camera's scene: its stamps have jumped back."""
-        self._newest_stamp_ns.pop(camera, None)
+        self._speaker.forget(camera)
         self.of(camera).reset_gate()
 
     def failure_age_s(self, scope: str, failures: int) -> float | None:

@@ -13,7 +13,7 @@ from semla_ros.lab.evaluation.variants import equal_mix
 from semla_ros.lab.replay.comparison import ReplayVariant
 from semla_ros.results import AdaptationStep, Frame, Generation, MaskArray, Segmentation, Status
 from semla_ros.serving.health import adaptation_report
-from semla_ros.serving.model_bank import SCENE_HANDOVER_NS
+from semla_ros.serving.scene_speaker import SceneSpeaker
 
 if TYPE_CHECKING:
     from semla_ros.pipeline import PerceptionPipeline  # takes seconds to import, which no other command need wait for
@@ -105,7 +105,7 @@ class VariantRunner:
         self._variant = variant
         self._is_shared = scope == "vehicle"
         self._camera_names = tuple(camera_names)
-        self._newest_stamp_ns: dict[str, int] = {}
+        self._speaker = SceneSpeaker(camera_names)
         self._nearest: dict[str, tuple[int, tuple[tuple[str, float], ...]]] = {}  # scope -> generation, adapters
         self._first_stamp_ns: int | None = None
         self._pipelines: dict[str, PerceptionPipeline] = {}
@@ -149,12 +149,7 @@ class VariantRunner:
 
     def _speaks_for_scene(self, frame: Frame) -> bool:
         """As in the node: with one scene for several cameras, the first one that delivers looks at it."""
-        self._newest_stamp_ns[frame.camera] = frame.stamp_ns
-        if not self._is_shared:
-            return True
-        earlier = self._camera_names[: self._camera_names.index(frame.camera)]
-        oldest = frame.stamp_ns - SCENE_HANDOVER_NS
-        return all(self._newest_stamp_ns.get(camera, oldest - 1) < oldest for camera in earlier)
+        return not self._is_shared or self._speaker.speaks(frame.camera, frame.stamp_ns)
 
     def _is_past(self, stamp_ns: int) -> bool:
         if self._first_stamp_ns is None:

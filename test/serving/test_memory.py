@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import psutil
-
 import semla_ros.serving.process_memory as process_memory
 from semla_ros.serving.process_memory import peak_resident_bytes
 
