@@ -25,7 +25,7 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ImageError, SemlaError
 from semla_ros.labels import overlay, palette_of
 from semla_ros.results import BASE_MODEL, Frame, ImageArray, Segmentation
-from semla_ros.serving.process_memory import peak_resident_bytes
+from semla_ros.serving.memory import peak_resident_bytes
 from semla_ros.timing import Stopwatch
 
 

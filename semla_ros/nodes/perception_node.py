@@ -7,8 +7,6 @@ thread decodes, segments and publishes; one makes slow changes; the pipeline's o
 from __future__ import annotations
 
 import contextlib
-import gc
-import os
 import socket
 import sys
 import threading
@@ -50,7 +48,7 @@ from semla_ros.serving.camera_slots import CameraSlots
 from semla_ros.serving.camera_statistics import CameraStatistics
 from semla_ros.serving.health import NodeState, adaptation_report, camera_report, node_report
 from semla_ros.serving.library_watch import LibraryWatch
-from semla_ros.serving.memory import give_back_free_blocks, keep_large_blocks
+from semla_ros.serving.memory import give_back_memory, gpu_mb, keep_large_blocks, resident_mb
 from semla_ros.serving.model_bank import Load, ModelBank, device_of, load_pipeline
 from semla_ros.serving.parameters import QOS_PREFIX, SPECS, Settings, check_ranges, unknown_parameters
 
@@ -448,7 +446,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         del bank
         for outputs in self._model_outputs.values():
             outputs.forget()
-        _give_back_memory()
+        give_back_memory()
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and release, from any state."""
@@ -715,8 +713,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             device=device_of(pipeline) or config.inference.device,
             class_count=len(pipeline.class_names) if pipeline else 0,
             vocabulary_version=pipeline.generation.vocabulary_version if pipeline else 0,
-            memory_mb=_resident_mb(),
-            gpu_memory_mb=_gpu_mb(),
+            memory_mb=resident_mb(),
+            gpu_memory_mb=gpu_mb(),
             uses_cv_bridge=self._decoder.uses_cv_bridge,
             refused=self._refused if has_fresh_refusal else "",
             library_problem=self._library_problem,
@@ -733,37 +731,6 @@ def _exception_record(error: BaseException) -> Any:
     return logging.LogRecord(
         __name__, logging.ERROR, __file__, 0, "unexpected error", None, (type(error), error, error.__traceback__)
     )
-
-
-def _resident_mb() -> float:
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-
-def _gpu_mb() -> float | None:
-    """Memory that torch holds on the GPU, without starting CUDA where nobody uses it."""
-    torch = _loaded_torch()
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return float(torch.cuda.memory_reserved()) / 1e6
-
-
-def _loaded_torch() -> Any:
-    """The torch module; None while nobody has imported it, or another thread is still in the middle of that."""
-    torch = sys.modules.get("torch")
-    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
-
-
-def _give_back_memory() -> None:
-    """Return what a released model held: torch keeps a GPU's memory, and malloc the system's, until they are told."""
-    gc.collect()
-    torch = _loaded_torch()
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    give_back_free_blocks()
 
 
 def spin(node: PerceptionNode) -> None:

@@ -1,16 +1,23 @@
-"""Keep the memory of large messages instead of mapping and unmapping it for each one."""
+"""The process's memory: how much it holds, and what the allocators of glibc and torch keep or give back."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
+import resource
 import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
 
 logger = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
 MMAP_THRESHOLD_BYTES = 256 << 20
 TRIM_THRESHOLD_BYTES = 512 << 20
+_STATUS = Path("/proc/self/status")
 
 
 def keep_large_blocks() -> bool:
@@ -31,10 +38,49 @@ def keep_large_blocks() -> bool:
     )
 
 
-def give_back_free_blocks() -> None:
-    """Let glibc return to the system what it has kept, as when a model has been released."""
+def give_back_memory() -> None:
+    """Return what a released model held: torch keeps a GPU's memory, and malloc the system's, until they are told."""
+    gc.collect()
+    torch = _loaded_torch()
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def resident_mb() -> float:
+    """Physical memory that this process holds, MB."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def peak_resident_bytes() -> int:
+    """The most physical memory that this process has held, in bytes; the kernel's own high-water mark.
+
+    `getrusage` counts what the parent held before this program was started, too: it serves where there is no /proc.
+    """
+    try:
+        for line in _STATUS.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "VmHWM":
+                return int(value.split()[0]) * 1024
+    except (OSError, ValueError):
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def gpu_mb() -> float | None:
+    """Memory that torch holds on the GPU, MB, without starting CUDA; None where nobody uses it."""
+    torch = _loaded_torch()
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return float(torch.cuda.memory_reserved()) / 1e6
+
+
+def _loaded_torch() -> Any:
+    """The torch module; None while nobody has imported it, or another thread is still in the middle of that."""
+    torch = sys.modules.get("torch")
+    return None if torch is None or getattr(torch.__spec__, "_initializing", False) else torch
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -18,7 +18,6 @@ from std_msgs.msg import Header
 from semla_ros.config import DiagnosticsConfig
 from semla_ros.image_codec import decode, decode_compressed
 from semla_ros.labels import colour_of, labels_json, overlay, palette_of
-from semla_ros.nodes import perception_node
 from semla_ros.nodes.messages import (
     compressed_message,
     image_message,
@@ -33,7 +32,6 @@ from semla_ros.serving.camera_slots import CameraSlots
 from semla_ros.serving.camera_statistics import CameraSnapshot, CameraStatistics
 from semla_ros.serving.health import Level, NodeState, camera_report, node_report
 from semla_ros.serving.library_watch import LibraryWatch
-from semla_ros.serving.memory import keep_large_blocks
 from semla_ros.timing import LatencySummary
 
 
@@ -253,21 +251,6 @@ def test_vision_msgs_get_the_same_classes_where_they_are_installed(monkeypatch: 
     message = label_info_message(header, ["road", "sky"])
     assert message.header is header
     assert [(item.class_id, item.class_name) for item in message.class_map] == [(0, "road"), (1, "sky")]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
-def test_malloc_takes_the_thresholds() -> None:
-    assert keep_large_blocks()
-
-
-def test_a_gpu_is_told_to_give_back_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = []
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: told.append("empty"))
-    perception_node._give_back_memory()
-    assert told == []  # nothing has used a GPU, and asking would start CUDA
-    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    perception_node._give_back_memory()
-    assert told == ["empty"]
 
 
 def test_the_core_logs_through_the_node_with_its_traceback() -> None:

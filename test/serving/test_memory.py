@@ -1,11 +1,15 @@
+"""What the process holds, ever held, and gives back."""
+
 import mmap
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
-import semla_ros.serving.process_memory as process_memory
-from semla_ros.serving.process_memory import peak_resident_bytes
+import pytest
+
+from semla_ros.serving import memory
+from semla_ros.serving.memory import give_back_memory, keep_large_blocks, peak_resident_bytes
 
 MIB = 2**20
 
@@ -21,12 +25,27 @@ def test_the_peak_stays_when_memory_is_given_back() -> None:
 
 def test_a_new_process_does_not_count_what_its_parent_held() -> None:
     block = bytearray(300 * MIB)
-    program = "from semla_ros.serving.process_memory import peak_resident_bytes; print(peak_resident_bytes())"
+    program = "from semla_ros.serving.memory import peak_resident_bytes; print(peak_resident_bytes())"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert len(block) < psutil.Process().memory_info().rss
     assert 1 * MIB < int(answer.stdout) < 200 * MIB
 
 
-def test_where_the_kernel_tells_nothing_the_older_count_serves(monkeypatch) -> None:
-    monkeypatch.setattr(process_memory, "_STATUS", Path("/nowhere"))
+def test_where_the_kernel_tells_nothing_the_older_count_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_STATUS", Path("/nowhere"))
     assert peak_resident_bytes() >= psutil.Process().memory_info().rss // 2
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_malloc_takes_the_thresholds() -> None:
+    assert keep_large_blocks()
+
+
+def test_a_gpu_is_told_to_give_back_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: told.append("empty"))
+    give_back_memory()
+    assert told == []  # nothing has used a GPU, and asking would start CUDA
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    give_back_memory()
+    assert told == ["empty"]
