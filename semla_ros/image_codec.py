@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -77,6 +78,20 @@ _LAYOUTS: dict[str, _Layout] = {
 ENCODINGS = tuple(_LAYOUTS)
 
 _COMPRESSED_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # the camera's own orientation, as in raw images
+
+
+def decode_message(message: Any) -> ImageArray:
+    """`decode` a `sensor_msgs/Image`, or `decode_compressed` a `CompressedImage`, which has no `encoding`."""
+    if not hasattr(message, "encoding"):
+        return decode_compressed(message.data, message.format)
+    return decode(
+        encoding=message.encoding,
+        width=message.width,
+        height=message.height,
+        step=message.step,
+        data=message.data,
+        is_bigendian=bool(message.is_bigendian),
+    )
 
 
 def decode(

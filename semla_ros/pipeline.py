@@ -130,7 +130,7 @@ class PerceptionPipeline:
             frame_id=frame.frame_id,
             latency_ms=output.latency_ms,
         )
-        self._tally.count_frame(segmentation)
+        self._tally.frame_latency.add(output.latency_ms)
         return segmentation
 
     # Adaptation path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from semla_ros.results import AdaptationStep, Generation, Segmentation
+from semla_ros.results import AdaptationStep, Generation
 from semla_ros.timing import LatencySummary, LatencyWindow
 
 
@@ -62,7 +62,6 @@ class Tally:
     """The pipeline's counters. Each field has one writer: the frame path or the adaptation path."""
 
     def __init__(self) -> None:
-        self.frames = 0
         self.failures = 0
         self.embeddings = 0
         self.retrievals = 0
@@ -73,10 +72,10 @@ class Tally:
         self.frame_latency = LatencyWindow()
         self.adaptation_latency = LatencyWindow()
 
-    def count_frame(self, segmentation: Segmentation) -> None:
-        """Count one answer of the frame path."""
-        self.frames += 1
-        self.frame_latency.add(segmentation.latency_ms)
+    @property
+    def frames(self) -> int:
+        """Frames segmented; each adds to `frame_latency`."""
+        return self.frame_latency.runs
 
     def count_step(self, step: AdaptationStep) -> None:
         """Count one turn of the adaptation path."""

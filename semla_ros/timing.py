@@ -53,15 +53,21 @@ class LatencySummary:
 
 
 class LatencyWindow:
-    """The latest `WINDOW` runs of several stages. Thread-safe."""
+    """The latest `WINDOW` runs of several stages. Thread-safe.
+
+    Attributes:
+        runs: How often `add` was called, ever.
+    """
 
     def __init__(self) -> None:
+        self.runs = 0
         self._lock = threading.Lock()
         self._samples: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=WINDOW))
 
     def add(self, latency_ms: Mapping[str, float], now_s: float = 0.0) -> None:
         """Count one run of each stage, at a time by any clock."""
         with self._lock:
+            self.runs += 1
             for stage, milliseconds in latency_ms.items():
                 self._samples[stage].append((now_s, milliseconds))
 
@@ -75,7 +81,7 @@ class LatencyWindow:
         }
 
     def clear(self) -> None:
-        """Start anew."""
+        """Forget the latencies; the count of runs goes on."""
         with self._lock:
             self._samples.clear()
 

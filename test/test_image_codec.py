@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from semla_ros.errors import ImageError
-from semla_ros.image_codec import ENCODINGS, decode, decode_compressed
-from semla_ros.nodes.cv_bridge_codec import ImageDecoder, should_use, why_unsafe
+from semla_ros.image_codec import ENCODINGS, decode, decode_compressed, decode_message
+from semla_ros.nodes.cv_bridge_codec import CvBridgeDecoder, choose_decoder, why_unsafe
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
 BAYER_SITES = {"rggb": "RGGB", "bggr": "BGGR", "gbrg": "GBRG", "grbg": "GRBG"}
@@ -133,20 +133,21 @@ def test_a_truncated_file_is_refused_rather_than_filled_with_grey(suffix: str) -
 
 
 def test_cv_bridge_is_refused_where_it_would_crash_or_is_missing() -> None:
-    assert not should_use("never")
+    assert choose_decoder("never") is decode_message
     reason = why_unsafe()
     if reason:
-        assert not should_use("auto")
+        assert choose_decoder("auto") is decode_message
         with pytest.raises(Exception, match="cv_bridge is set to 'always', but"):
-            should_use("always")
-        assert not ImageDecoder(should_use("auto")).uses_cv_bridge
+            choose_decoder("always")
     else:  # both exist: they must agree
         from sensor_msgs.msg import Image
 
+        by_cv_bridge = choose_decoder("auto")
+        assert isinstance(by_cv_bridge, CvBridgeDecoder)
         image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
         for encoding in ("rgb8", "bgr8", "rgba8", "bgra8", "mono8"):
             message = Image(**{**encode(image, encoding), "is_bigendian": 0})
-            assert np.abs(ImageDecoder(True)(message).astype(int) - ImageDecoder(False)(message)).max() <= 1, encoding
+            assert np.abs(by_cv_bridge(message).astype(int) - decode_message(message)).max() <= 1, encoding
 
 
 def test_numpy_2_alone_is_reason_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
-"""Use cv_bridge for decoding where it is there and safe."""
+"""Decode images with cv_bridge where it is there and safe, and with the codec of this package everywhere else."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from semla_ros import image_codec
 from semla_ros.errors import ConfigError, ImageError
+from semla_ros.image_codec import decode_message, is_tight
 from semla_ros.results import ImageArray
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ def why_unsafe() -> str:
     return ""
 
 
-def should_use(setting: str) -> bool:
-    """Decide by the `cv_bridge` parameter.
+def choose_decoder(setting: str) -> Callable[[Any], ImageArray]:
+    """What decodes image messages by the `cv_bridge` parameter: a `CvBridgeDecoder`, or `image_codec.decode_message`.
 
     Args:
         setting: "auto", "never" or "always".
@@ -39,30 +40,21 @@ def should_use(setting: str) -> bool:
     Raises:
         ConfigError: "always", but it is not installed or would crash.
     """
-    if setting == "never":
-        return False
-    reason = why_unsafe()
+    reason = "" if setting == "never" else why_unsafe()
     if reason and setting == "always":
         raise ConfigError(f"cv_bridge is set to 'always', but {reason}; set it to 'auto' or 'never'")
     if reason:
         logger.debug("images are decoded without cv_bridge: %s", reason)
-    return not reason
+    return decode_message if reason or setting == "never" else CvBridgeDecoder()
 
 
-class ImageDecoder:
-    """Decodes image messages, with cv_bridge where it may.
+class CvBridgeDecoder:
+    """As `image_codec.decode_message`, by cv_bridge where it may."""
 
-    Args:
-        uses_cv_bridge: Result of `should_use`.
-    """
+    def __init__(self) -> None:
+        from cv_bridge import CvBridge
 
-    def __init__(self, uses_cv_bridge: bool) -> None:
-        self.uses_cv_bridge = uses_cv_bridge
-        self._bridge: Any = None
-        if uses_cv_bridge:
-            from cv_bridge import CvBridge
-
-            self._bridge = CvBridge()
+        self._bridge = CvBridge()
 
     def __call__(self, message: Any) -> ImageArray:
         """RGB of a `sensor_msgs/Image` or `CompressedImage`, shape (H, W, 3), uint8.
@@ -70,17 +62,8 @@ class ImageDecoder:
         Raises:
             ImageError: The message cannot be decoded.
         """
-        if not hasattr(message, "encoding"):
-            return image_codec.decode_compressed(message.data, message.format)
-        if self._bridge is None or not _suits_cv_bridge(message):
-            return image_codec.decode(
-                encoding=message.encoding,
-                width=message.width,
-                height=message.height,
-                step=message.step,
-                data=message.data,
-                is_bigendian=bool(message.is_bigendian),
-            )
+        if not _suits_cv_bridge(message):
+            return decode_message(message)
         try:
             return np.ascontiguousarray(self._bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
         except Exception as error:  # CvBridgeError, cv2.error, KeyError, depending on what is wrong
@@ -92,7 +75,9 @@ class ImageDecoder:
 
 def _suits_cv_bridge(message: Any) -> bool:
     """It ignores padding in some cases and reads past the end of short data, so it gets only what is plain."""
-    return message.encoding not in _NOT_FOR_CV_BRIDGE and image_codec.is_tight(
+    if not hasattr(message, "encoding") or message.encoding in _NOT_FOR_CV_BRIDGE:
+        return False
+    return is_tight(
         encoding=message.encoding,
         width=message.width,
         height=message.height,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import copy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import cv2
@@ -148,9 +148,10 @@ def label_info_message(header: Header, names: Sequence[str]) -> Any:
     return message
 
 
-def make_frame(header: Header, pixels: NDArray[np.uint8], camera: str) -> Frame:
-    """The pipeline's frame of an image message's header and decoded pixels."""
-    return Frame(image=pixels, stamp_ns=stamp_ns(header.stamp), camera=camera, frame_id=header.frame_id)
+def make_frame(decode: Callable[[Any], NDArray[np.uint8]], camera: str, message: Any) -> Frame:
+    """The pipeline's frame of a camera's image message; `decode` makes RGB of it, and raises `ImageError`."""
+    header = message.header
+    return Frame(image=decode(message), stamp_ns=stamp_ns(header.stamp), camera=camera, frame_id=header.frame_id)
 
 
 def _key_values(items: Iterable[tuple[str, str]]) -> list[KeyValue]:

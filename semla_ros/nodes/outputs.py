@@ -1,16 +1,17 @@
-"""The publishers of one camera, and of the model that cameras share."""
+"""The publishers of the cameras, and of the models that they have."""
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -19,7 +20,12 @@ from std_msgs.msg import Header, String
 
 from semla_ros.labels import labels_json, overlay, palette_of
 from semla_ros.nodes import messages
+from semla_ros.nodes.rclpy_internals import without_events
 from semla_ros.results import Frame, Generation, Segmentation
+
+if TYPE_CHECKING:
+    from semla_ros.nodes.parameter_services import ParameterServices
+    from semla_ros.pipeline import PerceptionPipeline
 
 IMAGE_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.RELIABLE)
 SENSOR_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -36,167 +42,138 @@ def overridable() -> QoSOverridingOptions:
     return QoSOverridingOptions.with_default_policies()
 
 
-def without_events() -> PublisherEventCallbacks:
-    """No events on publishers: the executor would look at each of them at every wake-up.
-
-    A subscriber that asks for more than is offered is told so on its own side.
-    """
-    return PublisherEventCallbacks(use_default_callbacks=False)
-
-
-def private_topic(camera: str, name: str) -> str:
-    """`~/mask`, or `~/front/mask` for a named camera."""
-    return f"~/{camera}/{name}" if camera else f"~/{name}"
+_IMAGE_TOPICS = {
+    "mask": Image,
+    "mask/compressed": CompressedImage,
+    "confidence": Image,
+    "overlay": Image,
+    "overlay/compressed": CompressedImage,
+    "camera_info": CameraInfo,
+}
+_MODEL_TOPICS = {"labels": String, "adapter_weights": DiagnosticArray}
 
 
-class CameraOutputs:
-    """What is published for each image of one camera.
+class Outputs:
+    """What is published for each image of each camera, and the latched topics that explain the masks of each model.
 
-    All but the mask is made only while someone has subscribed. Asking the publisher costs about a microsecond, less
-    than a matched event for each of them costs the executor at every wake-up.
+    Of an image's outputs, all but the mask are made only while someone has subscribed. Asking the publisher costs about
+    a microsecond, less than a matched event for each of them costs the executor at every wake-up.
 
-    Args:
-        node: The node.
-        camera: Name of the camera; empty for the only one.
-        scale: Size of what is published relative to the image, (0, 1].
+    Attributes:
+        infos: Camera -> its newest calibration.
     """
 
-    def __init__(self, node: Node, camera: str, scale: float) -> None:
-        self._node = node
-        self._scale = scale
+    def __init__(self, node: Node, parameters: ParameterServices) -> None:
+        self._node, self._parameters = node, parameters
+        self._publishers: dict[tuple[str, str], Any] = {}  # (camera or scope of a model, topic) -> publisher
+        self._hardware_id = ""
+        self._announced: dict[str, Generation] = {}  # scope of a model -> its latest generation
+        self._lock = threading.Lock()
         self._palette_of: tuple[Sequence[str], Any] = ((), None)
+        self.infos: dict[str, CameraInfo] = {}
 
-        def publisher(message_type: Any, name: str) -> Any:
-            return node.create_publisher(
-                message_type,
-                private_topic(camera, name),
-                copy(IMAGE_QOS),  # rclpy writes overrides into the profile it is given
-                qos_overriding_options=overridable(),
-                event_callbacks=without_events(),
-            )
+    def create(self, pipelines: Mapping[str, PerceptionPipeline]) -> None:
+        """Create the publishers that are not there yet, and let each pipeline announce its generations."""
+        self._hardware_id = self._parameters.hardware_id
+        label_info = messages.label_info_message(Header(), ())  # None where vision_msgs is not installed
+        model_topics = _MODEL_TOPICS if label_info is None else {**_MODEL_TOPICS, "label_info": type(label_info)}
+        for scopes, topics, qos in (
+            (self._parameters.cameras, _IMAGE_TOPICS, IMAGE_QOS),
+            (pipelines, model_topics, LATCHED_QOS),
+        ):
+            for scope, (name, kind) in itertools.product(scopes, topics.items()):
+                if (scope, name) not in self._publishers:  # they outlive a model that is released
+                    topic = f"~/{scope}/{name}" if scope else f"~/{name}"
+                    self._publishers[scope, name] = self._publisher(kind, topic, qos)
+        for scope, pipeline in pipelines.items():
+            pipeline.on_generation.append(partial(self.announce, scope))
 
-        self._mask = publisher(Image, "mask")
-        self._mask_compressed = publisher(CompressedImage, "mask/compressed")
-        self._confidence = publisher(Image, "confidence")
-        self._overlay = publisher(Image, "overlay")
-        self._overlay_compressed = publisher(CompressedImage, "overlay/compressed")
-        self._camera_info = publisher(CameraInfo, "camera_info")
+    def _publisher(self, kind: Any, topic: str, qos: QoSProfile) -> Any:
+        return self._node.create_publisher(
+            kind,
+            topic,
+            copy(qos),  # rclpy writes overrides into the profile it is given
+            qos_overriding_options=overridable(),
+            event_callbacks=without_events(),
+        )
 
-    @property
-    def want_confidence(self) -> bool:
-        """Whether anyone listens to the confidence."""
-        return bool(self._confidence.get_subscription_count())
+    def wants(self, camera: str, name: str) -> bool:
+        """Whether anyone listens to an output of a camera, such as "confidence"."""
+        return bool(self._publishers[camera, name].get_subscription_count())
 
-    def publish(
-        self, header: Header, frame: Frame, result: Segmentation, info: CameraInfo | None, overlay_alpha: float
-    ) -> None:
+    def publish(self, message: Any, frame: Frame, result: Segmentation) -> None:
         """Publish what is asked for, under the image's own header.
 
         Args:
-            header: Header of the source message.
+            message: The image message.
             frame: The decoded image.
             result: Its segmentation.
-            info: Calibration of the camera, if known.
-            overlay_alpha: Opacity of the class colours, 0..1.
         """
-        mask = self._resized(result.mask, frame)
-        self._mask.publish(messages.image_message(header, mask))
-        if self._mask_compressed.get_subscription_count():
-            self._mask_compressed.publish(messages.compressed_message(header, mask))
-        if result.confidence is not None and self.want_confidence:
-            self._confidence.publish(messages.image_message(header, self._resized(result.confidence, frame)))
-        wants_raw = self._overlay.get_subscription_count()
-        wants_compressed = self._overlay_compressed.get_subscription_count()
+        camera, header, config = frame.camera, message.header, self._parameters.settings.node
+        wants, publishers = partial(self.wants, camera), self._publishers
+        # The mask's labels are out before the mask is, even when this thread is ahead of the one that committed.
+        self.announce(camera if (camera, "labels") in publishers else "", result.generation)
+        mask = _resized(result.mask, frame, config.mask_scale)
+        publishers[camera, "mask"].publish(messages.image_message(header, mask))
+        if wants("mask/compressed"):
+            publishers[camera, "mask/compressed"].publish(messages.compressed_message(header, mask))
+        if result.confidence is not None and wants("confidence"):
+            confidence = _resized(result.confidence, frame, config.mask_scale)
+            publishers[camera, "confidence"].publish(messages.image_message(header, confidence))
+        wants_raw, wants_compressed = wants("overlay"), wants("overlay/compressed")
         if wants_raw or wants_compressed:
-            names = result.generation.class_names
-            if self._palette_of[0] is not names:
-                self._palette_of = (names, palette_of(names))
-            height, width = mask.shape
-            image = frame.image
-            if image.shape[:2] != mask.shape:
-                image = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
-            picture = overlay(image, mask, self._palette_of[1], overlay_alpha)
+            picture = self._overlay(frame.image, mask, result.generation.class_names, config.overlay_alpha)
             if wants_raw:
-                self._overlay.publish(messages.image_message(header, picture))
+                publishers[camera, "overlay"].publish(messages.image_message(header, picture))
             if wants_compressed:
-                self._overlay_compressed.publish(messages.compressed_message(header, picture))
-        if info is not None and self._camera_info.get_subscription_count():
+                publishers[camera, "overlay/compressed"].publish(messages.compressed_message(header, picture))
+        if (info := self.infos.get(camera)) is not None and wants("camera_info"):
             height, width = mask.shape
-            self._camera_info.publish(messages.rescaled_camera_info(info, header, width, height))
+            publishers[camera, "camera_info"].publish(messages.rescaled_camera_info(info, header, width, height))
 
-    def _resized(self, mask: Any, frame: Frame) -> Any:
-        """Nearest neighbour: a class id between two others would be a third class."""
-        height, width = (max(1, round(size * self._scale)) for size in frame.image.shape[:2])
-        if self._scale == 1.0 or mask.shape == (height, width):
-            return mask
-        return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    def _overlay(self, image: Any, mask: Any, names: Sequence[str], alpha: float) -> Any:
+        if self._palette_of[0] is not names:
+            self._palette_of = (names, palette_of(names))
+        if image.shape[:2] != mask.shape:
+            image = cv2.resize(np.ascontiguousarray(image), mask.shape[::-1], interpolation=cv2.INTER_AREA)
+        return overlay(image, mask, self._palette_of[1], alpha)
 
-    def destroy(self) -> None:
-        """Take the publishers off the node."""
-        for publisher in (
-            self._mask, self._mask_compressed, self._confidence, self._overlay, self._overlay_compressed,
-            self._camera_info,
-        ):  # fmt: skip
-            self._node.destroy_publisher(publisher)
-
-
-class ModelOutputs:
-    """The latched topics that explain the masks of one model: labels and adapter weights.
-
-    Args:
-        node: The node.
-        scope: Camera that the model belongs to; empty where all cameras share it.
-        hardware_id: Written into each status.
-    """
-
-    def __init__(self, node: Node, scope: str, hardware_id: str) -> None:
-        self._node = node
-        self._hardware_id = hardware_id
-        self._lock = threading.Lock()
-        self._announced: Generation | None = None
-        latched = {
-            "qos_overriding_options": overridable(),
-            "event_callbacks": without_events(),
-        }
-        self._labels = node.create_publisher(String, private_topic(scope, "labels"), copy(LATCHED_QOS), **latched)
-        self._weights = node.create_publisher(
-            DiagnosticArray, private_topic(scope, "adapter_weights"), copy(LATCHED_QOS), **latched
-        )
-        label_info = messages.label_info_message(Header(), ())
-        self._label_info = None
-        if label_info is not None:
-            self._label_info = node.create_publisher(
-                type(label_info), private_topic(scope, "label_info"), copy(LATCHED_QOS), **latched
-            )
-
-    def announce(self, generation: Generation) -> None:
-        """Publish a generation's labels and mix, once, and never an older one after a newer one.
+    def announce(self, scope: str, generation: Generation) -> None:
+        """Publish labels and mix of a model's generation, once, and never an older one after a newer one.
 
         Called both when a generation is committed and before its first mask is published: whichever comes first.
         """
         with self._lock:
             if not self._node.context.ok():  # the process is being ended: publishers are gone
                 return
-            present = self._announced
+            present = self._announced.get(scope)
             if present is not None and generation.number <= present.number:
                 return
             now = self._node.get_clock().now().to_msg()
             if present is None or generation.vocabulary_version != present.vocabulary_version:
-                text = labels_json(generation.class_names, generation.vocabulary_version)
-                self._labels.publish(String(data=text))
-                if self._label_info is not None:
-                    header = Header(stamp=now)
-                    self._label_info.publish(messages.label_info_message(header, generation.class_names))
-            self._weights.publish(messages.adapter_weights_message(generation, self._hardware_id, now))
-            self._announced = generation
+                names = generation.class_names
+                text = labels_json(names, generation.vocabulary_version)
+                self._publishers[scope, "labels"].publish(String(data=text))
+                if (label_info := self._publishers.get((scope, "label_info"))) is not None:
+                    label_info.publish(messages.label_info_message(Header(stamp=now), names))
+            weights = messages.adapter_weights_message(generation, self._hardware_id, now)
+            self._publishers[scope, "adapter_weights"].publish(weights)
+            self._announced[scope] = generation
 
     def forget(self) -> None:
         """Announce whatever comes next: another model counts its generations from 0."""
         with self._lock:
-            self._announced = None
+            self._announced.clear()
 
     def destroy(self) -> None:
         """Take the publishers off the node."""
-        for publisher in (self._labels, self._weights, self._label_info):
-            if publisher is not None:
-                self._node.destroy_publisher(publisher)
+        while self._publishers:
+            self._node.destroy_publisher(self._publishers.popitem()[1])
+
+
+def _resized(mask: Any, frame: Frame, scale: float) -> Any:
+    """A mask at a scale of the image's size, by nearest neighbour: an id between two others would be a third class."""
+    height, width = (max(1, round(size * scale)) for size in frame.image.shape[:2])
+    if scale == 1.0 or mask.shape == (height, width):
+        return mask
+    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)

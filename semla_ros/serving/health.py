@@ -2,52 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 from semla_ros.config import DiagnosticsConfig
 from semla_ros.pipeline_status import PipelineStatus
 from semla_ros.results import Level, Status
 from semla_ros.serving.camera_statistics import BROKEN, FAILED, OVERTAKEN, CameraSnapshot
+from semla_ros.serving.frame_loop import FrameLoop
+from semla_ros.serving.memory import gpu_mb, resident_mb
+from semla_ros.serving.model_bank import ModelBank, device_of
+from semla_ros.serving.parameters import Settings
+from semla_ros.serving.troubles import Troubles
+from semla_ros.timing import LatencySummary
 
 ANOTHER_CLOCK_S = 60.0  # no camera is so late: its stamps are of another time
 MANY_RESTARTS = 3  # a recording that loops does so less often within the window
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeState:
-    """What the node itself knows.
-
-    Attributes:
-        lifecycle: Name of the lifecycle state.
-        problem: Why the node could not be configured or activated; empty where nothing is wrong.
-        progress: What a transition under way is doing; empty outside transitions.
-        is_enabled: The enable service has not switched it off.
-        model: Model id.
-        library: Library folder.
-        device: Device of the model.
-        class_count: Classes in the vocabulary.
-        vocabulary_version: Its version.
-        memory_mb: Resident memory of the process.
-        gpu_memory_mb: Memory of the GPU held by the process; None without one.
-        uses_cv_bridge: Images are decoded by cv_bridge.
-        refused: Latest refused change or call, with the reason; empty where none is recent.
-        library_problem: Why the library on disk is not the one in use; empty where it is.
-    """
-
-    lifecycle: str
-    problem: str = ""
-    progress: str = ""
-    is_enabled: bool = True
-    model: str = ""
-    library: str = ""
-    device: str = ""
-    class_count: int = 0
-    vocabulary_version: int = 0
-    memory_mb: float = 0.0
-    gpu_memory_mb: float | None = None
-    uses_cv_bridge: bool = False
-    refused: str = ""
-    library_problem: str = ""
 
 
 class _Worries:
@@ -65,35 +34,44 @@ class _Worries:
         return "; ".join(self.sentences) or otherwise
 
 
-def node_report(node_name: str, state: NodeState) -> Status:
-    """The node as a whole: state, model, memory, and why it is not working if it is not."""
+def node_report(
+    node_name: str, lifecycle: str, settings: Settings, bank: ModelBank, frames: FrameLoop, troubles: Troubles
+) -> Status:
+    """The node as a whole: state, model, memory, and why it is not working if it is not.
+
+    Args:
+        node_name: Name of the node.
+        lifecycle: Name of its lifecycle state.
+        settings: Its parameters.
+        bank: Its models.
+        frames: Its frame path.
+        troubles: What is wrong with it.
+    """
     worries = _Worries()
-    if state.problem:
-        worries.add(Level.ERROR, f"{state.problem}")
-    elif state.progress:
-        worries.add(Level.OK, state.progress)
-    elif not state.is_enabled:
+    if troubles.problem:
+        worries.add(Level.ERROR, troubles.problem)
+    elif troubles.progress:
+        worries.add(Level.OK, troubles.progress)
+    elif not frames.is_enabled:
         worries.add(Level.OK, "switched off: call the enable service with true to go on")
-    if state.refused:
-        worries.add(Level.WARN, state.refused)
-    if state.library_problem:
-        worries.add(Level.WARN, state.library_problem)
+    for sentence in (troubles.latest_refusal(settings.node.diagnostics.hold_s), troubles.library_problem):
+        if sentence:
+            worries.add(Level.WARN, sentence)
+    pipeline = next(iter(bank.pipelines.values()), None)
     values = {
-        "Lifecycle state": state.lifecycle,
-        "Enabled": _yes_no(state.is_enabled),
-        "Model": state.model,
-        "Adapter library": state.library,
-        "Device": state.device,
-        "Classes": str(state.class_count),
-        "Vocabulary version": str(state.vocabulary_version),
-        "Memory (MB)": f"{state.memory_mb:.0f}",
-        "Image codec": "cv_bridge" if state.uses_cv_bridge else "built in",
+        "Lifecycle state": lifecycle,
+        "Enabled": _yes_no(frames.is_enabled),
+        "Model": settings.pipeline.model,
+        "Adapter library": str(bank.library_folder or settings.pipeline.library),
+        "Device": device_of(pipeline) or settings.pipeline.inference.device,
+        "Classes": str(len(pipeline.class_names) if pipeline else 0),
+        "Vocabulary version": str(pipeline.generation.vocabulary_version if pipeline else 0),
+        "Memory (MB)": f"{resident_mb():.0f}",
+        "Image codec": frames.image_codec,
     }
-    if state.gpu_memory_mb is not None:
-        values["GPU memory (MB)"] = f"{state.gpu_memory_mb:.0f}"
-    return Status(
-        name=f"{node_name}: node", level=worries.level, message=worries.message(state.lifecycle), values=values
-    )
+    if (gpu_memory_mb := gpu_mb()) is not None:
+        values["GPU memory (MB)"] = f"{gpu_memory_mb:.0f}"
+    return Status(name=f"{node_name}: node", level=worries.level, message=worries.message(lifecycle), values=values)
 
 
 def camera_report(
@@ -104,7 +82,7 @@ def camera_report(
     config: DiagnosticsConfig,
     *,
     is_enabled: bool,
-    hint: str = "check that the camera runs, and its topic name",
+    hint: Callable[[], str] = lambda: "check that the camera runs, and its topic name",
 ) -> Status:
     """One camera of an active node: rates, age, latencies, and what became of its images.
 
@@ -115,12 +93,12 @@ def camera_report(
         snapshot: Its statistics.
         config: Thresholds.
         is_enabled: Whether the node answers images at all.
-        hint: What to do where no image comes.
+        hint: Gives what to do where no image comes.
     """
     worries = _Worries()
     if snapshot.silence_s is None or snapshot.silence_s > config.stale_after_s:
         since = "yet" if snapshot.silence_s is None else f"for {snapshot.silence_s:.1f} s"
-        worries.add(Level.STALE, f"no image on {topic} {since}: {hint}")
+        worries.add(Level.STALE, f"no image on {topic} {since}: {hint()}")
     elif is_enabled:
         _judge_flow(worries, snapshot, config)
     values = {
@@ -134,14 +112,8 @@ def camera_report(
     values |= {f"Dropped: {reason}": str(count) for reason, count in sorted(snapshot.dropped.items())}
     if snapshot.silence_s is not None:
         values["Time since image (s)"] = f"{snapshot.silence_s:.2f}"
-    if snapshot.age_ms is not None:
-        for key, milliseconds in (
-            ("p50", snapshot.age_ms.p50), ("p95", snapshot.age_ms.p95), ("max", snapshot.age_ms.max),
-        ):  # fmt: skip
-            values[f"Frame age {key} (ms)"] = f"{milliseconds:.1f}"
-    for stage, spread in snapshot.latency_ms.items():
-        for key, milliseconds in (("p50", spread.p50), ("p95", spread.p95), ("max", spread.max)):
-            values[f"Latency {stage} {key} (ms)"] = f"{milliseconds:.1f}"
+    ages = {} if snapshot.age_ms is None else {"Frame age": snapshot.age_ms}
+    values |= _milliseconds(ages | {f"Latency {stage}": spread for stage, spread in snapshot.latency_ms.items()})
     values["Last error"] = snapshot.last_error
     what = f"camera {camera}" if camera else "camera"
     healthy = f"{snapshot.mask_rate_hz:.1f} masks per second" if is_enabled else "switched off"
@@ -262,13 +234,22 @@ def adaptation_report(
         "Adapters in memory": str(len(status.resident_adapters)),
         "Adapted weights (MB)": f"{status.adapted_weights_bytes / 1e6:.1f}",
     }
-    stages = {**status.frame_latency_ms, **{f"adapt {key}": item for key, item in status.adaptation_latency_ms.items()}}
-    for stage, spread in stages.items():
-        for key, milliseconds in (("p50", spread.p50), ("p95", spread.p95), ("max", spread.max)):
-            values[f"Latency {stage} {key} (ms)"] = f"{milliseconds:.1f}"
+    values |= _milliseconds(
+        {f"Latency {stage}": spread for stage, spread in status.frame_latency_ms.items()}
+        | {f"Latency adapt {stage}": spread for stage, spread in status.adaptation_latency_ms.items()}
+    )
     what = f"adaptation of {scope}" if scope else "adaptation"
     state = f"generation {generation.number}: {mix}" + (" (frozen)" if status.is_frozen else "")
     return Status(name=f"{node_name}: {what}", level=worries.level, message=worries.message(state), values=values)
+
+
+def _milliseconds(summaries: Mapping[str, LatencySummary]) -> dict[str, str]:
+    """The figures of each summary, each below a key of its own."""
+    return {
+        f"{name} {figure} (ms)": f"{value:.1f}"
+        for name, summary in summaries.items()
+        for figure, value in (("p50", summary.p50), ("p95", summary.p95), ("max", summary.max))
+    }
 
 
 def _yes_no(claim: bool) -> str:

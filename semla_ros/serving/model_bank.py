@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.results import Frame, Generation, Segmentation
+from semla_ros.serving.library_watch import LibraryWatch
 from semla_ros.serving.parameters import Settings, explicit_only
 from semla_ros.serving.scene_speaker import SceneSpeaker
 
@@ -39,35 +41,67 @@ class ModelBank:
 
     Args:
         load: Makes a pipeline of its settings.
-        settings: The node's parameters.
-        cameras: Camera names, in the order of the parameter; `[""]` for the only one.
+
+    Attributes:
+        pipelines: Camera -> its pipeline, or "" -> the one of all cameras; empty while nothing is loaded.
     """
 
-    def __init__(self, load: Load, settings: Settings, cameras: Sequence[str]) -> None:
-        self._cameras = list(cameras)
-        self._is_shared = settings.node.adaptation_scope == "vehicle"
-        self._speaker = SceneSpeaker(self._cameras)
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._cameras: Sequence[str] = ()
+        self._is_shared = True
+        self._speaker: SceneSpeaker | None = None  # None where each camera speaks for a scene of its own
         self._failures: dict[str, tuple[int, float]] = {}
+        self._watch: LibraryWatch | None = None
         self.pipelines: dict[str, PerceptionPipeline] = {}
-        scopes = [""] if self._is_shared else self._cameras
+
+    def open(self, settings: Settings, cameras: Sequence[str]) -> None:
+        """Load and warm up.
+
+        Args:
+            settings: The node's parameters.
+            cameras: Camera names, in the order of the parameter; `("",)` for the only one.
+
+        Raises:
+            Exception: Whatever kept a pipeline from being made, a `SemlaError` where settings or files are to blame;
+                nothing is loaded then.
+        """
+        self._is_shared = settings.node.adaptation_scope == "vehicle"
+        self._cameras = tuple(cameras)
+        self._speaker = SceneSpeaker(cameras) if self._is_shared and len(cameras) > 1 else None
+        self._failures.clear()
         # What is given in part is completed by what the library recommends, which is known once it is loaded.
         config = dataclasses.replace(settings.pipeline, retrieval=None, drift=None)
+        pipelines: dict[str, PerceptionPipeline] = {}
         try:
-            for scope in scopes:
-                self.pipelines[scope] = pipeline = load(config)
+            for scope in [""] if self._is_shared else self._cameras:
+                pipelines[scope] = pipeline = self._load(config)
                 retrieval, drift = explicit_only(settings, RetrievalConfig), explicit_only(settings, DriftConfig)
                 if retrieval:
                     pipeline.update(retrieval=dataclasses.replace(pipeline.retrieval, **retrieval))
                 if drift:
                     pipeline.update(drift=dataclasses.replace(pipeline.drift, **drift))
         except BaseException:
-            self.close()
+            _close(pipelines)
             raise
+        self.pipelines = pipelines
+        folder = self.library_folder
+        self._watch = None if folder is None else LibraryWatch(folder)
 
     @property
     def any(self) -> PerceptionPipeline:
         """One of them: vocabulary and settings are the same in all."""
         return next(iter(self.pipelines.values()))
+
+    @property
+    def library_folder(self) -> Path | None:
+        """Where the adapters come from; None while nothing is loaded."""
+        library = getattr(self.any, "library", None) if self.pipelines else None
+        return None if library is None else Path(library.folder)
+
+    def library_has_changed(self) -> bool:
+        """Look at the library's folder; True once for each completed change."""
+        return self._watch is not None and self._watch.has_changed()
 
     def of(self, camera: str) -> PerceptionPipeline:
         """The pipeline that serves a camera."""
@@ -94,7 +128,7 @@ class ModelBank:
         """
         pipeline = self.of(frames[0].camera)
         for frame in frames:
-            if not self._is_shared or self._speaker.speaks(frame.camera, frame.stamp_ns):
+            if self._speaker is None or self._speaker.speaks(frame.camera, frame.stamp_ns):
                 pipeline.offer(frame)
         if len(frames) == 1:
             return [pipeline.segment(frames[0], want_confidence)]
@@ -154,7 +188,8 @@ class ModelBank:
 
     def reset_gate(self, camera: str) -> None:
         """Forget the drift of a camera's scene: its stamps have jumped back."""
-        self._speaker.forget(camera)
+        if self._speaker is not None:
+            self._speaker.forget(camera)
         self.of(camera).reset_gate()
 
     def failure_age_s(self, scope: str, failures: int) -> float | None:
@@ -172,6 +207,10 @@ class ModelBank:
 
     def close(self) -> None:
         """Stop and release all."""
-        for pipeline in self.pipelines.values():
-            pipeline.close()
-        self.pipelines.clear()
+        pipelines, self.pipelines, self._watch = self.pipelines, {}, None
+        _close(pipelines)
+
+
+def _close(pipelines: Mapping[str, PerceptionPipeline]) -> None:
+    for pipeline in pipelines.values():
+        pipeline.close()

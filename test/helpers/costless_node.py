@@ -71,7 +71,7 @@ class CostlessPipeline:
             frame_id=frame.frame_id,
             latency_ms={"forward": 0.0},
         )
-        self._tally.count_frame(result)
+        self._tally.frame_latency.add(result.latency_ms)
         return result
 
     def segment_batch(self, frames: Sequence[Frame], want_confidence: bool = True) -> list[Segmentation]:

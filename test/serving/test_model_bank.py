@@ -47,7 +47,8 @@ def load():
 
 def bank_of(load, cameras: list[str], **parameters: object) -> tuple[ModelBank, Settings]:
     settings = Settings.make({"cameras": cameras, **parameters})
-    bank = ModelBank(load, settings, cameras)
+    bank = ModelBank(load)
+    bank.open(settings, cameras)
     return bank, settings.with_recommended(bank.any.retrieval, bank.any.drift, bank.any.class_names)
 
 

@@ -28,8 +28,8 @@ from semla_ros.lab.world import Drive, Scene, demo_drive
 from semla_ros.lab.world.cities import city_style
 from semla_ros.nodes import messages
 from semla_ros.nodes.parameter_descriptors import descriptor_of
-from semla_ros.nodes.ros_logging import forward_logs, stop_forwarding
 from semla_ros.serving.memory import keep_large_blocks
+from semla_ros.serving.ros_logging import forward_logs, stop_forwarding
 
 # Reliable, so that a recorder misses nothing; whoever asks for best effort gets that.
 CAMERA_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)

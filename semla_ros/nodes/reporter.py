@@ -1,0 +1,87 @@
+"""What the node says of itself on /diagnostics, and why no image comes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.node import Node
+from rclpy.qos import QoSCompatibility, qos_check_compatible
+
+from semla_ros.nodes.messages import diagnostic_message
+from semla_ros.nodes.parameter_services import ParameterServices
+from semla_ros.nodes.rclpy_internals import lifecycle_state
+from semla_ros.results import Status
+from semla_ros.serving.frame_loop import FrameLoop
+from semla_ros.serving.health import adaptation_report, camera_report, node_report
+from semla_ros.serving.model_bank import ModelBank
+from semla_ros.serving.troubles import Troubles
+
+_TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
+
+
+class Reporter:
+    """Reports at every period: the node, each camera of an active one, and each model that is loaded."""
+
+    def __init__(
+        self, node: Node, parameters: ParameterServices, bank: ModelBank, frames: FrameLoop, troubles: Troubles
+    ) -> None:
+        self._node, self._parameters, self._bank = node, parameters, bank
+        self._frames, self._troubles = frames, troubles
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        node.create_timer(parameters.settings.node.diagnostics.period_s, self._report)
+
+    def _report(self) -> None:
+        now = self._node.get_clock().now()
+        try:
+            reports = self._reports(now.nanoseconds / 1e9)
+        except Exception as error:  # a model that is being released meanwhile; the next report is a second away
+            if self._node.context.ok():
+                reason = self._troubles.reason(error)
+                self._node.get_logger().warning(f"no diagnostics: {reason}", throttle_duration_sec=5.0)
+            return
+        self._publisher.publish(diagnostic_message(reports, now.to_msg(), self._parameters.hardware_id))
+
+    def _reports(self, now_s: float) -> list[Status]:
+        name, state, settings = self._node.get_name(), lifecycle_state(self._node), self._parameters.settings
+        config = settings.node.diagnostics
+        reports = [node_report(name, state, settings, self._bank, self._frames, self._troubles)]
+        for camera, statistics in self._frames.statistics.items() if state == "active" else ():
+            topic = self._node.resolve_topic_name(self._parameters.image_topic(camera))
+            snapshot, is_enabled = statistics.snapshot(now_s, config.hold_s), self._frames.is_enabled
+            hint = partial(why_silent, self._node, topic, settings.node.image_transport)
+            reports.append(camera_report(name, camera, topic, snapshot, config, is_enabled=is_enabled, hint=hint))
+        for scope, pipeline in self._bank.pipelines.items():
+            status = pipeline.status()
+            age_s = self._bank.failure_age_s(scope, status.failures)
+            reports.append(adaptation_report(name, scope, status, failure_age_s=age_s, hold_s=config.hold_s))
+        return reports
+
+
+def why_silent(node: Node, topic: str, transport: str) -> str:
+    """What to do about a camera topic on which nothing arrives.
+
+    Args:
+        node: Subscribed to the topic.
+        topic: Full name.
+        transport: "raw" or "compressed".
+    """
+    publishers = node.get_publishers_info_by_topic(topic)
+    if not publishers:
+        other = "raw" if transport == "compressed" else "compressed"
+        other_topic = topic.removesuffix("/compressed") if other == "raw" else f"{topic}/compressed"
+        if node.count_publishers(other_topic):
+            return f"images are published on {other_topic}: set image_transport to '{other}'"
+        return "nobody publishes there: check that the camera runs, its topic name and ROS_DOMAIN_ID"
+    kinds = sorted({publisher.topic_type for publisher in publishers})
+    if _TYPES[transport] not in kinds:
+        return f"what is published there is {', '.join(kinds)}, not {_TYPES[transport]}: remap 'image' to another topic"
+    own = [item for item in node.get_subscriptions_info_by_topic(topic) if item.node_name == node.get_name()]
+    for publisher in publishers:
+        for subscription in own:
+            compatibility, reason = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)
+            if compatibility == QoSCompatibility.ERROR:
+                return (
+                    f"the camera's QoS does not fit ({reason.strip('; ')}): change qos_overrides, or the camera's QoS"
+                )
+    return "a camera is connected, but sends nothing: check the camera"

@@ -1,0 +1,234 @@
+"""The frame path: the newest image of each camera, in turn -> decoded -> segmented -> handed to the outputs. No ROS.
+
+Every image received gets a mask, or is counted as dropped with the reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from semla_ros.errors import ImageError
+from semla_ros.results import Frame, Segmentation
+from semla_ros.serving.camera_statistics import BROKEN, DISABLED, FAILED, OVERTAKEN, STOPPED, CameraStatistics
+from semla_ros.serving.model_bank import ModelBank
+from semla_ros.serving.troubles import Troubles
+from semla_ros.timing import RestartWatch
+
+logger = logging.getLogger(__name__)
+RESTARTS_TOLD_EVERY_S = 5.0
+
+
+class Outputs(Protocol):
+    """Where masks go."""
+
+    def wants(self, camera: str, name: str) -> bool:
+        """Whether anyone listens to an output of a camera, such as "confidence"."""
+
+    def publish(self, message: Any, frame: Frame, result: Segmentation) -> None:
+        """Publish what is asked for of an image message's frame and its segmentation."""
+
+
+@dataclass(eq=False)
+class Turn:
+    """One image on its way, and how long each stage of it has taken."""
+
+    camera: str
+    message: Any
+    latency_ms: dict[str, float] = field(default_factory=dict)
+    frame: Frame = field(init=False)
+    has_stamp: bool = True
+    result: Segmentation | None = None
+    _lap_s: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """End a stage, which began where the one before ended."""
+        now_s = time.perf_counter()
+        self.latency_ms[stage] = 1e3 * (now_s - self._lap_s)
+        self._lap_s = now_s
+
+
+class CameraSlots:
+    """Where images wait: one place per camera. A new one takes the place of the one that waits. Thread-safe.
+
+    Args:
+        cameras: Their names; the order is the order of turns.
+    """
+
+    def __init__(self, cameras: Sequence[str]) -> None:
+        self._cameras = tuple(cameras)
+        self._waiting: dict[str, Turn] = {}
+        self._next = 0  # index of the camera whose turn it is
+        self._is_closed = False
+        self._condition = threading.Condition()
+
+    def put(self, turn: Turn) -> Turn | None:
+        """Let an image wait; returns the one whose place it took. After `close`, that is the image itself."""
+        with self._condition:
+            if self._is_closed:
+                return turn
+            overtaken = self._waiting.get(turn.camera)
+            self._waiting[turn.camera] = turn
+            self._condition.notify()
+            return overtaken
+
+    def take(self, most: int = 1) -> list[Turn]:
+        """Wait for an image, and take at most so many of those that wait, one of each camera, in the order of turns.
+
+        Returns:
+            At least one; none after `close`.
+        """
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._is_closed)
+            in_turn = (*self._cameras[self._next :], *self._cameras[: self._next])
+            taken = [self._waiting.pop(camera) for camera in [name for name in in_turn if name in self._waiting][:most]]
+            if taken:
+                self._next = (self._cameras.index(taken[-1].camera) + 1) % len(self._cameras)
+            return taken
+
+    def close(self) -> list[Turn]:
+        """Wake up who waits in `take` and refuse further images; returns those that still waited."""
+        with self._condition:
+            self._is_closed = True
+            self._condition.notify_all()
+            remaining, self._waiting = list(self._waiting.values()), {}
+            return remaining
+
+
+class FrameLoop:
+    """Answers images in a thread of its own between `start` and `stop`, and keeps each camera's account for good.
+
+    Args:
+        cameras: Their names; the order is the order of turns.
+        outputs: Where masks go.
+        clock: What stamps go by; `now().nanoseconds`, as rclpy's.
+        troubles: Knows what an error says, and whether the process is being ended.
+
+    Attributes:
+        make_frame: Decodes a camera's image message; stamp 0 where it has none; raises `ImageError`.
+        image_codec: Name of what decodes, for reports.
+        statistics: What became of each camera's images.
+        is_enabled: Whether images are answered; else they are dropped as they come.
+    """
+
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        make_frame: Callable[[str, Any], Frame],
+        outputs: Outputs,
+        clock: Any,
+        troubles: Troubles,
+    ) -> None:
+        self._cameras = tuple(cameras)
+        self._outputs, self._clock, self._troubles = outputs, clock, troubles
+        self.make_frame, self.image_codec = make_frame, "built in"
+        self.statistics = {camera: CameraStatistics() for camera in cameras}
+        self.is_enabled = True
+        self._restarts: dict[str, RestartWatch] = {}
+        self._told_s = -math.inf  # when a restart was logged last
+        self._slots = CameraSlots(())
+        self._thread: threading.Thread | None = None
+
+    def start(self, bank: ModelBank, most: int) -> None:
+        """Answer images by the bank's models, at most so many in one forward pass."""
+        self._slots = CameraSlots(self._cameras)
+        self._restarts = {camera: RestartWatch() for camera in self._cameras}
+        self.clear_statistics()
+        self._thread = threading.Thread(target=self._run, args=(bank, most), name="semla-frames")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more images, finish those under way, and join the thread."""
+        for turn in self._slots.close():
+            self.statistics[turn.camera].drop(self._now_s(), STOPPED)
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def clear_statistics(self) -> None:
+        """Forget rates, latencies and ages, which mean nothing once the clock has jumped; counters go on."""
+        for statistics in self.statistics.values():
+            statistics.clear()
+
+    def receive(self, camera: str, message: Any) -> None:
+        """Let an image wait for its turn; returns at once."""
+        now_s, statistics = self._now_s(), self.statistics[camera]
+        statistics.receive(now_s)
+        if not self.is_enabled:
+            statistics.drop(now_s, DISABLED)
+        elif self._slots.put(Turn(camera, message)) is not None:
+            statistics.drop(now_s, OVERTAKEN)
+
+    def _now_s(self) -> float:
+        return float(self._clock.now().nanoseconds) / 1e9
+
+    def _run(self, bank: ModelBank, most: int) -> None:
+        """Answer images until the slots are closed. Whatever one image brings about, the next one gets its turn."""
+        while taken := self._slots.take(most):
+            decoded: list[Turn] = []
+            for turn in taken:
+                with self._dropping(turn):
+                    self._decode(turn)
+                    decoded.append(turn)
+            # A failure is that of all of them: they had one forward pass.
+            with self._dropping(*decoded):
+                if decoded:
+                    self._segment(bank, decoded)
+            for turn in decoded:
+                if turn.result is not None:
+                    with self._dropping(turn):
+                        self._publish(turn, turn.result)
+            if self._troubles.is_ending():
+                return
+
+    @contextmanager
+    def _dropping(self, *turns: Turn) -> Iterator[None]:
+        """Count what fails inside as an image of each camera that was dropped, with the reason."""
+        try:
+            yield
+        except Exception as error:
+            if self._troubles.is_ending():
+                return
+            reason, text = BROKEN if isinstance(error, ImageError) else FAILED, self._troubles.reason(error)
+            for turn in turns:
+                self.statistics[turn.camera].drop(self._now_s(), reason, text)
+
+    def _decode(self, turn: Turn) -> None:
+        turn.lap("wait")
+        frame = self.make_frame(turn.camera, turn.message)
+        turn.has_stamp = bool(frame.stamp_ns)
+        # Adaptation goes by stamps; the mask's header stays what it is.
+        turn.frame = frame if turn.has_stamp else replace(frame, stamp_ns=int(self._now_s() * 1e9))
+        turn.lap("decode")
+
+    def _segment(self, bank: ModelBank, turns: Sequence[Turn]) -> None:
+        for turn in turns:
+            self._notice_restart(bank, turn.camera, turn.frame.stamp_ns)
+        wants_confidence = any(self._outputs.wants(turn.camera, "confidence") for turn in turns)
+        results = bank.segment([turn.frame for turn in turns], wants_confidence)
+        for turn, result in zip(turns, results, strict=True):
+            turn.result = result
+            turn.lap("segment")
+
+    def _notice_restart(self, bank: ModelBank, camera: str, stamp_ns: int) -> None:
+        """Start over where a camera's stamps jump back, as they do when a recording loops."""
+        if jump_s := self._restarts[camera].jump_s(stamp_ns):
+            if time.monotonic() - self._told_s > RESTARTS_TOLD_EVERY_S:
+                self._told_s = time.monotonic()
+                logger.info("stamps jumped back by %.1f s: statistics start anew", jump_s)
+            bank.reset_gate(camera)
+            self.statistics[camera].restart(self._now_s())
+
+    def _publish(self, turn: Turn, result: Segmentation) -> None:
+        self._outputs.publish(turn.message, turn.frame, result)
+        turn.lap("publish")
+        latency_ms = {**turn.latency_ms, "total": sum(turn.latency_ms.values())}
+        now_s = self._now_s()
+        age_ms = 1e3 * now_s - turn.frame.stamp_ns / 1e6 if turn.has_stamp else None
+        self.statistics[turn.camera].answer(now_s, latency_ms, age_ms)

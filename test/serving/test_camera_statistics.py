@@ -1,0 +1,50 @@
+"""What becomes of each image is counted, and forgotten only where time explains it."""
+
+from __future__ import annotations
+
+import pytest
+
+from semla_ros.serving import camera_statistics as drops
+from semla_ros.serving.camera_statistics import CameraStatistics
+
+
+def test_statistics_account_for_every_image_and_forget_only_what_time_explains() -> None:
+    statistics = CameraStatistics()
+    for index in range(11):
+        statistics.receive(100.0 + 0.1 * index)
+    for index in range(5):
+        statistics.answer(100.0 + 0.2 * index, {"total": 10.0 * (index + 1)}, age_ms=50.0)
+    for reason in (drops.OVERTAKEN, drops.OVERTAKEN, drops.BROKEN):
+        statistics.drop(101.0, reason, "why" if reason == drops.BROKEN else "")
+    snapshot = statistics.snapshot(101.5, window_s=10.0)
+    assert (snapshot.received, snapshot.answered, snapshot.dropped) == (11, 5, {"overtaken": 2, "broken image": 1})
+    assert snapshot.image_rate_hz == pytest.approx(10.0)
+    assert snapshot.mask_rate_hz == pytest.approx(5.0)
+    assert snapshot.silence_s == pytest.approx(0.5)
+    assert (snapshot.latency_ms["total"].p50, snapshot.latency_ms["total"].max) == (30.0, 50.0)
+    assert (snapshot.last_error, snapshot.error_age_s) == ("why", pytest.approx(0.5))
+    assert statistics.snapshot(200.0, window_s=10.0).recent_dropped == {}
+    statistics.clear()
+    snapshot = statistics.snapshot(3.0, window_s=10.0)  # the clock has jumped back
+    assert (snapshot.received, snapshot.image_rate_hz, snapshot.age_ms, snapshot.silence_s) == (11, 0.0, None, 0.0)
+
+
+def test_latencies_and_ages_are_those_of_the_window_and_the_last_ones_where_it_is_empty() -> None:
+    statistics = CameraStatistics()
+    for second in range(20):
+        statistics.answer(100.0 + second, {"total": 1000.0 if second < 10 else 5.0}, age_ms=9e9 if second < 10 else 7.0)
+    snapshot = statistics.snapshot(120.0, window_s=10.0)
+    assert (snapshot.latency_ms["total"].max, snapshot.age_ms.max) == (5.0, 7.0)
+    assert statistics.snapshot(500.0, window_s=10.0).latency_ms["total"].p50 == 5.0
+
+
+def test_images_without_stamps_and_stamps_that_jump_back_are_noticed() -> None:
+    statistics = CameraStatistics()
+    statistics.answer(100.0, {}, age_ms=None)
+    assert not statistics.snapshot(100.0, window_s=10.0).has_stamps
+    for second in (101.0, 102.0, 103.0):
+        statistics.restart(second)
+        statistics.answer(second, {}, age_ms=1.0)
+    snapshot = statistics.snapshot(104.0, window_s=10.0)
+    assert (snapshot.has_stamps, snapshot.recent_restarts) == (True, 3)
+    assert statistics.snapshot(200.0, window_s=10.0).recent_restarts == 0
