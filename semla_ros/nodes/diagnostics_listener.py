@@ -30,21 +30,14 @@ def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, 
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     heard: dict[str, Status] = {}
-    count = 0
-
-    def hear(message: DiagnosticArray) -> None:
-        nonlocal count
-        count += 1
-        heard.update({status.name: status for status in statuses_of(message)})
-
-    node.create_subscription(DiagnosticArray, topic, hear, 50)
+    messages: list[DiagnosticArray] = []
+    node.create_subscription(DiagnosticArray, topic, messages.append, 50)
     end_s = time.monotonic() + timeout_s
     try:
-        seen = 0
         while (left_s := end_s - time.monotonic()) > 0:
             executor.spin_once(timeout_sec=left_s)
-            if count > seen:
-                seen = count
+            if messages:
+                heard.update({status.name: status for status in statuses_of(messages.pop())})
                 yield heard
     finally:
         executor.shutdown()

@@ -106,7 +106,7 @@ def diagnostic_message(reports: Iterable[Status], now: Time, hardware_id: str) -
             name=report.name,
             message=report.message,
             hardware_id=report.hardware_id or hardware_id,
-            values=_key_values(report.values.items()),
+            values=[KeyValue(key=key, value=value) for key, value in report.values.items()],
         )
         for report in reports
     ]
@@ -152,7 +152,3 @@ def make_frame(decode: Callable[[Any], NDArray[np.uint8]], camera: str, message:
     """The pipeline's frame of a camera's image message; `decode` makes RGB of it, and raises `ImageError`."""
     header = message.header
     return Frame(image=decode(message), stamp_ns=stamp_ns(header.stamp), camera=camera, frame_id=header.frame_id)
-
-
-def _key_values(items: Iterable[tuple[str, str]]) -> list[KeyValue]:
-    return [KeyValue(key=key, value=value) for key, value in items]

@@ -133,19 +133,16 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             troubles.progress = ""
         return SUCCESS
 
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the model, and create the publishers."""
-        del state
         return self._run_transition("configuring", self._configure)
 
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_activate(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe, and start the threads that segment and adapt; load the model where it was released."""
-        del state
         return self._run_transition("activating", self._activate)
 
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_deactivate(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Stop taking images, join the threads, and release the model where that is asked for."""
-        del state
 
         def work() -> None:
             self._deactivate()
@@ -154,19 +151,16 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
         return self._run_transition("deactivating", work)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_cleanup(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Release model and publishers."""
-        del state
         return self._run_transition("cleaning up", self._release)
 
-    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_shutdown(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Stop and release, from any state."""
-        del state
         return self._run_transition("shutting down", self._stop_all)
 
-    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def on_error(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Back to unconfigured with nothing held; the reason stays on /diagnostics."""
-        del state
         try:
             self._stop_all()
         except Exception:

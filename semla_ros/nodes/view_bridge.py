@@ -155,7 +155,7 @@ class ViewBridge:
             if topic in self.shown or not types:
                 continue
             schema = self._definitions.schema(types[0])
-            if schema is not None and _is_installed(types[0]):
+            if schema is not None and _message_class(types[0]) is not None:
                 channel = Channel(topic, schema=schema, message_encoding="cdr", context=self._foxglove)
                 self.shown[topic] = Shown(types[0], channel)
 
@@ -221,13 +221,9 @@ class ViewBridge:
 
 
 def _message_class(type_name: str) -> Any:
+    """The class of `package/msg/Name`; None where it is not installed."""
     package, _, name = type_name.split("/")
-    return getattr(importlib.import_module(f"{package}.msg"), name)
-
-
-def _is_installed(type_name: str) -> bool:
     try:
-        _message_class(type_name)
+        return getattr(importlib.import_module(f"{package}.msg"), name)
     except (ImportError, AttributeError):
-        return False
-    return True
+        return None

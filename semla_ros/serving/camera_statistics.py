@@ -34,7 +34,6 @@ class CameraSnapshot:
         has_stamps: Whether the latest answered image carried a stamp.
         recent_restarts: How often its stamps jumped back within the window.
         last_error: Latest error; empty where there was none.
-        error_age_s: Time since it; None where there was none.
     """
 
     received: int
@@ -50,7 +49,6 @@ class CameraSnapshot:
     has_stamps: bool = True
     recent_restarts: int = 0
     last_error: str = ""
-    error_age_s: float | None = None
 
 
 class CameraStatistics:
@@ -72,10 +70,9 @@ class CameraStatistics:
         self._answers: deque[float] = deque(maxlen=4096)
         self._drops: deque[tuple[float, str]] = deque(maxlen=4096)
         self._latency, self._age = LatencyWindow(), LatencyWindow()
-        self._error_s: float | None = None
 
     def clear(self) -> None:
-        """Forget rates, latencies and the latest error's time, as when the clock jumps back; the counters go on."""
+        """Forget rates and latencies, as when the clock jumps back; the counters go on."""
         with self._lock:
             self._forget()
 
@@ -98,7 +95,7 @@ class CameraStatistics:
             self._dropped[reason] += 1
             self._drops.append((now_s, reason))
             if error:
-                self._last_error, self._error_s = error, now_s
+                self._last_error = error
 
     def answer(self, now_s: float, latency_ms: Mapping[str, float], age_ms: float | None) -> None:
         """Count a published mask; its age is None where the image carried no stamp."""
@@ -131,7 +128,6 @@ class CameraStatistics:
                 has_stamps=self._has_stamps,
                 recent_restarts=sum(since <= time_s <= now_s for time_s in self._restarts),
                 last_error=self._last_error,
-                error_age_s=None if self._error_s is None else now_s - self._error_s,
             )
 
 
