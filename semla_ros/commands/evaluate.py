@@ -3,10 +3,9 @@
     semla evaluate --seeds 0 1 2 --images 100 --json out/results.json --html out/report.html
     semla evaluate --variants paper extra --domains boulevard-fog-night monsoon-rain --images 20
     semla evaluate --drive                        # what smoothing and hysteresis are worth over one drive
-    semla evaluate --sweep                        # temperature, top_k and distance, on validation scenes
     semla evaluate --benchmark semla20 --data ~/datasets --model catseg-l --library adapters/catseg-l
 
-The world's scenes are rendered by seed; test scenes are never seen in training or in a sweep. With --benchmark semla20
+The world's scenes are rendered by seed; test scenes are never seen in training. With --benchmark semla20
 the published 20 domains are read from the folders that the data sets come in; see docs/evaluation.md.
 """
 
@@ -14,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shlex
 import sys
@@ -29,15 +27,12 @@ from rich.console import Console
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets import class_names
-from semla_ros.lab.evaluation.protocol import Plan, Subject, SubjectSpec
+from semla_ros.lab.evaluation.protocol import JobResult, Plan, Subject, SubjectSpec, make_plan
 from semla_ros.lab.evaluation.protocol import run as run_plan
 from semla_ros.lab.evaluation.sources import Benchmark, DiskBenchmark, WorldBenchmark
-from semla_ros.lab.evaluation.variants import VARIANTS, Variant, choose_variants
+from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
 from semla_ros.lab.report.progress import progress
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_IMAGES = {"evaluate": 100, "sweep": 10}
 MOST_WORKERS = 8  # each holds a model; the shipped one is small, published ones are not
 
 
@@ -48,7 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--data", type=Path, metavar="ROOT", help="folder of all data sets, for semla20")
     what.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="test seeds, 0 to 99; default: 0")
     what.add_argument(
-        "--images", type=int, metavar="N", help="images per domain and seed, 0 = all on disk; default: 100, sweep: 10"
+        "--images",
+        type=int,
+        default=100,
+        metavar="N",
+        help="per domain and seed, 0 = all on disk; default: 100",
     )
     what.add_argument("--domains", nargs="+", metavar="NAME", help="only these; default: all, and the unseen ones")
     what.add_argument(
@@ -73,12 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--distance", choices=("euclidean", "cosine"), help="likewise")
     subject.add_argument("--min-weight", type=float, help="drop adapters below this weight; likewise")
     subject.add_argument("--fade", action=argparse.BooleanOptionalAction, help="fade out of the library; likewise")
-    other = parser.add_argument_group("other measurements, instead of the protocol")
-    other.add_argument("--sweep", action="store_true", help="settings of retrieval, on validation scenes")
-    other.add_argument("--temperatures", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.3, 1.0], metavar="T")
-    other.add_argument("--top-ks", type=int, nargs="+", default=[1, 3, 5, 8], metavar="K")
-    other.add_argument("--distances", nargs="+", choices=("euclidean", "cosine"), default=["euclidean", "cosine"])
-    other.add_argument("--full-grid", action="store_true", help="every combination; otherwise one setting at a time")
+    other = parser.add_argument_group("another measurement, instead of the protocol")
     other.add_argument("--drive", action="store_true", help="ways of following one continuous drive")
     other.add_argument("--drive-rate-hz", type=float, default=4.0, metavar="HZ", help="frames per second; default: 4")
     out = parser.add_argument_group("output")
@@ -93,32 +87,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, *, spec: SubjectSpec | None = None, benchmark: Benchmark | None = None) -> int:
     """Run the command; `spec` and `benchmark` stand in for what the options describe."""
-    _check(arguments)
+    check(arguments)
     spec = spec or make_spec(arguments)
     if arguments.drive:
         return _run_drive(arguments, spec)
     if benchmark is None and arguments.benchmark == "semla20":
         benchmark = DiskBenchmark(root=arguments.data.expanduser())
         benchmark.check(arguments.domains or benchmark.domain_names)  # before a large model is loaded
-    workers = arguments.workers or default_workers(arguments.device)
-    subject = spec.load(0)
-    if benchmark is None:
-        benchmark = WorldBenchmark(split="val" if arguments.sweep else "test")
-    if arguments.sweep:
-        return _run_sweep(arguments, benchmark, spec, subject, workers)
-    return _run_protocol(arguments, benchmark, spec, subject, workers)
+    return _run_protocol(arguments, benchmark or WorldBenchmark(), spec)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, before anything is loaded.
+
+    Raises:
+        ConfigError: They do.
+    """
     if arguments.benchmark == "semla20" and arguments.data is None:
         raise ConfigError("'--benchmark semla20' needs '--data ROOT', the folder that holds the data sets")
-    if arguments.benchmark == "semla20" and (arguments.sweep or arguments.drive):
-        raise ConfigError("'--sweep' and '--drive' run on the shipped world; leave '--benchmark semla20' out")
-    if arguments.sweep and arguments.drive:
-        raise ConfigError("'--sweep' and '--drive' are two measurements; run one after the other")
+    if arguments.benchmark == "semla20" and arguments.drive:
+        raise ConfigError("'--drive' runs on the shipped world; leave '--benchmark semla20' out")
     if len(set(arguments.seeds)) != len(arguments.seeds):
         raise ConfigError(f"'--seeds' must differ from each other, got {arguments.seeds}")
-    if arguments.images is not None and arguments.images < 0:
+    if arguments.images < 0:
         raise ConfigError(f"'--images' must be 0 or more, got {arguments.images}")
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"'--workers' must be at least 1, got {arguments.workers}")
@@ -160,63 +151,21 @@ def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
     return PipelineSpec(config=config, retrieval=given)
 
 
-def make_plan(
-    benchmark: Benchmark,
-    adapter_names: Sequence[str],
-    variants: tuple[Variant, ...],
-    *,
-    domains: Sequence[str] | None,
-    seeds: Sequence[int],
-    images: int,
-) -> Plan:
-    """Sort the domains into those with an own adapter, unseen ones, and those the base model was trained on.
-
-    Raises:
-        ConfigError: No domain that was asked for is left, or the library has no adapter of the benchmark.
-    """
-    known = (*benchmark.domain_names, *benchmark.unseen_names, *benchmark.source_names)
-    wanted = list(dict.fromkeys(domains)) if domains else list(known)
-    benchmark.check(wanted)
-    sources = tuple(name for name in wanted if name in benchmark.source_names)
-    not_own = (*benchmark.unseen_names, *sources)
-    own = tuple(name for name in wanted if name in adapter_names and name not in not_own)
-    unseen = tuple(name for name in wanted if name not in own and name not in sources)
-    without = [name for name in unseen if name in benchmark.domain_names]
-    if not domains and not own:
-        raise ConfigError(
-            f"the library has no adapter of the benchmark '{benchmark.name}': it has {', '.join(adapter_names[:8])}; "
-            f"expected some of {', '.join(benchmark.domain_names[:8])}"
-        )
-    if without:
-        logger.warning("no own adapter for %s: reported as unseen, without leave-one-out", ", ".join(without))
-    return Plan(
-        benchmark=benchmark,
-        variants=variants,
-        domains=own,
-        unseen=unseen,
-        sources=sources,
-        seeds=tuple(seeds),
-        images=images,
-    )
-
-
-def _run_protocol(
-    arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec, subject: Subject, workers: int
-) -> int:
+def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec) -> int:
     from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
     from semla_ros.lab.evaluation.goals import check_goals
     from semla_ros.lab.report.evaluation_page import Scenery, markdown_table, terminal_tables, write_html
 
-    images = DEFAULT_IMAGES["evaluate"] if arguments.images is None else arguments.images
+    subject = spec.load(0)
     plan = make_plan(
         benchmark,
         subject.adapter_names,
         choose_variants(arguments.variants),
         domains=arguments.domains,
         seeds=arguments.seeds,
-        images=images,
+        images=arguments.images,
     )
-    evaluation = Evaluation.collect(plan, _run_with_progress(plan, spec, subject, workers, "evaluating"))
+    evaluation = Evaluation.collect(plan, run_with_progress(plan, spec, subject, arguments))
     results = as_json(evaluation)
     if benchmark.name == "world":
         has_left_out = any(variant.name == "semla_without_own" for variant in plan.variants)
@@ -224,7 +173,7 @@ def _run_protocol(
         share = evaluation.family_share("semla_without_own", relatives) if has_left_out else float("nan")
         results["goals"] = [goal.as_dict() for goal in check_goals(results, share)]
     results["subject"] = dict(subject.description)
-    _print_tables(terminal_tables(results))
+    print_tables(terminal_tables(results))
     if arguments.json:
         write_json(results, arguments.json)
     if arguments.html:
@@ -251,41 +200,6 @@ def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> N
     print(f"figures in {len(written)} cards")
 
 
-def _run_sweep(
-    arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec, subject: Subject, workers: int
-) -> int:
-    from semla_ros.lab.evaluation.aggregate import Evaluation
-    from semla_ros.lab.evaluation.sweep import Grid, sweep_json, sweep_table, sweep_variants
-    from semla_ros.lab.report.evaluation_page import write_sweep_html
-
-    grid = Grid(
-        temperatures=arguments.temperatures,
-        top_ks=arguments.top_ks,
-        distances=arguments.distances,
-        is_full=arguments.full_grid,
-    )
-    settings = grid.settings(subject.recommended)
-    plan = make_plan(
-        benchmark,
-        subject.adapter_names,
-        sweep_variants(settings),
-        domains=arguments.domains,
-        seeds=arguments.seeds,
-        images=DEFAULT_IMAGES["sweep"] if arguments.images is None else arguments.images,
-    )
-    if not plan.domains:
-        raise ConfigError("'--sweep' needs at least one domain that the library has an adapter of")
-    evaluation = Evaluation.collect(plan, _run_with_progress(plan, spec, subject, workers, "sweeping"))
-    sweep = sweep_json(evaluation, settings, subject.recommended, "val")
-    _print_tables([sweep_table(sweep)])
-    if arguments.json:
-        write_json(sweep, arguments.json)
-    if arguments.html:
-        write_sweep_html(sweep, arguments.html, command=_command_line())
-    _say_written(arguments)
-    return 0
-
-
 def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
     from semla_ros.lab.evaluation.drive_protocol import drive_settings, drive_table, follow_drive, render_drive
     from semla_ros.lab.evaluation.subject import PipelineSpec
@@ -308,21 +222,26 @@ def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
                 report[str(seed)] = follow_drive(pipeline, frames, settings, on_progress=advance)
     finally:
         pipeline.close()
-    _print_tables([drive_table(item) for item in report.values()])
+    print_tables([drive_table(item) for item in report.values()])
     if arguments.json:
         write_json({"rate_hz": arguments.drive_rate_hz, "seeds": arguments.seeds, "drives": report}, arguments.json)
     _say_written(arguments)
     return 0
 
 
-def _run_with_progress(plan: Plan, spec: SubjectSpec, subject: Subject, workers: int, what: str) -> list[Any]:
+def run_with_progress(
+    plan: Plan, spec: SubjectSpec, subject: Subject, arguments: argparse.Namespace
+) -> list[JobResult]:
+    """Run a plan with a bar for its images; see `protocol.run`."""
+    workers = arguments.workers or default_workers(arguments.device)
     total = sum(len(job.indices) for job in plan.jobs())
     with progress() as bars:
-        advance = partial(bars.advance, bars.add_task(what, total=total))
+        advance = partial(bars.advance, bars.add_task("evaluating", total=total))
         return run_plan(plan, spec, workers=workers, subject=subject, on_progress=advance)
 
 
-def _print_tables(tables: Sequence[Any]) -> None:
+def print_tables(tables: Sequence[Any]) -> None:
+    """Print rich tables, unfolded where the output has no width of its own."""
     # A pipe has no width of its own: 80 columns would fold the table.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     for table in tables:

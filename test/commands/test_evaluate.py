@@ -10,6 +10,7 @@ from toy_world import ADAPTED, ToyBenchmark, ToySpec
 from semla_ros.cli import main
 from semla_ros.commands import evaluate
 from semla_ros.errors import ConfigError, DatasetError
+from semla_ros.lab.evaluation.protocol import make_plan
 from semla_ros.lab.evaluation.variants import choose_variants
 
 
@@ -65,7 +66,7 @@ def test_domains_and_variants_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_a_domain_without_an_adapter_is_reported_as_unseen() -> None:
-    plan = evaluate.make_plan(
+    plan = make_plan(
         ToyBenchmark(), ["a-fog"], choose_variants(["paper"]), domains=["a-fog", "b-night"], seeds=[0], images=1
     )
     assert plan.domains == ("a-fog",)
@@ -74,25 +75,14 @@ def test_a_domain_without_an_adapter_is_reported_as_unseen() -> None:
 
 def test_a_library_of_another_world_is_refused() -> None:
     with pytest.raises(ConfigError, match="no adapter of the benchmark 'world': it has indoor"):
-        evaluate.make_plan(ToyBenchmark(), ["indoor"], choose_variants(["paper"]), domains=None, seeds=[0], images=1)
-
-
-def test_a_sweep_shows_the_present_settings_among_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    json_path, page = tmp_path / "sweep.json", tmp_path / "sweep.html"
-    files = ["--json", str(json_path), "--html", str(page)]
-    assert run("--sweep", "--images", "2", "--temperatures", "0.3", "10", "--top-ks", "1", *files) == 0
-    sweep = json.loads(json_path.read_text())
-    assert len(sweep["settings"]) == 4
-    assert "present" in capsys.readouterr().out
-    assert "h-mean over temperature" in page.read_text()
+        make_plan(ToyBenchmark(), ["indoor"], choose_variants(["paper"]), domains=None, seeds=[0], images=1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--benchmark", "semla20"], "needs '--data ROOT'"),
-        (["--benchmark", "semla20", "--data", ".", "--sweep"], "run on the shipped world"),
-        (["--sweep", "--drive"], "one after the other"),
+        (["--benchmark", "semla20", "--data", ".", "--drive"], "runs on the shipped world"),
         (["--seeds", "1", "1"], "must differ"),
         (["--images", "-1"], "0 or more"),
         (["--workers", "0"], "at least 1"),

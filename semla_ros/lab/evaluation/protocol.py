@@ -7,6 +7,7 @@ holds some images of one domain and runs each distinct model once over those tha
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.config import RetrievalConfig
+from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets import stretch_to
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
 from semla_ros.lab.evaluation.sources import Benchmark, EvaluationImage
 from semla_ros.lab.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
+
+logger = logging.getLogger(__name__)
 
 MixKey = tuple[tuple[str, float], ...]
 
@@ -117,6 +121,46 @@ class Plan:
             blocks.append(jobs)
         for turn in range(max(map(len, blocks), default=0)):
             yield from (jobs[turn] for jobs in blocks if turn < len(jobs))
+
+
+def make_plan(
+    benchmark: Benchmark,
+    adapter_names: Sequence[str],
+    variants: tuple[Variant, ...],
+    *,
+    domains: Sequence[str] | None,
+    seeds: Sequence[int],
+    images: int,
+) -> Plan:
+    """Sort the domains into those with an own adapter, unseen ones, and those the base model was trained on.
+
+    Raises:
+        ConfigError: No domain that was asked for is left, or the library has no adapter of the benchmark.
+    """
+    known = (*benchmark.domain_names, *benchmark.unseen_names, *benchmark.source_names)
+    wanted = list(dict.fromkeys(domains)) if domains else list(known)
+    benchmark.check(wanted)
+    sources = tuple(name for name in wanted if name in benchmark.source_names)
+    not_own = (*benchmark.unseen_names, *sources)
+    own = tuple(name for name in wanted if name in adapter_names and name not in not_own)
+    unseen = tuple(name for name in wanted if name not in own and name not in sources)
+    without = [name for name in unseen if name in benchmark.domain_names]
+    if not domains and not own:
+        raise ConfigError(
+            f"the library has no adapter of the benchmark '{benchmark.name}': it has {', '.join(adapter_names[:8])}; "
+            f"expected some of {', '.join(benchmark.domain_names[:8])}"
+        )
+    if without:
+        logger.warning("no own adapter for %s: reported as unseen, without leave-one-out", ", ".join(without))
+    return Plan(
+        benchmark=benchmark,
+        variants=variants,
+        domains=own,
+        unseen=unseen,
+        sources=sources,
+        seeds=tuple(seeds),
+        images=images,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

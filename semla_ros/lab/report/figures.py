@@ -206,28 +206,6 @@ def embedding_map(
         return as_svg(figure)
 
 
-def lines(x: Sequence[float], series: Mapping[str, Sequence[float]], *, x_label: str, is_log: bool) -> str:
-    """h-mean over a setting, one line per way of adapting."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 2.7))
-        axes = figure.subplots()
-        for name, values in series.items():
-            axes.plot(x, values, marker="o", ms=4, lw=1.6, color=variant_colour(name),
-                      ls="-" if name.endswith("_without_own") else "--", label=name)  # fmt: skip
-        if is_log:
-            axes.set_xscale("log")
-        axes.set_xticks(list(x), [f"{value:g}" for value in x])
-        axes.minorticks_off()
-        axes.set_xlabel(x_label)
-        axes.set_ylabel("h-mean of mIoU")
-        axes.grid(color=GRID, linewidth=0.8)
-        axes.tick_params(length=0)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.legend(frameon=False, fontsize=7.5)
-        return as_svg(figure)
-
-
 def as_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element that scales with its place, without XML header and fixed size."""
     buffer = io.StringIO()

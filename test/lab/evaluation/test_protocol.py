@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from toy_world import ADAPTED, CLASSES, HEIGHT, WIDTH, ToyBenchmark, ToyRetriever, ToySpec, ToySubject
 
-from semla_ros.config import DriftConfig, RetrievalConfig
+from semla_ros.config import DriftConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.aggregate import Evaluation, as_json, harmonic_mean
 from semla_ros.lab.evaluation.drive_protocol import DriveFrame, drive_settings, follow_drive, render_drive
 from semla_ros.lab.evaluation.goals import check_goals
 from semla_ros.lab.evaluation.protocol import Job, Plan, run, run_job
 from semla_ros.lab.evaluation.sources import DiskBenchmark, WorldBenchmark
-from semla_ros.lab.evaluation.sweep import Grid, setting_name, sweep_axes, sweep_json, sweep_variants
 from semla_ros.lab.evaluation.variants import EXTRA_VARIANTS, PAPER_VARIANTS, VARIANTS, choose_variants, shares
 from semla_ros.lab.world.conditions import Conditions
 from semla_ros.lab.world.domains import BENCHMARK, UNSEEN
@@ -240,32 +239,6 @@ def test_a_loss_out_of_the_library_misses_its_goal(results: dict) -> None:
     goal = next(goal for goal in check_goals(worse, 1.0) if goal.claim == "no harm out of the library")
     assert not goal.is_met
     assert goal.found == "worst -2.0 points on d-desert"
-
-
-def test_a_sweep_moves_one_setting_at_a_time_around_the_present_ones() -> None:
-    present = RetrievalConfig(temperature=0.3, top_k=3)
-    grid = Grid(temperatures=(0.1, 0.3, 1.0), top_ks=(1, 3), distances=("euclidean", "cosine"))
-    settings = grid.settings(present)
-    assert len(settings) == 1 + 2 + 1 + 1
-    assert settings[0] == present
-    full = Grid(temperatures=(0.1, 0.3), top_ks=(1, 3), distances=("euclidean",), is_full=True).settings(present)
-    assert len({setting_name(item) for item in full}) == len(full) == 4
-
-
-def test_a_sweep_puts_the_best_leave_one_out_setting_first() -> None:
-    present = ToySubject.recommended
-    settings = Grid(temperatures=(0.05, 0.3, 50.0), top_ks=(1, 3), distances=("euclidean",)).settings(present)
-    plan = toy_plan(variants=sweep_variants(settings), seeds=(0,), images=4)
-    evaluation = Evaluation.collect(plan, run(plan, ToySpec()))
-    sweep = sweep_json(evaluation, settings, present, "val")
-    scores = [row["h_mean_without_own"] for row in sweep["settings"]]
-    assert scores == sorted(scores, reverse=True)
-    assert sweep["best"]["temperature"] < 50.0
-    assert sum(row["is_present"] for row in sweep["settings"]) == 1
-    values, series = sweep_axes(sweep)["temperature"]
-    assert values == [0.05, 0.3, 50.0]
-    assert series["semla"][0] >= series["semla"][2]
-    json.dumps(sweep, allow_nan=False)
 
 
 def test_the_world_has_twenty_domains_beside_unseen_ones_and_the_base_models_own() -> None:

@@ -1,16 +1,28 @@
-"""Choose how retrieval is set: temperature, top_k and distance, measured on validation scenes, never on test ones."""
+"""Choose how retrieval is set: temperature, top_k and distance, measured on validation scenes, never on test ones.
+
+    python -m bench.sweep --images 10 --json out/sweep.json
+    python -m bench.sweep --temperatures 0.05 0.1 0.3 --top-ks 3 5 --full-grid
+
+Model, library, domains, seeds and workers are chosen as in `semla evaluate`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
 
+from semla_ros.commands import evaluate
 from semla_ros.config import DistanceName, RetrievalConfig
+from semla_ros.errors import SemlaError
 from semla_ros.lab.evaluation.aggregate import Evaluation, harmonic_mean, number
+from semla_ros.lab.evaluation.protocol import SubjectSpec, make_plan
+from semla_ros.lab.evaluation.sources import Benchmark, WorldBenchmark
 from semla_ros.lab.evaluation.variants import WITHOUT_OWN, Variant
 
 ZERO_SHOT = Variant(name="zero_shot", kind="zero_shot")
@@ -115,24 +127,55 @@ def sweep_table(sweep: Mapping[str, Any]) -> Table:
     return table
 
 
-def sweep_axes(sweep: Mapping[str, Any]) -> dict[str, tuple[list[float], dict[str, list[float]]]]:
-    """For plots: setting -> (values, h-mean per way of adapting), with the other settings as they are at present."""
-    present = next(row for row in sweep["settings"] if row["is_present"])
-    axes = {}
-    for key in ("temperature", "top_k"):
-        others = [name for name in ("temperature", "top_k", "distance") if name != key]
-        rows = sorted(
-            (row for row in sweep["settings"] if all(row[name] == present[name] for name in others)),
-            key=lambda row: row[key],
-        )
-        if len(rows) > 1:
-            series = {
-                "semla": [row["h_mean"] for row in rows],
-                "semla_without_own": [row["h_mean_without_own"] for row in rows],
-            }
-            axes[key] = ([row[key] for row in rows], series)
-    return axes
-
-
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
+
+
+def run(
+    options: Sequence[str], *, spec: SubjectSpec | None = None, benchmark: Benchmark | None = None
+) -> dict[str, Any]:
+    """Measure and print the table; `spec` and `benchmark` stand in for what the options describe.
+
+    Raises:
+        SemlaError: An option, the model or the library cannot be used.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    evaluate.add_arguments(parser)
+    parser.set_defaults(images=10)
+    values = parser.add_argument_group("values to try")
+    values.add_argument("--temperatures", type=float, nargs="+", default=[0.02, 0.05, 0.1, 0.3, 1.0], metavar="T")
+    values.add_argument("--top-ks", type=int, nargs="+", default=[1, 3, 5, 8], metavar="K")
+    values.add_argument("--distances", nargs="+", choices=("euclidean", "cosine"), default=["euclidean", "cosine"])
+    values.add_argument("--full-grid", action="store_true", help="every combination; otherwise one at a time")
+    arguments = parser.parse_args(options)
+    evaluate.check(arguments)
+    spec = spec or evaluate.make_spec(arguments)
+    subject = spec.load(0)
+    grid = Grid(
+        temperatures=arguments.temperatures,
+        top_ks=arguments.top_ks,
+        distances=arguments.distances,
+        is_full=arguments.full_grid,
+    )
+    settings = grid.settings(subject.recommended)
+    plan = make_plan(
+        benchmark or WorldBenchmark(split="val"),
+        subject.adapter_names,
+        sweep_variants(settings),
+        domains=arguments.domains,
+        seeds=arguments.seeds,
+        images=arguments.images,
+    )
+    evaluation = Evaluation.collect(plan, evaluate.run_with_progress(plan, spec, subject, arguments))
+    sweep = sweep_json(evaluation, settings, subject.recommended, "val")
+    evaluate.print_tables([sweep_table(sweep)])
+    if arguments.json:
+        evaluate.write_json(sweep, arguments.json)
+    return sweep
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1:])
+    except SemlaError as error:
+        sys.exit(f"error: {error}")
