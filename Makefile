@@ -31,7 +31,7 @@ bench: venv
 results: venv
 	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 34 --cards --json out/results/results.json --html out/results/report.html --markdown out/results/table.md $(ARGS)
 	@{ printf '# Results on the shipped world\n\nWritten by `make results`; docs/evaluation.md says what is compared.\n\n'; \
-	  cat out/results/table.md; } > docs/results.md
+	  cat out/results/table.md; echo; $(VENV)/python -m bench.goals out/results/results.json; } > docs/results.md
 
 parameters: venv
 	@$(VENV)/python -m tools.parameter_tables

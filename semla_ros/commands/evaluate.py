@@ -153,7 +153,6 @@ def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
 
 def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec) -> int:
     from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
-    from semla_ros.lab.evaluation.goals import check_goals
     from semla_ros.lab.report.evaluation_page import Scenery, markdown_table, terminal_tables, write_html
 
     subject = spec.load(0)
@@ -167,11 +166,6 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Sub
     )
     evaluation = Evaluation.collect(plan, run_with_progress(plan, spec, subject, arguments))
     results = as_json(evaluation)
-    if benchmark.name == "world":
-        has_left_out = any(variant.name == "semla_without_own" for variant in plan.variants)
-        relatives = evaluation.with_relatives()
-        share = evaluation.family_share("semla_without_own", relatives) if has_left_out else float("nan")
-        results["goals"] = [goal.as_dict() for goal in check_goals(results, share)]
     results["subject"] = dict(subject.description)
     print_tables(terminal_tables(results))
     if arguments.json:

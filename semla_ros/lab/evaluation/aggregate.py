@@ -107,11 +107,6 @@ class Evaluation:
         hits = sum(are_relatives(item, name) for name in domains for item in self.heaviest(name, variant))
         return hits / images if images else float("nan")
 
-    def with_relatives(self) -> tuple[str, ...]:
-        """Domains of the protocol that have a relative in it."""
-        domains, are_relatives = self.plan.domains, self.plan.benchmark.are_relatives
-        return tuple(name for name in domains if any(other != name and are_relatives(name, other) for other in domains))
-
     def heaviest(self, domain: str, variant: str) -> list[str]:
         """Heaviest adapter of each image; `BASE_MODEL` where no adapter has any weight."""
         weights = (trace.weights[variant] for trace in self.traces[domain])

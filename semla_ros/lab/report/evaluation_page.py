@@ -57,7 +57,7 @@ def variants_of(results: Mapping[str, Any]) -> list[str]:
 
 
 def terminal_tables(results: Mapping[str, Any]) -> list[Table]:
-    """Tables for rich: domains with their h-mean, then unseen domains, then the goals."""
+    """Tables for rich: domains with their h-mean, then unseen domains."""
     variants = variants_of(results)
     tables = []
     titles = {"domains": "mIoU by domain (%)", "unseen": "unseen combinations (%)", "source": "source domain (%)"}
@@ -78,19 +78,7 @@ def terminal_tables(results: Mapping[str, Any]) -> list[Table]:
                 "h-mean", *(_percent(results["h_mean"][name], spreads.get(name)) for name in shown), style="bold"
             )
         tables.append(table)
-    if results.get("goals"):
-        tables.append(_goal_table(results["goals"]))
     return tables
-
-
-def _goal_table(goals: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title="goals", title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
-    for column in ("claim", "wanted", "found", ""):
-        table.add_column(column)
-    for goal in goals:
-        mark = "[green]met[/green]" if goal["met"] else "[red]missed[/red]"
-        table.add_row(goal["claim"], goal["wanted"], goal["found"], mark)
-    return table
 
 
 def _narrow(variant: str) -> str:
@@ -125,7 +113,6 @@ def write_html(results: Mapping[str, Any], path: Path, *, scenery: Scenery | Non
         subtitle=f"{len(results['domains'])} domains, {len(results['unseen'])} unseen combinations, {count} per domain "
         f"and seed, seeds {seeds}. mIoU in percent; ± is the standard deviation over the seeds.",
         cards=_cards(results),
-        goals=results.get("goals", []),
         figures=_figures(results, scenery),
         tables=_tables(results),
         facts={**results.get("subject", {}), **({"command": command} if command else {})},
@@ -315,7 +302,7 @@ def _nan(value: float | None) -> float:
 
 
 def markdown_table(results: Mapping[str, Any]) -> str:
-    """Tables of results in Markdown: domains, their h-mean with its spread, unseen combinations, and goals if any."""
+    """Tables of results in Markdown: domains, their h-mean with its spread, unseen combinations."""
     names = variants_of(results)
     lines = [
         "| domain | " + " | ".join(label(name) for name in names) + " |",
@@ -336,10 +323,4 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         "",
         f"mIoU in percent; {count} images per domain and seed, seeds {seeds}; ± standard deviation over seeds.",
     ]
-    if goals := results.get("goals"):
-        lines += ["", "| claim | wanted | found | |", "| --- | --- | --- | --- |"]
-        lines += [
-            f"| {goal['claim']} | {goal['wanted']} | {goal['found']} | {'met' if goal['met'] else 'missed'} |"
-            for goal in goals
-        ]
     return "\n".join(lines) + "\n"

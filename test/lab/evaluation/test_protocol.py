@@ -10,7 +10,6 @@ from semla_ros.config import DriftConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.aggregate import Evaluation, as_json, harmonic_mean
 from semla_ros.lab.evaluation.drive_protocol import DriveFrame, drive_settings, follow_drive, render_drive
-from semla_ros.lab.evaluation.goals import check_goals
 from semla_ros.lab.evaluation.protocol import Job, Plan, run, run_job
 from semla_ros.lab.evaluation.sources import DiskBenchmark, WorldBenchmark
 from semla_ros.lab.evaluation.variants import EXTRA_VARIANTS, PAPER_VARIANTS, VARIANTS, choose_variants, shares
@@ -219,26 +218,8 @@ def test_what_fades_out_is_traced_as_the_base_model(results: dict) -> None:
 
 
 def test_the_family_share_counts_relatives_only(evaluation: Evaluation, results: dict) -> None:
-    assert evaluation.with_relatives() == ("a-fog", "b-fog", "a-night", "b-night")
-    assert evaluation.family_share("semla_without_own", evaluation.with_relatives()) == 1.0
+    assert evaluation.family_share("semla_without_own", ["a-fog", "b-fog", "a-night", "b-night"]) == 1.0
     assert results["retrieval"]["c-indoor"]["semla_without_own"]["right_family"] == 0.0
-
-
-def test_goals_are_decided_by_the_figures(evaluation: Evaluation, results: dict) -> None:
-    goals = {goal.claim: goal for goal in check_goals(results, 1.0)}
-    assert goals["own adapter is found"].is_met
-    assert goals["right relatives are retrieved"].is_met
-    assert not goals["relatives help everywhere"].is_met
-    assert "c-indoor" in goals["relatives help everywhere"].found
-    assert goals["no harm out of the library"].is_met
-    assert {goal.claim for goal in check_goals(results, float("nan"))} == set(goals) - {"right relatives are retrieved"}
-
-
-def test_a_loss_out_of_the_library_misses_its_goal(results: dict) -> None:
-    worse = {**results, "unseen": {"d-desert": {"zero_shot": 0.30, "semla": 0.28}}}
-    goal = next(goal for goal in check_goals(worse, 1.0) if goal.claim == "no harm out of the library")
-    assert not goal.is_met
-    assert goal.found == "worst -2.0 points on d-desert"
 
 
 def test_the_world_has_twenty_domains_beside_unseen_ones_and_the_base_models_own() -> None:

@@ -1,10 +1,21 @@
-"""What the shipped world is meant to show, checked against the figures of a run."""
+"""What the shipped world is meant to show, checked against the figures of a run of `semla evaluate`.
+
+python -m bench.goals out/results/results.json       # a table in Markdown
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from semla_ros.lab.evaluation.sources import WorldBenchmark
 
 POINT = 0.01  # one mIoU point
 
@@ -25,16 +36,12 @@ class Goal:
     found: str
     is_met: bool
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"claim": self.claim, "wanted": self.wanted, "found": self.found, "met": self.is_met}
-
 
 def check_goals(results: Mapping[str, Any], family_share: float) -> list[Goal]:
     """Check a run's figures.
 
     Args:
-        results: As written by `summary.as_json`.
+        results: As written to the JSON file.
         family_share: Share of images whose heaviest adapter is of the right family, leave-one-out, over the domains
             that have relatives; NaN where none has.
 
@@ -42,6 +49,29 @@ def check_goals(results: Mapping[str, Any], family_share: float) -> list[Goal]:
         Goals that the run's variants and domains can decide, in the order they are reported.
     """
     return [*_source_goal(results), *_h_mean_goals(results, family_share), *_unseen_goal(results)]
+
+
+def family_share(results: Mapping[str, Any], are_relatives: Callable[[str, str], bool]) -> float:
+    """Share of images whose heaviest adapter is of the right family, leave-one-out; NaN where it was not measured.
+
+    Args:
+        results: As written to the JSON file.
+        are_relatives: Whether two domains share a weather or kind of place; domains without a relative do not count.
+    """
+    names = list(results["domains"])
+    shares = [
+        results["retrieval"][name]["semla_without_own"]["right_family"]
+        for name in names
+        if "semla_without_own" in results["retrieval"][name]
+        and any(other != name and are_relatives(name, other) for other in names)
+    ]
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def markdown_table(goals: list[Goal]) -> str:
+    """The goals as a table."""
+    rows = [f"| {goal.claim} | {goal.wanted} | {goal.found} | {'met' if goal.is_met else 'missed'} |" for goal in goals]
+    return "\n".join(["| claim | wanted | found | |", "| --- | --- | --- | --- |", *rows])
 
 
 def _source_goal(results: Mapping[str, Any]) -> Iterator[Goal]:
@@ -97,7 +127,7 @@ def _h_mean_goals(results: Mapping[str, Any], family_share: float) -> Iterator[G
                 found=f"{recovered:.1%}",
                 is_met=recovered >= 0.8,
             )
-    if family_share == family_share:  # not NaN
+    if not math.isnan(family_share):
         yield Goal(
             claim="right relatives are retrieved",
             wanted="heaviest adapter of the right family in >= 90 % of images",
@@ -120,3 +150,8 @@ def _unseen_goal(results: Mapping[str, Any]) -> Iterator[Goal]:
             found=f"worst {losses[worst] / POINT:+.1f} points on {worst}",
             is_met=losses[worst] >= -POINT,
         )
+
+
+if __name__ == "__main__":
+    read = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    print(markdown_table(check_goals(read, family_share(read, WorldBenchmark().are_relatives))))
