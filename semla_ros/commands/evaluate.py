@@ -153,7 +153,8 @@ def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
 
 def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec) -> int:
     from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
-    from semla_ros.lab.report.evaluation_page import Scenery, markdown_table, terminal_tables, write_html
+    from semla_ros.lab.report.evaluation_page import Scenery, write_html
+    from semla_ros.lab.report.evaluation_tables import markdown_table, terminal_tables
 
     subject = spec.load(0)
     plan = make_plan(

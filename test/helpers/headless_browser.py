@@ -70,6 +70,10 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
 
+    def emulate(self, *, color_scheme: str) -> None:
+        """Show pages as to somebody who prefers "light" or "dark"."""
+        self._command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": color_scheme}])
+
     def open(self, path: Path, ready: str) -> None:
         """Open a file and wait until the expression `ready` is true."""
         self._command("Page.navigate", url=path.resolve().as_uri())

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from semla_ros.lab.demo.recording import BASE_MIX, FrameRecord, MixEvent, Recording
 from semla_ros.lab.demo.score import LiveFigures
-from semla_ros.lab.report.pictures import domain_colour
+from semla_ros.lab.report.palette import domain_colour
 
 RECENT_S = 3.0  # window of rate and latency
 BAR_WIDTH = 24

@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from semla_ros.lab.demo.frame_store import FrameStore
 from semla_ros.lab.demo.score import DriveScore, FrameScore, is_transition
 from semla_ros.lab.evaluation.miou import MiouMeter, mean_iou
+from semla_ros.lab.report.palette import Colour, domain_colour
 from semla_ros.lab.report.pictures import (
     FAINT_TEXT,
     TEXT,
     Canvas,
-    Colour,
     colourise,
-    domain_colour,
     draw_legend,
     draw_mix,
     font,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from semla_ros.lab.demo.recording import MixEvent
 from semla_ros.lab.demo.score import DriveScore, FrameScore, is_transition, rolling_miou, shares_over_time
-from semla_ros.lab.report.pictures import domain_colour
+from semla_ros.lab.report.palette import domain_colour
 from semla_ros.results import BASE_MODEL
 
 INK, FAINT, GRID = "#1d2430", "#6b7482", "#dfe3e8"

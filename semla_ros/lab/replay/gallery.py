@@ -117,22 +117,23 @@ class Gallery:
             "segment": item.segment,
             "image": picture_uri(item.frame.image),
             "truth": None if item.truth is None else mask_uri(item.truth, self._palette),
-            "variants": {
-                name: self._variant(item.frame.stamp_ns, outcome, scores[name]) for name, outcome in outcomes.items()
-            },
+            "variants": {name: self._variant(item, outcome, scores[name]) for name, outcome in outcomes.items()},
         }
 
-    def _variant(self, stamp_ns: int, outcome: Outcome, score: FrameScore) -> dict[str, Any]:
-        generation = outcome.generation
+    def _variant(self, item: ReplayFrame, outcome: Outcome, score: FrameScore) -> dict[str, Any]:
+        generation, mask, truth = outcome.generation, outcome.mask, item.truth
         scene_ns = generation.scene_stamp_ns
         return {
-            "mask": None if outcome.mask is None else mask_uri(outcome.mask, self._palette),
+            "mask": None if mask is None else mask_uri(mask, self._palette),
+            "errors": None
+            if mask is None or truth is None
+            else mask_uri(_errors(mask, truth, len(self._palette)), self._palette),
             "miou": six_digits(score.miou),
             "confidence": six_digits(score.confidence),
             "flicker": six_digits(score.flicker),
             "generation": generation.number,
             "reason": generation.reason,
-            "scene_age_s": None if scene_ns is None else round((stamp_ns - scene_ns) / 1e9, 3),
+            "scene_age_s": None if scene_ns is None else round((item.frame.stamp_ns - scene_ns) / 1e9, 3),
             "mix": _explained_mix(outcome),
         }
 
@@ -176,6 +177,14 @@ def mask_uri(mask: MaskArray, palette: NDArray[np.uint8]) -> str:
         picture = Image.fromarray(colourise(mask, palette))
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _errors(mask: MaskArray, truth: MaskArray, class_count: int) -> MaskArray:
+    """The mask where it is wrong, unlabelled (black) where it is right or the truth says nothing."""
+    if mask.shape != truth.shape:
+        mask = cv2.resize(mask, (truth.shape[1], truth.shape[0]), interpolation=cv2.INTER_NEAREST_EXACT)  # type: ignore[assignment]
+    is_wrong = (mask != truth) & (truth < class_count)
+    return np.where(is_wrong, mask, class_count).astype(np.uint16)
 
 
 def _display_size(height: int, width: int) -> tuple[int, int]:

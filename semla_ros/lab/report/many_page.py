@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
 from semla_ros import __version__
-
-_TEMPLATES = Path(__file__).parent / "templates"
+from semla_ros.lab.report.page import Cell, Page, Section, Table, write_page
+from semla_ros.lab.report.replay_page import (
+    difference,
+    duration,
+    figure,
+    gain_cell,
+    table_of,
+    variant_table,
+    worklist_section,
+)
 
 
 def write_many_report(path: Path, merged: Mapping[str, Any]) -> None:
@@ -21,36 +26,43 @@ def write_many_report(path: Path, merged: Mapping[str, Any]) -> None:
         path: The file; the bags' own reports lie in folders beside it.
         merged: What the `summary.json` of many bags holds.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.filters["figure"] = lambda value, digits=3: "–" if value is None else f"{value:.{digits}f}"
-    environment.filters["signed"] = lambda value: "–" if value is None else f"{value:+.3f}".replace("-", "−")
-    environment.filters["tone"] = lambda value: (
-        "" if value is None or abs(value) < 0.005 else ("good" if value > 0 else "bad")
-    )
-    names = list(merged["variants"])
     primary, reference = merged["primary"], merged["reference"]
-    bags = [
-        {
-            **entry,
-            "link": f"{entry['out']}/report.html" if (path.parent / entry["out"] / "report.html").is_file() else "",
-            "gain": _gain(entry["miou"], primary, reference),
-        }
-        for entry in merged["bags"]
-    ]
-    html = environment.get_template("replay_many.html").render(
-        merged=merged,
-        bags=bags,
-        primary=primary,
-        reference=reference,
-        names=names,
-        css=Markup((_TEMPLATES / "replay_report.css").read_text(encoding="utf-8")),
-        version=__version__,
+    complete = sum(bool(bag["complete"]) for bag in merged["bags"])
+    page = Page(
+        title=f"Replay of {len(merged['bags'])} bags",
+        subtitle=f"{merged['frames']} frames over {duration(merged['duration_s'])} of recording · {complete} bags "
+        "complete",
+        sections=[
+            Section(
+                title="All bags together",
+                note="Pixels of all bags pooled; confidence and flicker weighted by frames.",
+                parts=[variant_table(merged["variants"], primary, reference)],
+            ),
+            Section(
+                title="By bag",
+                note="mIoU of each variant; the name leads to the bag's own report.",
+                parts=[_by_bag(path.parent, merged, primary, reference)],
+            ),
+            *([worklist_section(merged["worklist"])] if merged["worklist"] else []),
+        ],
+        foot=f"semla_ros {__version__} · figures in summary.json",
     )
-    path.write_text(html, encoding="utf-8")
+    write_page(path, page)
 
 
-def _gain(miou: Mapping[str, float | None], primary: str, reference: str | None) -> float | None:
-    ours, theirs = miou.get(primary), miou.get(reference or "")
-    return None if ours is None or theirs is None else ours - theirs
+def _by_bag(folder: Path, merged: Mapping[str, Any], primary: str, reference: str | None) -> Table:
+    rows: list[dict[str, Cell | str]] = []
+    for bag in merged["bags"]:
+        report, miou, outside = f"{bag['out']}/report.html", bag["miou"], bag["out_of_library_s"]
+        trouble = bag["error"] or ("" if bag["complete"] else "not complete")
+        remarks = "; ".join(filter(None, [trouble, *bag["problems"]]))
+        row: dict[str, Cell | str] = {
+            "bag": Cell(links=[(report, bag["out"])]) if (folder / report).is_file() else bag["out"],
+            **{name: figure(miou.get(name)) for name in merged["variants"]},
+            f"{primary} − {reference}": gain_cell(difference(miou.get(primary), miou.get(reference))),
+            "out of library": "–" if outside is None else f"{outside:.1f} s",
+            "frames": str(bag["frames"]),
+            "remarks": Cell(text=remarks, tone="bad" if trouble else "") if remarks else "–",
+        }
+        rows.append(row)
+    return table_of(rows, left=("remarks",))

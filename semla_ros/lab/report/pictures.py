@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,44 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from semla_ros.lab.world.domains import BENCHMARK
-from semla_ros.results import BASE_MODEL, ImageArray, MaskArray
-
-Colour = tuple[int, int, int]  # RGB, 0..255
+from semla_ros.lab.report.palette import Colour, domain_colour
+from semla_ros.results import ImageArray, MaskArray
 
 BACKGROUND: Colour = (17, 20, 25)
 TEXT: Colour = (236, 238, 241)
 FAINT_TEXT: Colour = (150, 157, 168)
-DOMAIN_COLOURS: dict[str, Colour] = {
-    BASE_MODEL: (176, 182, 190),
-    "clear": (240, 200, 70),
-    "day": (240, 200, 70),
-    "dusk": (226, 122, 62),
-    "night": (58, 66, 138),
-    "night-rain": (112, 80, 168),
-    "fog": (140, 160, 158),
-    "rain": (52, 132, 200),
-    "snow": (136, 208, 232),
-    "glare": (250, 228, 140),
-    "tunnel": (138, 100, 72),
-    "low-sun": (238, 150, 70),
-    "enclosed": (138, 100, 72),
-    "mixed": (150, 112, 186),
-}
-
-
-def domain_colour(name: str) -> Colour:
-    """A fixed colour per domain: a shade of its weather's for the shipped ones, else derived from the name."""
-    if name in DOMAIN_COLOURS:
-        return DOMAIN_COLOURS[name]
-    digest = hashlib.sha256(name.encode()).digest()
-    if name in BENCHMARK:
-        shade = 0.8 + 0.35 * digest[1] / 255
-        red, green, blue = (min(255, round(shade * value)) for value in DOMAIN_COLOURS[BENCHMARK[name].family])
-        return red, green, blue
-    hue = digest[0] * 180 // 256
-    red, green, blue = cv2.cvtColor(np.array([[[hue, 140, 205]]], np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
-    return int(red), int(green), int(blue)
 
 
 def colourise(mask: MaskArray, palette: NDArray[np.uint8]) -> ImageArray:

@@ -1,20 +1,29 @@
-"""The replay's report: one HTML file with its pictures, styles and scripts inside, readable offline."""
+"""The replay's report: one HTML file with its pictures inside, readable offline."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup
-
-from semla_ros.file_integrity import write_atomically
-from semla_ros.lab.report.pictures import domain_colour
-
-_TEMPLATES = Path(__file__).parent / "templates"
-_VARIANT_COLOURS = ("#0f766e", "#8a94a3", "#c2670a", "#5b5bd6", "#be3a7a", "#2f7fd1", "#7a6a2c")
+from semla_ros.lab.report import charts
+from semla_ros.lab.report.page import (
+    Cell,
+    Facts,
+    Frame,
+    Frames,
+    Legend,
+    Page,
+    Part,
+    Picture,
+    Section,
+    Table,
+    Tile,
+    Words,
+    write_page,
+)
+from semla_ros.lab.report.palette import domain_colour, variant_colours
+from semla_ros.results import BASE_MODEL
 
 
 def write_report(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -23,68 +32,38 @@ def write_report(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any]
     Args:
         path: The HTML file.
         summary: What `summary.json` holds.
-        data: Timeline, fusions, gallery and palette; see `replay._State.report_data`.
+        data: Timeline, fusions, gallery and palette, as the replay collects them.
+
+    Raises:
+        ConfigError: The file cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    names = list(summary["variants"])
-    colours = _variant_colours(names, str(summary["primary"]))
-    rows = [_variant_row(summary, name, colours[name]) for name in names]
-    timeline = data["timeline"]
-    adapters = {name for entry in timeline["variants"].values() for name in entry["weights"]}
-    page_data = {
-        **data,
-        "primary": summary["primary"],
-        "adapting": [name for name in names if name == "semla" or name.startswith("frozen@")],
-        "variant_colours": colours,
-        "adapter_colours": {name: "#{:02x}{:02x}{:02x}".format(*domain_colour(name)) for name in adapters},
-        "segment_colours": {name: domain_colour(name) for name in set(timeline["segment"]) if name},
-    }
-    html = environment.get_template("replay_report.html").render(
-        summary=summary,
-        bag_name=Path(str(summary["bag"])).name,
-        headline=_headline(summary),
-        explanation=_explanation(summary),
-        duration=_duration(float(summary["duration_s"])),
-        figures=_figures(summary),
-        rows=rows,
-        stages=_stages(summary),
-        has_shifted=any(entry["shifted_miou"] is not None for entry in summary["variants"].values()),
-        has_drift=any(value is not None for entry in timeline["variants"].values() for value in entry["drift"]),
-        has_bag=(path.parent / "masks").is_dir(),
-        agreement=[
-            (pair.replace("|", " and "), _percent(share, 1))
-            for pair, share in summary["agreement"].items()
-            if share is not None
+    name = Path(str(summary["bag"])).name
+    topics = "".join(f" · {camera['topic']}" for camera in summary["cameras"])
+    masks = ", masks as a bag in masks/" if (path.parent / "masks").is_dir() else ""
+    classes = list(zip(summary["classes"], data["palette"], strict=True))
+    over_time = _OverTime(summary, data)
+    page = Page(
+        title=_headline(summary),
+        name=f"Replay of {name}",
+        subtitle=f"Replay of {name} · {summary['frames']} frames over {duration(float(summary['duration_s']))}{topics} "
+        f"· model {summary['settings']['model']}",
+        warnings=_warnings(summary),
+        tiles=_tiles(summary),
+        sections=[
+            _variants(summary),
+            over_time.miou(),
+            over_time.mix(),
+            _gallery(summary, data["gallery"], classes),
+            _by_segment(summary),
+            _by_class(summary, classes),
+            *([worklist_section(summary["worklist"])] if "worklist" in summary else []),
+            over_time.stability(),
+            _latency(summary, over_time),
+            _how(summary),
         ],
-        bin_text=f"{timeline['bin_s']:g} s of the recording",
-        gallery=data["gallery"],
-        classes=list(zip(summary["classes"], data["palette"], strict=True)),
-        segment_rows=_segment_rows(summary),
-        class_rows=_class_rows(summary, data["palette"]),
-        worklist=_worklist(summary),
-        settings=_settings(summary),
-        css=Markup((_TEMPLATES / "replay_report.css").read_text(encoding="utf-8")),
-        js=Markup((_TEMPLATES / "replay_report.js").read_text(encoding="utf-8")),
-        data=Markup(_script_json(page_data)),
+        foot=f"semla_ros {summary['version']} · figures in summary.json, every frame in trace.jsonl{masks}",
     )
-    write_atomically(path, html)
-
-
-def _script_json(content: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _variant_colours(names: Sequence[str], primary: str) -> dict[str, str]:
-    """The primary variant is always the same strong colour, base the same grey."""
-    fixed = {primary: _VARIANT_COLOURS[0]}
-    if primary != "base":
-        fixed["base"] = _VARIANT_COLOURS[1]
-    others = iter(_VARIANT_COLOURS[2:] * (len(names) // 5 + 1))
-    return {name: fixed[name] if name in fixed else next(others) for name in names}
+    write_page(path, page)
 
 
 def _headline(summary: Mapping[str, Any]) -> str:
@@ -100,184 +79,336 @@ def _headline(summary: Mapping[str, Any]) -> str:
         pair = summary["agreement"].get(f"{reference}|{primary}", summary["agreement"].get(f"{primary}|{reference}"))
         if pair is None:
             return f"{primary} beside {reference}, without ground truth"
-        return f"{primary} and {reference} agree on {_percent(pair, 1)} of the pixels; there is no ground truth"
+        return f"{primary} and {reference} agree on {share(pair)} of the pixels; there is no ground truth"
     gain = entry["miou"] - other["miou"]
     if abs(gain) < 0.005:
         return f"Adapting made no difference: {primary} {entry['miou']:.3f}, {reference} {other['miou']:.3f} mIoU"
     verb = "helped" if gain > 0 else "hurt"
-    return f"Adapting {verb}: {primary} {entry['miou']:.3f} mIoU, {reference} {other['miou']:.3f} ({_signed(gain)})"
+    return f"Adapting {verb}: {primary} {entry['miou']:.3f} mIoU, {reference} {other['miou']:.3f} ({signed(gain)})"
 
 
-def _explanation(summary: Mapping[str, Any]) -> str:
-    if summary["rate"] == "realtime":
-        return (
-            "Arrival times and latency count: at each frame's arrival the newest mask that was ready is judged, and a "
-            "frame that came while the model was busy was replaced by a newer one."
-        )
-    return "No frame was dropped; latency does not count in these figures."
+def _warnings(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[str]]]:
+    warnings: list[tuple[str, Sequence[str]]] = []
+    if not summary["complete"]:
+        words = f"These are the results of the {summary['frames']} frames done so far. {summary['error'] or ''}"
+        warnings.append(("Interrupted." if summary["interrupted"] else "Ended early.", [words]))
+    if summary["problems"]:
+        warnings.append(("What was not readable:", summary["problems"]))
+    return warnings
 
 
-def _figures(summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The tiles at the top."""
-    entry = summary["variants"][summary["primary"]]
+def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
     primary, reference = summary["primary"], summary["reference"]
-    figures = []
-
-    def add(label: str, value: str, more: str, tone: str = "") -> None:
-        figures.append({"label": label, "value": value, "more": more, "tone": tone})
-
+    entry, other = summary["variants"][primary], summary["variants"].get(reference, {})
+    tiles = []
     if entry["miou"] is not None:
-        other = summary["variants"][reference]["miou"] if reference else None
-        gain = None if other is None else entry["miou"] - other
-        more = f"over {entry['frames_with_truth']} frames" if gain is None else f"{_signed(gain)} against {reference}"
-        add(f"mIoU of {primary}", _figure(entry["miou"]), more, _tone(gain))
-        if entry["shifted_miou"] is not None and reference:
-            shifted = summary["variants"][reference]["shifted_miou"]
-            gain = None if shifted is None else entry["shifted_miou"] - shifted
-            add(
-                "mIoU, shifted",
-                _figure(entry["shifted_miou"]),
-                f"{_signed(gain)} against {reference}",
-                _tone(gain),
-            )
-    else:
-        pairs = [share for share in summary["agreement"].values() if share is not None]
-        if pairs:
-            add("lowest agreement", _percent(min(pairs), 1), "of two variants, share of pixels")
+        for key, title in (("miou", f"mIoU of {primary}"), ("shifted_miou", "mIoU, shifted")):
+            if entry[key] is not None and (reference or key == "miou"):
+                gain = difference(entry[key], other.get(key))
+                more = f"{signed(gain)} against {reference}" if reference else f"{entry['frames_with_truth']} frames"
+                tiles.append(Tile(label=title, value=figure(entry[key]), more=more, tone=tone(gain)))
+    elif pairs := [pair for pair in summary["agreement"].values() if pair is not None]:
+        tiles.append(Tile(label="lowest agreement", value=share(min(pairs)), more="of two variants, share of pixels"))
     if entry["confidence"] is not None:
-        add("confidence", _figure(entry["confidence"], 2), "mean over all pixels")
+        tiles.append(Tile(label="confidence", value=figure(entry["confidence"], 2), more="mean over all pixels"))
     if entry["flicker"] is not None:
-        add("flicker", _percent(entry["flicker"], 1), "pixels per frame")
-    add("fusions", str(entry["fusions"]), f"{entry['generations']} generations")
-    duration = float(summary["duration_s"])
-    share = entry["out_of_library_s"] / duration if duration else 0.0
-    add("out of library", f"{entry['out_of_library_s']:.1f} s", f"{_percent(share, 0)} of the time")
-    total = entry["latency_ms"].get("total")
-    if total:
-        add("latency p95", f"{total['p95']:.0f} ms", f"median {total['p50']:.0f} ms")
-    return figures
-
-
-def _variant_row(summary: Mapping[str, Any], name: str, colour: str) -> dict[str, Any]:
-    entry = summary["variants"][name]
-    reference = summary["reference"]
-    gain = None
-    if reference and name != reference and entry["miou"] is not None:
-        other = summary["variants"][reference]["miou"]
-        gain = None if other is None else entry["miou"] - other
-    latency = entry["latency_ms"].get("total")
-    return {
-        "name": name,
-        "colour": colour,
-        "miou": _figure(entry["miou"]),
-        "gain": _signed(gain),
-        "tone": _tone(gain),
-        "shifted": _figure(entry["shifted_miou"]),
-        "confidence": _figure(entry["confidence"], 3),
-        "flicker": _percent(entry["flicker"], 1),
-        "fusions": entry["fusions"],
-        "out_of_library": f"{entry['out_of_library_s']:.1f} s",
-        "latency": f"{latency['p50']:.1f} / {latency['p95']:.1f}" if latency else "–",
-        "dropped": entry["dropped"],
-        "frames": entry["frames"],
-        "digest": entry["mask_sha256"],
-        "stages": [
-            "–"
-            if stage not in entry["latency_ms"]
-            else " / ".join(f"{entry['latency_ms'][stage][key]:.1f}" for key in ("p50", "p95", "max"))
-            for stage in _stages(summary)
-        ],
-    }
-
-
-def _stages(summary: Mapping[str, Any]) -> list[str]:
-    stages: dict[str, None] = {}
-    for entry in summary["variants"].values():
-        stages |= dict.fromkeys(entry["latency_ms"])
-    return list(stages)
-
-
-def _segment_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    variants = summary["variants"]
-    primary, reference = summary["primary"], summary["reference"]
-    rows = []
-    for segment, entry in variants[primary]["per_segment"].items():
-        gain = None
-        if reference:
-            gain = _difference(entry["miou"], variants[reference]["per_segment"].get(segment, {}).get("miou"))
-        rows.append(
-            {
-                "name": segment,
-                "frames": entry["frames"],
-                "cells": [_heat(item["per_segment"].get(segment, {}).get("miou")) for item in variants.values()],
-                "gain": _signed(gain),
-                "tone": _tone(gain),
-                "heaviest": variants[primary]["segment_adapters"].get(segment, "–"),
-            }
-        )
-    return rows
-
-
-def _class_rows(summary: Mapping[str, Any], palette: Sequence[str]) -> list[dict[str, Any]]:
-    variants = summary["variants"]
-    primary, reference = summary["primary"], summary["reference"]
-    rows = []
-    for name, colour in zip(summary["classes"], palette, strict=True):
-        if not variants[primary]["per_class"]:
-            return []
-        gain = None
-        if reference:
-            gain = _difference(variants[primary]["per_class"][name], variants[reference]["per_class"].get(name))
-        rows.append(
-            {
-                "name": name,
-                "colour": colour,
-                "cells": [_heat(entry["per_class"].get(name)) for entry in variants.values()],
-                "gain": _signed(gain),
-                "tone": _tone(gain),
-            }
-        )
-    return rows
-
-
-def _worklist(summary: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    if "worklist" not in summary:
-        return None
-    return [
-        {
-            "start": f"{item['start_s']:.1f} s",
-            "end": f"{item['end_s']:.1f} s",
-            "length": f"{item['duration_s']:.1f} s",
-            "segment": item["segment"] or "–",
-            "frames": item["frames"],
-            "confidence": _figure(item["mean_confidence"], 2),
-            "miou": _figure(item["mean_miou"], 2),
-            "nearest": ", ".join(f"{near['name']} ({near['distance']:.2f})" for near in item["nearest_adapters"])
-            or "–",
-            "examples": item["examples"],
-        }
-        for item in summary["worklist"]
+        tiles.append(Tile(label="flicker", value=share(entry["flicker"]), more="pixels per frame"))
+    outside, whole = entry["out_of_library_s"], float(summary["duration_s"])
+    more = f"{share(outside / whole if whole else 0.0, 0)} of the time"
+    tiles += [
+        Tile(label="fusions", value=str(entry["fusions"]), more=f"{entry['generations']} generations"),
+        Tile(label="out of library", value=f"{outside:.1f} s", more=more),
     ]
+    if total := entry["latency_ms"].get("total"):
+        tiles.append(Tile(label="latency p95", value=f"{total['p95']:.0f} ms", more=f"median {total['p50']:.0f} ms"))
+    return tiles
+
+
+def variant_table(
+    variants: Mapping[str, Mapping[str, Any]], primary: str, reference: str | None, *, rate: str = "max"
+) -> Table:
+    """A line per variant, of one bag or of many; columns that nothing is known for are left out."""
+    colours = variant_colours(variants)
+    reference_miou = variants[reference]["miou"] if reference else None
+    rows: list[dict[str, Cell | str]] = []
+    for name, entry in variants.items():
+        gain = None if name == reference else difference(entry["miou"], reference_miou)
+        row: dict[str, Cell | str] = {
+            "variant": Cell(text=name, colour=colours[name]),
+            "mIoU": figure(entry["miou"]),
+            f"against {reference}": gain_cell(gain),
+            "mIoU, shifted": figure(entry["shifted_miou"]),
+            "confidence": figure(entry["confidence"]),
+            "flicker": share(entry["flicker"]),
+            "fusions": str(entry["fusions"]),
+            "out of library": f"{entry['out_of_library_s']:.1f} s",
+            "latency p50 / p95 (ms)": _latencies(entry, "total", ("p50", "p95")),
+            "dropped": str(entry["dropped"]) if rate == "realtime" else "–",
+            "frames": str(entry["frames"]),
+        }
+        rows.append(row)
+    return table_of(rows, strong=[list(variants).index(primary)])
+
+
+def table_of(
+    rows: Sequence[Mapping[str, Cell | str]], *, left: Sequence[str] = (), strong: Sequence[int] = ()
+) -> Table:
+    """A table whose rows name their columns; columns with nothing but "–" are left out."""
+    head = [name for name in rows[0] if any(row[name] not in ("–", Cell(text="–")) for row in rows)]
+    cells = [[row[name] for name in head] for row in rows]
+    return Table(head=head, rows=cells, strong=strong, left=[head.index(name) for name in left if name in head])
+
+
+def _variants(summary: Mapping[str, Any]) -> Section:
+    table = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
+    pairs = [f"{pair.replace('|', ' and ')}: {share(value)}" for pair, value in summary["agreement"].items() if value]
+    agreement = Words(heading="Agreement: share of pixels with the same class", text=" · ".join(pairs))
+    explanation = (
+        "Arrival times and latency count: at each frame's arrival the newest mask that was ready is judged, and a "
+        "frame that came while the model was busy was replaced by a newer one."
+        if summary["rate"] == "realtime"
+        else "No frame was dropped; latency does not count in these figures."
+    )
+    note = f"Every variant saw the very same frames. {explanation}"
+    return Section(title="Variants", note=note, parts=[table, agreement if pairs else None])
+
+
+def _latencies(entry: Mapping[str, Any], stage: str, keys: Sequence[str]) -> str:
+    found = entry.get("latency_ms", {}).get(stage)
+    return " / ".join(f"{found[key]:.1f}" for key in keys) if found else "–"
+
+
+class _OverTime:
+    """The charts over time."""
+
+    def __init__(self, summary: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        timeline = data["timeline"]
+        self._data = data
+        self._series: Mapping[str, Any] = timeline["variants"]
+        self._axis = charts.TimeAxis(seconds=timeline["t"], stretch_s=timeline["bin_s"], segments=timeline["segment"])
+        self._primary = summary["primary"]
+        self._colours = variant_colours(summary["variants"])
+        self._has_truth = summary["has_truth"]
+
+    def lines(self, measure: str, title: str, **options: Any) -> charts.Chart | None:
+        """One measure of every variant."""
+        values = {name: entry[measure] for name, entry in self._series.items()}
+        return charts.lines(title, self._axis, values, self._colours, strong=self._primary, **options)
+
+    def miou(self) -> Section:
+        """Accuracy."""
+        note = (
+            f"Each point pools the pixels of {self._axis.stretch_s:g} s of the recording. Bands are the recording's "
+            "named stretches."
+        )
+        chart = self.lines("miou", "mIoU over time", height=230) if self._has_truth else None
+        return Section(title="mIoU over time", note=note, parts=[chart])
+
+    def mix(self) -> Section:
+        """What the primary variant was fused from, and how far the scene moved."""
+        weights = self._series[self._primary]["weights"]
+        used = {name: sum(values) for name, values in weights.items() if sum(values)}
+        order = sorted(used, key=lambda name: (name == BASE_MODEL, -used[name]))
+        fusions = [
+            (fusion["t"], f"generation {fusion['generation']} at {self._axis.clock(fusion['t'])}, heaviest: "
+             f"{fusion['heaviest']}")
+            for fusion in self._data["fusions"]
+        ]  # fmt: skip
+        chosen = {name: weights[name] for name in order}
+        parts: list[Part | None] = [charts.shares("Adapter weights over time", self._axis, chosen, fusions)]
+        drift = self.lines(
+            "drift", "Drift of the scene over time", threshold=self._data["drift_threshold"], digits=3, height=150
+        )
+        if drift:
+            text = (
+                "How far the scene embedding has moved from the one the present mix was retrieved for; above the "
+                "threshold a new mix is fused."
+            )
+            parts += [Words(heading="Drift of the scene", text=text), drift]
+        note = "Share of each adapter in the model in use. Triangles mark fusions: a new model was put into use there."
+        return Section(title=f"What {self._primary} was fused from", note=note, parts=parts)
+
+    def stability(self) -> Section:
+        """What needs no truth."""
+        note = (
+            "Mean probability of the chosen class, and flicker: the share of pixels whose class changed from the "
+            "camera's previous frame, movement of the scene included. Both need no ground truth."
+        )
+        parts = [
+            Words(heading="Confidence"),
+            self.lines("confidence", "Confidence over time", from_zero=False),
+            Words(heading="Flicker"),
+            self.lines("flicker", "Flicker over time", digits=3, height=150),
+        ]
+        return Section(title="Confidence and stability", note=note, parts=parts)
+
+
+def _latency(summary: Mapping[str, Any], over_time: _OverTime) -> Section:
+    variants = summary["variants"]
+    stages = list(dict.fromkeys(stage for entry in variants.values() for stage in entry["latency_ms"]))
+    rows = [
+        [name, *(_latencies(entry, stage, ("p50", "p95", "max")) for stage in stages)]
+        for name, entry in variants.items()
+    ]
+    beside = ", variants running side by side" if summary["rate"] != "realtime" and len(variants) > 1 else ""
+    note = f"From image to mask on the machine of the replay{beside}."
+    parts = [
+        over_time.lines("latency", "Latency over time", digits=1, unit=" ms", height=150),
+        Words(heading="By stage, p50 / p95 / largest (ms)"),
+        Table(head=["variant", *stages], rows=rows),
+    ]
+    return Section(title="Latency", note=note, parts=parts)
+
+
+def _gallery(
+    summary: Mapping[str, Any], categories: Sequence[Mapping[str, Any]], classes: Sequence[tuple[str, str]]
+) -> Section:
+    parts: list[Part] = []
+    for category in categories:
+        frames = [_frame(summary["primary"], frame) for frame in category["frames"]]
+        title = f"{category['title']} ({len(frames)})"
+        parts += [Words(heading=title, text=category["note"]), Frames(frames=frames, is_open=not parts)]
+    legend = Legend(entries=classes)
+    note = "Open a frame for its masks, below them what is wrong in them, and the mix that made them."
+    return Section(title="Frames worth a look", note=note, parts=[*parts, legend] if parts else [])
+
+
+def _frame(primary: str, frame: Mapping[str, Any]) -> Frame:
+    number = f"frame {frame['index']}"
+    pictures = [Picture(images=[(frame["image"], f"Camera image, {number}")], title="camera", detail=frame["camera"])]
+    if frame["truth"]:
+        pictures.append(Picture(images=[(frame["truth"], f"True classes, {number}")], title="truth"))
+    for name, entry in frame["variants"].items():
+        images = [(entry["mask"] or "", f"Mask of {name}, {number}" if entry["mask"] else "No mask was ready.")]
+        if entry["errors"]:
+            images.append((entry["errors"], f"Pixels that {name} got wrong, {number}"))
+        pictures.append(Picture(images=images, title=name, detail=_result(entry)))
+    entry = frame["variants"][primary]
+    place = ", ".join(filter(None, [f"{frame['t']:.1f} s", frame["segment"], number]))
+    return Frame(pictures=pictures, title=_result(entry), place=place, explanation=_explanation(primary, frame, entry))
+
+
+def _result(entry: Mapping[str, Any]) -> str:
+    if entry["miou"] is not None:
+        return f"mIoU {figure(entry['miou'])}"
+    return f"confidence {figure(entry['confidence'], 2)}"
+
+
+def _explanation(primary: str, frame: Mapping[str, Any], entry: Mapping[str, Any]) -> list[Part]:
+    """The mix behind a mask, and the near adapters that got no weight in it."""
+    age_s, mix = entry["scene_age_s"], entry["mix"]
+    text = "" if age_s is None else f"Retrieved for a scene {age_s:.1f} s earlier. "
+    if mix["out_of_library"]:
+        text += (
+            "The scene lies outside the library: even the nearest centroid is farther than the library's own spread. "
+        )
+    text += f"Stamp {frame['stamp_ns']} ns."
+    heading = f"Why {primary} looked like this: generation {entry['generation']} ({entry['reason']})"
+    near = [*mix["adapters"], {"name": BASE_MODEL, "weight": mix["base_weight"], "distance": None}]
+    rows: list[list[Cell | str]] = [
+        [
+            Cell(text=item["name"], colour=domain_colour(item["name"])),
+            Cell(text=share(item["weight"]), heat=item["weight"]),
+            figure(item["distance"]),
+        ]
+        for item in near
+        if item["weight"] > 0.0005 or item["distance"] is not None
+    ]
+    table = Table(head=["adapter", "weight in the fused model", "distance"], rows=rows)
+    return [Words(heading=heading, text=text), table]
+
+
+def _by_segment(summary: Mapping[str, Any]) -> Section:
+    primary = summary["variants"][summary["primary"]]
+    rows: list[dict[str, Cell | str]] = [
+        {
+            "stretch": name,
+            "frames": str(entry["frames"]),
+            **_compared(
+                summary,
+                {key: item["per_segment"].get(name, {}).get("miou") for key, item in summary["variants"].items()},
+            ),
+            "heaviest": primary["segment_adapters"].get(name, "–"),
+        }
+        for name, entry in primary["per_segment"].items()
+    ]
+    note = f"mIoU over each named stretch of the recording, and the adapter that weighed most in {summary['primary']}."
+    return Section(title="By stretch", note=note, parts=[table_of(rows, left=("heaviest",))] if rows else [])
+
+
+def _by_class(summary: Mapping[str, Any], classes: Sequence[tuple[str, str]]) -> Section:
+    rows: list[dict[str, Cell | str]] = [
+        {
+            "class": Cell(text=name, colour=colour),
+            **_compared(summary, {key: item["per_class"].get(name) for key, item in summary["variants"].items()}),
+        }
+        for name, colour in classes
+        if summary["variants"][summary["primary"]]["per_class"]
+    ]
+    note = "Intersection over union of each class over all frames; – where the truth has none of it."
+    return Section(title="By class", note=note, parts=[table_of(rows)] if rows else [])
+
+
+def _compared(summary: Mapping[str, Any], values: Mapping[str, float | None]) -> dict[str, Cell | str]:
+    """A figure of each variant, and the gain of the primary one."""
+    primary, reference = summary["primary"], summary["reference"]
+    cells: dict[str, Cell | str] = {name: Cell(text=figure(value), heat=value) for name, value in values.items()}
+    if reference:
+        cells[f"{primary} − {reference}"] = gain_cell(difference(values[primary], values[reference]))
+    return cells
+
+
+def worklist_section(worklist: Sequence[Mapping[str, Any]], *, most: int = 200) -> Section:
+    """Stretches that no adapter covers, of one bag or (with "bag" in each) of many."""
+    title, nearest = "No adapter covers these stretches", "nearest adapters (distance)"
+    if not worklist:
+        return Section(title=title, parts=[Words(text="None: every scene lay within the library.")])
+    rows: list[dict[str, Cell | str]] = [
+        {
+            "bag": item.get("bag", "–"),
+            "from": f"{item['start_s']:.1f} s",
+            "to": f"{item['end_s']:.1f} s",
+            "length": f"{item['duration_s']:.1f} s",
+            "stretch": item["segment"] or "–",
+            "frames": str(item["frames"]),
+            "confidence": figure(item["mean_confidence"], 2),
+            "mIoU": figure(item["mean_miou"], 2),
+            nearest: ", ".join(f"{near['name']} ({near['distance']:.2f})" for near in item["nearest_adapters"]) or "–",
+            # Those of many bags lie in the bags' own folders.
+            "examples": "–"
+            if "bag" in item
+            else Cell(links=[(name, str(number)) for number, name in enumerate(item["examples"], 1)]),
+        }
+        for item in worklist[:most]
+    ]
+    note = (
+        "The scene lay outside the library: candidates for the next adapter, those with the most to gain first (long, "
+        "and the model unsure)."
+    )
+    return Section(title=title, note=note, parts=[table_of(rows, left=("stretch", nearest, "examples"))])
+
+
+def _how(summary: Mapping[str, Any]) -> Section:
+    digests = Facts(pairs=[(name, entry["mask_sha256"]) for name, entry in summary["variants"].items()])
+    heading = Words(heading="Digest of all masks in order (SHA-256)")
+    return Section(title="How this was made", parts=[Facts(pairs=_settings(summary)), heading, digests])
 
 
 def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    settings = summary["settings"]
     lines = [("bag", str(summary["bag"]))]
-    lines += [
-        (f"camera {camera['name']}".strip(), f"{camera['topic']}, {camera['frames']} frames, "
-         + (f"truth from {camera['truth']}" if camera["truth"] else "no truth topic"))
-        for camera in summary["cameras"]
-    ]  # fmt: skip
-    for key, value in settings.items():
+    for camera in summary["cameras"]:
+        truth = f"truth from {camera['truth']}" if camera["truth"] else "no truth topic"
+        lines.append((f"camera {camera['name']}".strip(), f"{camera['topic']}, {camera['frames']} frames, {truth}"))
+    for key, value in summary["settings"].items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
         lines.append((key, _plain(value)))
-    time = summary.get("time")
-    if time:
-        lines.append(
-            ("run", f"{time['wall_s']:.1f} s, reading and decoding {_percent(time['read_decode_share'], 1)} of it, "
-             f"peak memory {time['peak_memory_mb']:.0f} MB")
-        )  # fmt: skip
+    if time := summary.get("time"):
+        words = (
+            f"{time['wall_s']:.1f} s, reading and decoding {share(time['read_decode_share'])} of it, peak memory "
+            f"{time['peak_memory_mb']:.0f} MB"
+        )
+        lines.append(("run", words))
     return lines
 
 
@@ -287,37 +418,40 @@ def _plain(value: Any) -> str:
     return "–" if value == "" else str(value)
 
 
-def _heat(value: float | None) -> dict[str, str]:
-    """A table cell whose ground tells the figure, too: white at 0, green at 1."""
-    if value is None:
-        return {"text": "–", "colour": "transparent"}
-    return {"text": f"{value:.3f}", "colour": f"rgba(15, 118, 110, {0.34 * value:.3f})"}
-
-
-def _difference(a: float | None, b: float | None) -> float | None:
+def difference(a: float | None, b: float | None) -> float | None:
+    """A - b; None where one of them is."""
     return None if a is None or b is None else a - b
 
 
-def _figure(value: float | None, digits: int = 3) -> str:
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number, or "–"."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _signed(value: float | None) -> str:
+def signed(value: float | None) -> str:
+    """A difference with its sign, or "–"."""
     return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
-def _percent(value: float | None, digits: int) -> str:
+def share(value: float | None, digits: int = 1) -> str:
+    """A share in percent, or "–"."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
 
 
-def _tone(gain: float | None) -> str:
+def tone(gain: float | None) -> str:
     """Colour of a difference that is worth one."""
     if gain is None or abs(gain) < 0.005:
         return ""
     return "good" if gain > 0 else "bad"
 
 
-def _duration(seconds: float) -> str:
+def gain_cell(gain: float | None) -> Cell:
+    """A difference in its colour."""
+    return Cell(text=signed(gain), tone=tone(gain))
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words."""
     if seconds < 300:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -5,7 +5,7 @@ from PIL import Image
 
 from semla_ros.lab.demo.panels import PanelMaker, pick_moments, write_contact_sheet, write_video
 from semla_ros.lab.demo.timeline import draw_timeline, most_used
-from semla_ros.lab.report.pictures import domain_colour
+from semla_ros.lab.report.palette import domain_colour
 from semla_ros.results import BASE_MODEL
 
 NAMES = ("road", "sidewalk", "car", "sky")

@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semla_ros.lab.report.palette import domain_colour
 from semla_ros.lab.report.pictures import (
-    BASE_MODEL,
     Canvas,
     colourise,
-    domain_colour,
     draw_legend,
     draw_mix,
     resize,
     tile,
 )
+from semla_ros.results import BASE_MODEL
 
 PALETTE = np.array([[10, 20, 30], [200, 100, 50]], np.uint8)
 
@@ -23,12 +23,6 @@ def test_every_class_gets_its_colour_and_unlabelled_is_black() -> None:
 
 def test_sixteen_bit_masks_are_painted_too() -> None:
     assert (colourise(np.array([[1, 65535]], np.uint16), PALETTE)[0, 0] == PALETTE[1]).all()
-
-
-def test_an_unknown_domain_keeps_its_own_colour() -> None:
-    assert domain_colour("desert-storm") == domain_colour("desert-storm")
-    assert domain_colour("desert-storm") != domain_colour("jungle")
-    assert domain_colour("night") != domain_colour("fog")
 
 
 def test_a_mix_is_drawn_in_proportion_to_its_shares() -> None:

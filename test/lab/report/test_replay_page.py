@@ -1,20 +1,17 @@
-"""The report opened in a real browser: nothing complains, the charts are drawn, the frames can be walked through."""
+"""The report in a real browser without a script: charts are drawn, frames open, numbers are those of the summary."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from headless_browser import Page, find_chromium
-from replay_toys import ToyPipeline, write_toy_bag
 
-from semla_ros.lab.replay.comparison import parse_variants
-from semla_ros.lab.replay.run import ReplayOptions, replay_bag
-
-READY = "document.body?.dataset.ready === 'yes'"
+READY = "document.readyState === 'complete'"
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Page]:
+def browser() -> Iterator[Page]:
     program = find_chromium()
     if program is None:
         pytest.skip("no Chromium found and tools/ensure-chromium could not install one")
@@ -22,84 +19,81 @@ def page() -> Iterator[Page]:
         yield page
 
 
-def make_report(folder: Path, *, has_truth: bool = True, compare: str = "base,semla,oracle:fog") -> Path:
-    bag = write_toy_bag(folder / "<b>bag & co", frames=80, has_truth=has_truth)
-    options = ReplayOptions(compare=parse_variants(compare), propose_adapter=True, with_bag=False)
-    replay_bag(bag, folder / "out", options, load=ToyPipeline)
-    return folder / "out" / "report.html"
+def texts(browser: Page, selector: str) -> list[str]:
+    found: list[str] = browser.evaluate(f"[...document.querySelectorAll({selector!r})].map(node => node.textContent)")
+    return found
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_report(tmp_path_factory.mktemp("report"))
+def test_the_report_says_its_answer_and_where_it_comes_from(browser: Page, replay_page: Path) -> None:
+    browser.open(replay_page, READY)
+    assert browser.complaints == []
+    assert browser.evaluate("document.querySelector('h1').textContent").startswith("Adapting helped: semla")
+    assert "<b>bag & co" in browser.evaluate("document.querySelector('header p').textContent")
+    assert browser.evaluate("document.title") == "Replay of <b>bag & co"
+    semla = json.loads((replay_page.parent / "summary.json").read_text())["variants"]["semla"]
+    (strong,) = texts(browser, "tr.strong")
+    assert strong.startswith(f"semla{semla['miou']:.3f}+")
+    assert semla["mask_sha256"] in texts(browser, "dd")
 
 
-def test_the_report_opens_without_a_complaint_and_without_the_network(page: Page, report: Path) -> None:
-    page.open(report, READY)
-    assert page.complaints == []
-    assert page.evaluate("document.querySelectorAll('script[src], link[rel=stylesheet]').length") == 0
-    assert page.evaluate("document.querySelector('h1').textContent").startswith("Adapting helped: semla")
-    assert page.evaluate("document.querySelector('.where b').textContent") == "<b>bag & co"
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "nothing sticks out sideways"
-
-
-def test_every_chart_is_drawn(page: Page, report: Path) -> None:
-    page.open(report, READY)
-    drawn = page.evaluate(
-        "Object.fromEntries([...document.querySelectorAll('.chart')]"
-        ".map(c => [c.id, c.querySelectorAll('path').length]))"
+def test_every_chart_is_drawn(browser: Page, replay_page: Path) -> None:
+    browser.open(replay_page, READY)
+    drawn = browser.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('.chart')].map(chart =>"
+        " [chart.querySelector('title').textContent, "
+        " [...chart.querySelectorAll('[data-series]')].map(path => path.dataset.series)]))"
     )
-    assert drawn["chart-miou"] == drawn["chart-confidence"] == drawn["chart-flicker"] == drawn["chart-latency"] == 3
-    assert drawn["chart-drift"] == 1
-    adapters = page.evaluate(
-        "[...document.querySelectorAll('#chart-weights path[data-adapter]')].map(p => p.dataset.adapter)"
-    )
-    assert sorted(adapters) == ["base model", "clear", "fog", "night"]
-    assert page.evaluate("document.querySelectorAll('#chart-weights .fusion').length") == 3
-    assert page.evaluate(
-        "[...document.querySelectorAll('.chart path')].every(p => !/NaN|undefined/.test(p.getAttribute('d')))"
-    )
+    every = ["base", "oracle:fog", "semla"]
+    for title in ("mIoU", "Confidence", "Flicker", "Latency"):
+        assert sorted(drawn[f"{title} over time"]) == every
+        assert drawn[f"{title} over time"][-1] == "semla", "the primary variant is drawn over the others"
+    assert drawn["Drift of the scene over time"] == ["semla"]
+    assert sorted(drawn["Adapter weights over time"]) == ["base model", "clear", "fog", "night"]
+    assert browser.evaluate("document.querySelectorAll('.chart .mark').length") == 3
+    paths = browser.evaluate("[...document.querySelectorAll('.chart path')].map(path => path.getAttribute('d'))")
+    assert not [path for path in paths if "nan" in path.lower() or "inf" in path.lower()]
 
 
-def test_a_curve_can_be_hidden_and_read_at_a_moment(page: Page, report: Path) -> None:
-    page.open(report, READY)
-    page.evaluate("document.querySelector('#chart-miou .legend button').click()")
-    assert (
-        page.evaluate("document.querySelector('#chart-miou path[data-variant=base]').getAttribute('visibility')")
-        == "hidden"
+def test_the_values_of_a_moment_can_be_read(browser: Page, replay_page: Path) -> None:
+    browser.open(replay_page, READY)
+    told = texts(browser, ".chart .readings title")
+    assert any("fog" in words.splitlines()[0] and "\nsemla 0." in words and "\nbase 0." in words for words in told)
+    strip = browser.evaluate(
+        "(() => { const box = document.querySelector('.chart').getBoundingClientRect();"
+        " return document.elementFromPoint(box.left + box.width / 2, box.top + box.height / 2)"
+        ".querySelector('title').textContent })()"
     )
-    page.evaluate(
-        "(() => { const box = document.getElementById('chart-miou'), b = box.getBoundingClientRect();"
-        " box.dispatchEvent(new MouseEvent('mousemove', {clientX: b.left + b.width / 2, clientY: b.top + 50})); })()"
-    )
-    tip = page.evaluate("document.querySelector('#chart-miou .tip').textContent")
-    assert "semla 0." in tip
-    assert not page.evaluate("document.querySelector('#chart-miou .tip').hidden")
+    assert "semla" in strip
 
 
-def test_the_worst_frames_can_be_walked_through_and_explained(page: Page, report: Path) -> None:
-    page.open(report, READY)
-    categories = page.evaluate("[...document.querySelectorAll('#categories button')].map(b => b.textContent)")
+def test_the_worst_frames_open_with_their_masks_errors_and_mix(browser: Page, replay_page: Path) -> None:
+    browser.open(replay_page, READY)
+    categories = [
+        title for title in texts(browser, "h3") if ("(" in title and "frame" in title.lower()) or "base (" in title
+    ]
     assert categories[0].startswith("Worst frames")
-    first = page.evaluate("document.getElementById('frame-view').dataset.frame")
-    captions = page.evaluate("[...document.querySelectorAll('.panel figcaption b')].map(b => b.textContent)")
-    assert captions == ["camera", "truth", "base", "semla", "oracle:fog"]
-    page.wait("[...document.querySelectorAll('.panel img')].every(i => i.complete && i.naturalWidth > 0)")
-    page.evaluate("document.getElementById('next').click()")
-    page.wait(f"document.getElementById('frame-view').dataset.frame !== '{first}'")
-    assert page.evaluate("document.querySelectorAll('.mixrow').length") >= 3
-    page.evaluate("document.getElementById('show-errors').click()")
-    page.wait("document.querySelectorAll('.panel canvas').length === 3")
-    page.evaluate("document.querySelectorAll('#categories button')[1].click()")
-    page.wait("document.getElementById('category-note').textContent.includes('cost') || "
-              "document.getElementById('category-note').textContent.includes('gained')")  # fmt: skip
-    assert page.complaints == []
+    assert browser.evaluate("document.querySelectorAll('details[open]').length") == 1
+    captions = texts(browser, "details[open] figcaption")
+    assert [caption.split()[0] for caption in captions] == ["camera", "truth", "base", "semla", "oracle:fog"]
+    shown = browser.evaluate("[...document.querySelectorAll('details[open] img')].map(image => image.alt)")
+    assert [words.split(",")[0] for words in shown[-2:]] == ["Mask of oracle:fog", "Pixels that oracle:fog got wrong"]
+    assert browser.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    closed = "document.querySelectorAll('details')[1]"
+    assert browser.evaluate(f"{closed}.querySelector('.pictures').checkVisibility()") is False
+    browser.evaluate(f"{closed}.querySelector('summary').click()")
+    assert browser.evaluate(f"{closed}.querySelector('.pictures').checkVisibility()") is True
+    assert browser.evaluate(f"{closed}.querySelectorAll('tbody tr').length") >= 3
+    assert browser.complaints == []
 
 
-def test_a_report_without_truth_leads_to_where_variants_disagree(page: Page, tmp_path: Path) -> None:
-    page.open(make_report(tmp_path, has_truth=False, compare="base,semla"), READY)
-    categories = page.evaluate("[...document.querySelectorAll('#categories button')].map(b => b.textContent)")
-    assert [text.split(" (")[0] for text in categories] == ["Least confident", "Largest disagreement", "Flicker"]
-    assert page.evaluate("document.getElementById('chart-miou')") is None
-    assert "volcano" in page.evaluate("document.body.textContent")
-    assert page.complaints == []
+def test_a_report_without_truth_leads_to_where_variants_disagree(
+    browser: Page, replay_page_without_truth: Path
+) -> None:
+    browser.open(replay_page_without_truth, READY)
+    titles = texts(browser, "h3")
+    assert [title.split(" (")[0] for title in titles[1:] if title.endswith(")") and "generation" not in title][:3] == [
+        "Least confident", "Largest disagreement", "Flicker",
+    ]  # fmt: skip
+    assert "mIoU over time" not in texts(browser, "h2")
+    assert "volcano" in browser.evaluate("document.body.textContent")
+    assert browser.complaints == []

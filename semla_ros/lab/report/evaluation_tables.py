@@ -1,0 +1,117 @@
+"""The figures of an evaluation as tables: in the terminal, in Markdown, and for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from semla_ros.lab.report.charts import percent
+
+_LABELS = {"zero_shot": "zero-shot", "semla": "SemLA", "late_fusion": "late fusion"}
+_GROUPS = {"domains": "mIoU by domain (%)", "unseen": "unseen combinations (%)", "source": "source domain (%)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRow:
+    """One line: a domain, or the harmonic mean over them.
+
+    Attributes:
+        group: "domains", "unseen" or "source".
+        name: Of the domain, or "h-mean".
+        values: Variant -> mIoU 0..1, None where it was not measured.
+        spreads: Variant -> standard deviation over the seeds, None where there is none.
+        is_mean: It is the harmonic mean.
+    """
+
+    group: str
+    name: str
+    values: Mapping[str, float | None]
+    spreads: Mapping[str, float | None]
+    is_mean: bool = False
+
+    def words(self, variant: str) -> str:
+        """The figure in percent, with its spread where it is the mean."""
+        value = self.values.get(variant)
+        return "-" if value is None else percent(value, self.spreads.get(variant) if self.is_mean else None)
+
+    def is_best(self, variant: str) -> bool:
+        """Whether it is the best of what does without the domain's own adapter; of all where nothing does."""
+        fair = [name for name in self.values if name.endswith("_without_own") or name == "zero_shot"]
+        known = {name: value for name in (fair if len(fair) > 1 else self.values) if (value := self.values[name])}
+        return variant in known and known[variant] == max(known.values())
+
+
+def label(variant: str) -> str:
+    """A variant's name for people: "semla_without_own" -> "SemLA, own left out"."""
+    base = variant.removesuffix("_without_own")
+    shown = _LABELS.get(base) or base.replace("_", " ").replace("semla", "SemLA")
+    return shown if base == variant else f"{shown}, own left out"
+
+
+def variants_of(results: Mapping[str, Any]) -> list[str]:
+    """Variants of a run in the order they were asked for."""
+    scores: Mapping[str, Any] = next(iter((results["domains"] or results["unseen"]).values()), {})
+    return list(results["h_mean"] or scores)
+
+
+def score_rows(results: Mapping[str, Any]) -> Iterator[ScoreRow]:
+    """Domains, their harmonic mean, unseen domains, sources."""
+    for group in _GROUPS:
+        spreads = results["spread"][group]
+        for name, values in results[group].items():
+            yield ScoreRow(group=group, name=name, values=values, spreads=spreads[name])
+        if group == "domains" and results["h_mean"]:
+            means, spread = results["h_mean"], results["spread"]["h_mean"]
+            yield ScoreRow(group=group, name="h-mean", values=means, spreads=spread, is_mean=True)
+
+
+def rows_by_group(results: Mapping[str, Any]) -> dict[str, tuple[list[str], list[ScoreRow]]]:
+    """Group -> the variants that were measured in it, and its rows."""
+    groups = {}
+    for group in _GROUPS:
+        rows = [row for row in score_rows(results) if row.group == group]
+        shown = [name for name in variants_of(results) if any(name in row.values for row in rows)]
+        if rows:
+            groups[group] = (shown, rows)
+    return groups
+
+
+def terminal_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Tables for rich: domains with their h-mean, unseen domains, the source."""
+    tables = []
+    for group, (shown, rows) in rows_by_group(results).items():
+        table = Table(title=_GROUPS[group], title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
+        table.add_column("domain", no_wrap=True)
+        for name in shown:
+            table.add_column(label(name).replace(", own left out", "\nwithout own"), justify="right")
+        for row in rows:
+            if row.is_mean:
+                table.add_section()
+            cells = (row.words(name) for name in shown)
+            table.add_row(row.name, *cells, style="bold" if row.is_mean else None)
+        tables.append(table)
+    return tables
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """One table in Markdown: domains, their h-mean with its spread, unseen combinations, the source."""
+    names = variants_of(results)
+    lines = [
+        "| domain | " + " | ".join(label(name) for name in names) + " |",
+        "| --- |" + " ---: |" * len(names),
+    ]
+    for row in score_rows(results):
+        mark = "**" if row.is_mean else ""
+        note = {"domains": "", "unseen": " (unseen)", "source": " (source)"}[row.group]
+        cells = " | ".join(f"{mark}{row.words(name)}{mark}" for name in names)
+        lines.append(f"| {mark}{row.name}{note}{mark} | {cells} |")
+    return "\n".join([*lines, "", f"mIoU in percent; {extent_of(results)}; ± standard deviation over seeds.", ""])
+
+
+def extent_of(results: Mapping[str, Any]) -> str:
+    """How many images of which seeds a run saw."""
+    count = "all" if results["images"] == 0 else results["images"]
+    return f"{count} images per domain and seed, seeds {', '.join(map(str, results['seeds']))}"

@@ -1,0 +1,131 @@
+"""What holds for every page: one file, no script, words for every picture, readable on a phone, in light and dark."""
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from headless_browser import Page, find_chromium
+
+from semla_ros.lab.report import page as pages
+from semla_ros.lab.report.charts import TimeAxis, lines
+
+PAGES = ("evaluation_page", "replay_page", "replay_page_without_truth", "many_page")
+
+
+@pytest.fixture(params=PAGES)
+def path(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium found and tools/ensure-chromium could not install one")
+    with Page(program, width=400) as page:
+        yield page
+
+
+class Outline(HTMLParser):
+    """Elements with their attributes; opening and closing tags must match."""
+
+    VOID = frozenset({"meta", "br", "img", "link"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: dict[str, list[str]] = {}
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.words.setdefault(self.open[-1], []).append(data)
+
+
+def outline_of(path: Path) -> Outline:
+    outline = Outline()
+    outline.feed(path.read_text(encoding="utf-8"))
+    return outline
+
+
+def test_a_page_is_well_formed_and_needs_no_other_file_and_no_script(path: Path) -> None:
+    text, outline = path.read_text(encoding="utf-8"), outline_of(path)
+    assert outline.open == []
+    names = {name for name, _ in outline.elements}
+    assert not names & {"script", "iframe", "object", "button", "canvas"}
+    assert "@import" not in text
+    assert "url(" not in text
+    for name, attributes in outline.elements:
+        assert not [key for key in attributes if key.startswith("on")]
+        for key in ("src", "href"):
+            value = attributes.get(key) or "data:"
+            assert value.startswith("data:") or (name == "a" and (path.parent / value).is_file()), value
+
+
+def test_every_picture_and_chart_says_in_words_what_it_shows(path: Path) -> None:
+    outline = outline_of(path)
+    images = [attributes for name, attributes in outline.elements if name == "img"]
+    assert all(len(attributes["alt"] or "") > 5 for attributes in images)
+    charts = [attributes for name, attributes in outline.elements if name == "svg" and attributes.get("role") == "img"]
+    text = path.read_text(encoding="utf-8")
+    described = re.findall(r'<svg class="chart"[^>]*role="img"[^>]*><title>[^<]{5,}</title><desc>[^<]{5,}</desc>', text)
+    assert len(described) == len(charts) == text.count('class="chart"')
+
+
+def test_what_comes_from_files_is_escaped(evaluation_page: Path, replay_page: Path, many_page: Path) -> None:
+    assert "&lt;toy&gt;" in evaluation_page.read_text()
+    assert "&lt;b&gt;bag &amp; co" in replay_page.read_text()
+    assert "&lt;gone&gt;" in many_page.read_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_a_phone_without_a_complaint(browser: Page, path: Path, scheme: str) -> None:
+    browser.emulate(color_scheme=scheme)
+    browser.open(path, "document.readyState === 'complete'")
+    assert browser.complaints == []
+    assert browser.evaluate("window.innerWidth") == 400
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 400
+    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    red, green, blue = map(int, re.findall(r"\d+", ground)[:3])
+    assert (red + green + blue > 3 * 128) == (scheme == "light")
+
+
+def test_nothing_but_boxes_that_scroll_is_wider_than_a_phone(browser: Page, path: Path) -> None:
+    browser.open(path, "document.readyState === 'complete'")
+    wide = browser.evaluate(
+        "[...document.querySelectorAll('svg text, p, h1, h2, h3, figure, li')].filter(node => !node.closest('.scroll')"
+        " && node.getBoundingClientRect().right > 400).map(node => node.textContent)"
+    )
+    assert wide == []
+
+
+def test_an_interrupted_write_leaves_the_former_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "page.html"
+    pages.write_page(path, pages.Page(title="one"))
+    before = path.read_bytes()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(pages.ConfigError, match="cannot be written: full"):
+        pages.write_page(path, pages.Page(title="two"))
+    assert path.read_bytes() == before
+
+
+def test_a_line_is_broken_where_the_recording_pauses() -> None:
+    axis = TimeAxis(seconds=[0.5, 1.5, 20.5, 21.5], stretch_s=1.0, segments=["", "", "", ""])
+    chart = lines("mIoU", axis, {"semla": [0.1, 0.2, 0.3, 0.4]}, {"semla": (0, 0, 0)})
+    assert chart is not None
+    path = re.search(r' d="([^"]*)"', chart.svg)
+    assert path
+    assert path[1].count("M") == 2
+    assert lines("mIoU", axis, {"semla": [None] * 4}, {"semla": (0, 0, 0)}) is None
