@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the benchmarks; see the module for the exit status."""
     names = _chosen(arguments.names)
     _import_bench()
-    from bench import machine, summary
+    from bench import machine, report
 
     console = Console(stderr=arguments.json)
     results: dict[str, Any] = {"machine": machine.describe_machine()}
@@ -80,15 +80,15 @@ def run(arguments: argparse.Namespace) -> int:
         for size in sizes:
             with console.status(f"{name} at {size} size"):
                 by_size[size] = _measurement(name, size, arguments)()
-        results[name] = summary.collect(by_size)
-        path = summary.write(results, arguments.out)  # after each: a long run that is interrupted keeps what it has
+        results[name] = report.collect(by_size)
+        path = report.write(results, arguments.out)  # after each: a long run that is interrupted keeps what it has
         if name == "stall":
-            summary.draw_histogram(results[name], arguments.out / "stall.png")
+            report.draw_histogram(results[name], arguments.out / "stall.png")
     if arguments.json:
         json.dump(results, sys.stdout, indent=2)
         print()
     else:
-        summary.show(results, console)
+        report.show(results, console)
         console.print(f"written to {path}")
     return int(not results.get("soak", {}).get("passed", True))
 
