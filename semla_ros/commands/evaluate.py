@@ -185,13 +185,13 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Sub
 
 
 def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    from semla_ros.lab.evaluation.card_figures import write_figures
+    from semla_ros.lab.report.evaluation_tables import write_card_figures
     from semla_ros.resources import find_model, shipped_library
 
     model = find_model(arguments.model, arguments.model_dir)
     folder = model if model.is_dir() else model.parent
     library = Path(arguments.library).expanduser() if arguments.library else shipped_library(arguments.model)
-    written = write_figures(results, library, folder, _command_line())
+    written = write_card_figures(results, library, folder, _command_line())
     print(f"figures in {len(written)} cards")
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from semla_ros.adaptation.fusion import Fuser
-from semla_ros.lab.evaluation.late_fusion import late_fused_probabilities
+from semla_ros.lab.evaluation.variants import VARIANTS, shares
 from semla_ros.library.adapter_library import Adapter, AdapterLibrary
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.checkpoint import LoadedModel
@@ -225,5 +226,9 @@ def test_late_fusion_averages_the_maps_of_the_single_adapters(world: World, gold
     weights = {name: float(index + 1) for index, name in enumerate(singles)}
     expected = sum(weight * golden_seg[singles[name]].astype(np.float64) for name, weight in weights.items())
     expected = expected / sum(weights.values())
-    maps = late_fused_probabilities(fuser, mix_of(weights), lambda text: world.predict(model, text, image, expected))
+    retriever = SimpleNamespace(retrieve=lambda embedding, exclude: mix_of(weights))
+    parts = shares(
+        VARIANTS["late_fusion"], own=None, adapter_names=list(singles), retriever=retriever, embedding=np.zeros(1)
+    )
+    maps = sum(part.weight * world.predict(model, put(fuser, part.mix), image, expected).double() for part in parts)
     assert largest_difference(maps, expected) <= MAP_TOLERANCE

@@ -190,11 +190,6 @@ class Recording:
             before, nameless = record.segment, []
 
     @property
-    def stray_masks(self) -> int:
-        """Masks that answer no image seen, or carry another tf frame than it."""
-        return sum(record.mask_s is not None and not record.is_answered for record in self.frames())
-
-    @property
     def has_images(self) -> bool:
         """At least one camera image has come."""
         return any(record.image_s is not None for record in self.frames())

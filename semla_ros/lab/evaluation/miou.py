@@ -68,12 +68,6 @@ def mean_iou(counts: Counts) -> float:
     return float(values[present].mean()) if present.any() else float("nan")
 
 
-def pixel_accuracy(counts: Counts) -> float:
-    """Share of the counted pixels that got their class, 0..1; NaN where none was counted."""
-    total = counts.sum()
-    return float(np.trace(counts) / total) if total else float("nan")
-
-
 class MiouMeter:
     """Adds frames up and answers with their common mIoU.
 

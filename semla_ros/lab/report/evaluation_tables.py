@@ -1,9 +1,10 @@
-"""The figures of an evaluation as tables: in the terminal, in Markdown, and for its page."""
+"""The figures of an evaluation as tables: in the terminal, in Markdown, in cards, and for its page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -12,6 +13,13 @@ from semla_ros.lab.report.charts import percent
 
 _LABELS = {"zero_shot": "zero-shot", "semla": "SemLA", "late_fusion": "late fusion"}
 _GROUPS = {"domains": "mIoU by domain (%)", "unseen": "unseen combinations (%)", "source": "source domain (%)"}
+_CARD_HEADING = "## Figures"
+_CARD_ROWS = (
+    ("zero_shot", "base model, no adapter"),
+    ("oracle", "this adapter alone"),
+    ("semla", "SemLA"),
+    ("semla_without_own", "SemLA without this adapter (leave-one-out)"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,3 +123,40 @@ def extent_of(results: Mapping[str, Any]) -> str:
     """How many images of which seeds a run saw."""
     count = "all" if results["images"] == 0 else results["images"]
     return f"{count} images per domain and seed, seeds {', '.join(map(str, results['seeds']))}"
+
+
+def write_card_figures(results: Mapping[str, Any], library: Path, model: Path, command: str) -> list[Path]:
+    """Write the section "Figures" of every card whose domain was evaluated; what stood there before is replaced.
+
+    Args:
+        results: As written to JSON.
+        library: Folder of the adapters; cards are `<library>/<name>/CARD.md`.
+        model: The model's folder; its card is `README.md`.
+        command: What produced the figures.
+
+    Returns:
+        The cards written. Domains without a card are passed over.
+    """
+    origin = f"mIoU on {len(results['seeds'])} x {results['images']} test scenes, `{command}`:"
+    written = []
+    for name, scores in results["domains"].items():
+        rows = [(label, scores[key]) for key, label in _CARD_ROWS if scores.get(key) is not None]
+        written += _replace_section(library / name / "CARD.md", origin, rows)
+    rows = [(f"{name}, no adapter", scores.get("zero_shot")) for name, scores in results["source"].items()]
+    means = results["h_mean"]
+    rows += [
+        (f"{len(results['domains'])} domains, h-mean: {label.replace('this adapter', 'the own adapter')}", means[key])
+        for key, label in _CARD_ROWS
+        if means.get(key) is not None
+    ]
+    written += _replace_section(model / "README.md", origin, [row for row in rows if row[1] is not None])
+    return written
+
+
+def _replace_section(card: Path, origin: str, rows: list[tuple[str, float]]) -> list[Path]:
+    if not card.is_file() or not rows:
+        return []
+    text = card.read_text(encoding="utf-8").split(_CARD_HEADING)[0].rstrip()
+    table = "\n".join(["| | mIoU |", "| --- | --- |", *(f"| {label} | {value:.3f} |" for label, value in rows)])
+    card.write_text(f"{text}\n\n{_CARD_HEADING}\n\n{origin}\n\n{table}\n", encoding="utf-8")
+    return [card]

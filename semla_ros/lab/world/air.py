@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.lab.world import noise
 from semla_ros.lab.world.canvas import UP, Geometry
 from semla_ros.lab.world.cities import CityStyle
 from semla_ros.lab.world.classes import SKY
@@ -218,8 +217,3 @@ def _response(contrast: float) -> NDArray[np.uint8]:
 
 
 _CURVES: dict[float, NDArray[np.uint8]] = {}
-
-
-def haze_pattern(geometry: Geometry) -> FloatArray:
-    """Slowly varying density for uneven fog, about -1..1, (H, W)."""
-    return noise.look_up(noise.smooth(), geometry.x_m * 3 + np.float32(4096), geometry.y_m * 6 + geometry.along_m)

@@ -37,11 +37,6 @@ class Conditions:
         return Conditions(**{name: min(max((1 - t) * mine[name] + t * theirs[name], 0.0), 1.0) for name in mine})
 
     @property
-    def is_clear(self) -> bool:
-        """Whether every severity is zero."""
-        return not any(dataclasses.asdict(self).values())
-
-    @property
     def darkness(self) -> float:
         """How far the surroundings call for artificial light, 0..1."""
         return max(self.night, 0.65 * self.dusk, 0.9 * self.tunnel)

@@ -16,7 +16,6 @@ from semla_ros.lab.world.conditions import Conditions
 from semla_ros.lab.world.street import Street
 
 FloatArray = NDArray[np.float32]
-Rgb = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from semla_ros.errors import DatasetError
-from semla_ros.lab.evaluation.miou import MiouMeter, confusion_matrix, iou_per_class, mean_iou, pixel_accuracy
+from semla_ros.lab.evaluation.miou import MiouMeter, confusion_matrix, iou_per_class, mean_iou
 
 
 def random_mask(seed: int, classes: int = 4, shape: tuple[int, int] = (12, 16)) -> np.ndarray:
@@ -12,7 +12,6 @@ def random_mask(seed: int, classes: int = 4, shape: tuple[int, int] = (12, 16)) 
 def test_a_perfect_mask_scores_one() -> None:
     truth = random_mask(0)
     assert mean_iou(confusion_matrix(truth, truth, 4)) == 1.0
-    assert pixel_accuracy(confusion_matrix(truth, truth, 4)) == 1.0
 
 
 def test_iou_equals_intersection_over_union_of_sets() -> None:
@@ -37,7 +36,6 @@ def test_a_pixel_predicted_as_no_class_is_an_error_and_not_left_out() -> None:
     counts = confusion_matrix(truth, predicted, 3)
     assert counts[0, 3] == 1
     assert iou_per_class(counts)[0] == pytest.approx(0.75)
-    assert pixel_accuracy(counts) == pytest.approx(0.75)
 
 
 def test_classes_absent_from_the_truth_do_not_count_in_the_mean() -> None:
@@ -75,7 +73,6 @@ def test_sixteen_bit_masks_are_compared_with_their_own_ignored_value() -> None:
 def test_nothing_to_compare_gives_nan_and_no_warning() -> None:
     empty = confusion_matrix(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), 3)
     assert np.isnan(mean_iou(empty))
-    assert np.isnan(pixel_accuracy(empty))
 
 
 @pytest.mark.parametrize(

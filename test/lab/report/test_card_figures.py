@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from semla_ros.lab.evaluation.card_figures import write_figures
+from semla_ros.lab.report.evaluation_tables import write_card_figures
 
 RESULTS = {
     "seeds": [0, 1],
@@ -25,7 +25,7 @@ def folders(root: Path) -> tuple[Path, Path]:
 
 def test_cards_get_the_figures_of_their_domain_and_the_command_behind_them(tmp_path: Path) -> None:
     library, model = folders(tmp_path)
-    assert write_figures(RESULTS, library, model, "semla evaluate") == [
+    assert write_card_figures(RESULTS, library, model, "semla evaluate") == [
         library / "fog" / "CARD.md",
         model / "README.md",
     ]
@@ -39,7 +39,7 @@ def test_cards_get_the_figures_of_their_domain_and_the_command_behind_them(tmp_p
 
 def test_figures_of_an_earlier_run_are_replaced(tmp_path: Path) -> None:
     library, model = folders(tmp_path)
-    write_figures(RESULTS, library, model, "semla evaluate")
+    write_card_figures(RESULTS, library, model, "semla evaluate")
     first = (library / "fog" / "CARD.md").read_text()
-    write_figures(RESULTS, library, model, "semla evaluate")
+    write_card_figures(RESULTS, library, model, "semla evaluate")
     assert (library / "fog" / "CARD.md").read_text() == first
