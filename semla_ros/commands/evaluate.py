@@ -2,7 +2,6 @@
 
     semla evaluate --seeds 0 1 2 --images 100 --json out/results.json --html out/report.html
     semla evaluate --variants paper extra --domains boulevard-fog-night monsoon-rain --images 20
-    semla evaluate --drive                        # what smoothing and hysteresis are worth over one drive
     semla evaluate --benchmark semla20 --data ~/datasets --model catseg-l --library adapters/catseg-l
 
 The world's scenes are rendered by seed; test scenes are never seen in training. With --benchmark semla20
@@ -72,9 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--distance", choices=("euclidean", "cosine"), help="likewise")
     subject.add_argument("--min-weight", type=float, help="drop adapters below this weight; likewise")
     subject.add_argument("--fade", action=argparse.BooleanOptionalAction, help="fade out of the library; likewise")
-    other = parser.add_argument_group("another measurement, instead of the protocol")
-    other.add_argument("--drive", action="store_true", help="ways of following one continuous drive")
-    other.add_argument("--drive-rate-hz", type=float, default=4.0, metavar="HZ", help="frames per second; default: 4")
     out = parser.add_argument_group("output")
     out.add_argument("--json", type=Path, metavar="FILE", help="all figures and per-image weights")
     out.add_argument("--html", type=Path, metavar="FILE", help="one page with plots that needs no other file")
@@ -89,8 +85,6 @@ def run(arguments: argparse.Namespace, *, spec: SubjectSpec | None = None, bench
     """Run the command; `spec` and `benchmark` stand in for what the options describe."""
     check(arguments)
     spec = spec or make_spec(arguments)
-    if arguments.drive:
-        return _run_drive(arguments, spec)
     if benchmark is None and arguments.benchmark == "semla20":
         benchmark = DiskBenchmark(root=arguments.data.expanduser())
         benchmark.check(arguments.domains or benchmark.domain_names)  # before a large model is loaded
@@ -105,16 +99,12 @@ def check(arguments: argparse.Namespace) -> None:
     """
     if arguments.benchmark == "semla20" and arguments.data is None:
         raise ConfigError("'--benchmark semla20' needs '--data ROOT', the folder that holds the data sets")
-    if arguments.benchmark == "semla20" and arguments.drive:
-        raise ConfigError("'--drive' runs on the shipped world; leave '--benchmark semla20' out")
     if len(set(arguments.seeds)) != len(arguments.seeds):
         raise ConfigError(f"'--seeds' must differ from each other, got {arguments.seeds}")
     if arguments.images < 0:
         raise ConfigError(f"'--images' must be 0 or more, got {arguments.images}")
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"'--workers' must be at least 1, got {arguments.workers}")
-    if not 0 < arguments.drive_rate_hz <= 100:
-        raise ConfigError(f"'--drive-rate-hz' must be above 0 and at most 100, got {arguments.drive_rate_hz}")
 
 
 def default_workers(device: str) -> int:
@@ -193,35 +183,6 @@ def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> N
     library = Path(arguments.library).expanduser() if arguments.library else shipped_library(arguments.model)
     written = write_card_figures(results, library, folder, _command_line())
     print(f"figures in {len(written)} cards")
-
-
-def _run_drive(arguments: argparse.Namespace, spec: SubjectSpec) -> int:
-    from semla_ros.lab.evaluation.drive_protocol import drive_settings, drive_table, follow_drive, render_drive
-    from semla_ros.lab.evaluation.subject import PipelineSpec
-    from semla_ros.lab.world.classes import CLASS_NAMES
-    from semla_ros.lab.world.drive import demo_drive
-
-    if not isinstance(spec, PipelineSpec):
-        raise ConfigError("'--drive' follows a drive with the whole pipeline; it takes no other subject")
-    pipeline, drift = spec.load_pipeline(CLASS_NAMES)
-    settings = drive_settings(drift)
-    report: dict[str, dict[str, Any]] = {}
-    try:
-        for seed in arguments.seeds:
-            drive = demo_drive(seed)
-            count = int(drive.duration_s * arguments.drive_rate_hz)
-            with progress() as bars:
-                advance = partial(bars.advance, bars.add_task("rendering", total=count))
-                frames = render_drive(drive, rate_hz=arguments.drive_rate_hz, on_progress=advance)
-                advance = partial(bars.advance, bars.add_task("driving", total=count * len(settings)))
-                report[str(seed)] = follow_drive(pipeline, frames, settings, on_progress=advance)
-    finally:
-        pipeline.close()
-    print_tables([drive_table(item) for item in report.values()])
-    if arguments.json:
-        write_json({"rate_hz": arguments.drive_rate_hz, "seeds": arguments.seeds, "drives": report}, arguments.json)
-    _say_written(arguments)
-    return 0
 
 
 def run_with_progress(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny_parts import ALPHA, tiny_adapter, tiny_centroid, write_adapter, write_model
 
+from bench.drive import run as run_drive
 from semla_ros.cli import main
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
@@ -103,7 +104,7 @@ def test_the_command_runs_the_world_on_the_real_parts(spec: PipelineSpec, tmp_pa
 def test_a_drive_is_followed_by_the_real_pipeline(spec: PipelineSpec, tmp_path: Path) -> None:
     path = tmp_path / "drive.json"
     options = ["--model", spec.config.model, "--library", spec.config.library, "--device", "cpu"]
-    assert main(["evaluate", *options, "--drive", "--drive-rate-hz", "0.1", "--json", str(path)]) == 0
+    assert run_drive([*options, "--rate-hz", "0.1", "--json", str(path)]) == json.loads(path.read_text())
     (drive,) = json.loads(path.read_text())["drives"].values()
     assert drive["base model"]["fusions"] == 0
     assert drive["every frame"]["fusions"] == 9
@@ -118,5 +119,7 @@ def test_a_missing_model_is_one_clear_line(capsys) -> None:
 def test_a_bad_setting_is_told_before_anything_is_loaded(capsys) -> None:
     assert main(["evaluate", "--model", "no-such-model", "--top-k", "0"]) == 2
     assert "'top_k' must be at least 1" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="'--rate-hz'"):
+        run_drive(["--rate-hz", "0"])
     with pytest.raises(ConfigError):
         SemlaConfig(inference=InferenceConfig(threads=-1))

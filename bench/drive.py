@@ -1,17 +1,30 @@
-"""What smoothing and hysteresis are worth over a continuous drive, where scenes follow each other."""
+"""What smoothing and hysteresis are worth over a continuous drive, where scenes follow each other.
+
+    python -m bench.drive --seeds 7 8 --rate-hz 4 --json out/drive.json
+
+Model and library are chosen as in `semla evaluate`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from rich.table import Table
 
+from semla_ros.commands import evaluate
 from semla_ros.config import DriftConfig
+from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.evaluation.aggregate import number
 from semla_ros.lab.evaluation.miou import MiouMeter
-from semla_ros.lab.world.drive import Drive
+from semla_ros.lab.evaluation.subject import PipelineSpec
+from semla_ros.lab.report.progress import progress
+from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.lab.world.drive import Drive, demo_drive
 from semla_ros.results import BASE_MODEL, AdaptationStep, Frame, ImageArray, MaskArray, Segmentation
 
 EVERY_FRAME_HZ = 1000.0
@@ -171,3 +184,46 @@ def drive_table(report: Mapping[str, Mapping[str, Any]]) -> Table:
         scores = ("-" if row[key] is None else f"{100 * row[key]:.1f}" for key in ("miou", "transitions"))
         table.add_row(name, *scores, str(row["embeddings"]), str(row["fusions"]), str(row["flips"]))
     return table
+
+
+def run(options: Sequence[str]) -> dict[str, Any]:
+    """Drive and print the tables.
+
+    Raises:
+        SemlaError: An option, the model or the library cannot be used.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    evaluate.add_arguments(parser)
+    parser.add_argument("--rate-hz", type=float, default=4.0, metavar="HZ", help="frames per second; default: 4")
+    arguments = parser.parse_args(options)
+    evaluate.check(arguments)
+    if not 0 < arguments.rate_hz <= 100:
+        raise ConfigError(f"'--rate-hz' must be above 0 and at most 100, got {arguments.rate_hz}")
+    spec = evaluate.make_spec(arguments)
+    assert isinstance(spec, PipelineSpec)
+    pipeline, drift = spec.load_pipeline(CLASS_NAMES)
+    settings = drive_settings(drift)
+    drives: dict[str, dict[str, Any]] = {}
+    try:
+        for seed in arguments.seeds:
+            drive = demo_drive(seed)
+            count = int(drive.duration_s * arguments.rate_hz)
+            with progress() as bars:
+                advance = partial(bars.advance, bars.add_task("rendering", total=count))
+                frames = render_drive(drive, rate_hz=arguments.rate_hz, on_progress=advance)
+                advance = partial(bars.advance, bars.add_task("driving", total=count * len(settings)))
+                drives[str(seed)] = follow_drive(pipeline, frames, settings, on_progress=advance)
+    finally:
+        pipeline.close()
+    evaluate.print_tables([drive_table(item) for item in drives.values()])
+    report = {"rate_hz": arguments.rate_hz, "seeds": arguments.seeds, "drives": drives}
+    if arguments.json:
+        evaluate.write_json(report, arguments.json)
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        run(sys.argv[1:])
+    except SemlaError as error:
+        sys.exit(f"error: {error}")
