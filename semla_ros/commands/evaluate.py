@@ -25,10 +25,11 @@ from rich.console import Console
 
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
-from semla_ros.lab.evaluation.datasets import class_names
+from semla_ros.lab.evaluation.datasets.labels import class_names
+from semla_ros.lab.evaluation.datasets.semla20 import DiskBenchmark
 from semla_ros.lab.evaluation.protocol import JobResult, Plan, Subject, SubjectSpec, make_plan
 from semla_ros.lab.evaluation.protocol import run as run_plan
-from semla_ros.lab.evaluation.sources import Benchmark, DiskBenchmark, WorldBenchmark
+from semla_ros.lab.evaluation.sources import Benchmark, WorldBenchmark
 from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
 from semla_ros.lab.report.progress import progress
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ConfigError
-from semla_ros.lab.evaluation.datasets import stretch_to
+from semla_ros.lab.evaluation.datasets.sizes import stretch_to
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
 from semla_ros.lab.evaluation.sources import Benchmark, EvaluationImage
 from semla_ros.lab.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
@@ -181,13 +181,11 @@ class ImageTrace:
         seed: Evaluation seed.
         weights: Variant -> adapter -> weight, heaviest first, then what is left to the base model under its own name;
             only weights above 0, and only for variants that retrieve.
-        nearest: Variant -> distance to the nearest centroid; NaN where not known.
     """
 
     image: str
     seed: int
     weights: Mapping[str, Mapping[str, float]]
-    nearest: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -317,14 +315,11 @@ def _trace(
     wanted: Mapping[tuple[str, int], Sequence[Share]],
     variants: Sequence[Variant],
 ) -> ImageTrace:
-    weights, nearest = {}, {}
-    for variant in variants:
-        if variant.kind != "retrieved":
-            continue
-        mix = wanted[variant.name, position][0].mix
-        weights[variant.name] = {name: weight for name, weight in mix.shares().items() if weight > 0}
-        nearest[variant.name] = float(np.min(mix.distances)) if mix.distances.size else float("nan")
-    return ImageTrace(image=image.name, seed=seed, weights=weights, nearest=nearest)
+    mixes = {variant.name: wanted[variant.name, position][0].mix for variant in variants if variant.kind == "retrieved"}
+    weights = {
+        name: {adapter: weight for adapter, weight in mix.shares().items() if weight > 0} for name, mix in mixes.items()
+    }
+    return ImageTrace(image=image.name, seed=seed, weights=weights)
 
 
 _worker: tuple[Subject, Plan] | None = None  # one per worker process, loaded once

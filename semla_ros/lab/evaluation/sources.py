@@ -1,18 +1,15 @@
-"""Where the evaluated images come from: the shipped world, rendered by seed, or the published data sets on disk."""
+"""What is evaluated: images with their truth, domains, benchmarks; and the shipped world, rendered by seed."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
-from semla_ros.lab.evaluation.datasets import SEMLA20, DomainImages, check_domains, open_domain
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import BENCHMARK, SOURCE, UNSEEN, Split, domain_named, split_seed
 from semla_ros.results import BASE_MODEL, ImageArray
@@ -52,27 +49,21 @@ class DomainSource(Protocol):
 
 
 class Benchmark(Protocol):
-    """A set of domains. Small and picklable: worker processes open domains themselves."""
+    """A set of domains. Small and picklable: worker processes open domains themselves.
 
-    @property
-    def name(self) -> str:
-        """For reports."""
+    Attributes:
+        name: For reports.
+        domain_names: Domains of the leave-one-out protocol.
+        unseen_names: Domains that nothing was trained on.
+        source_names: Domains that the base model was trained on.
+        chunk_size: How many images one job holds at most.
+    """
 
-    @property
-    def domain_names(self) -> tuple[str, ...]:
-        """Domains of the leave-one-out protocol."""
-
-    @property
-    def unseen_names(self) -> tuple[str, ...]:
-        """Domains that nothing was trained on."""
-
-    @property
-    def source_names(self) -> tuple[str, ...]:
-        """Domains that the base model was trained on."""
-
-    @property
-    def chunk_size(self) -> int:
-        """How many images one job holds at most."""
+    name: ClassVar[str]
+    domain_names: ClassVar[tuple[str, ...]]
+    unseen_names: ClassVar[tuple[str, ...]]
+    source_names: ClassVar[tuple[str, ...]]
+    chunk_size: ClassVar[int]
 
     def family(self, domain: str) -> str:
         """The weather or kind of place that a domain is counted under in reports."""
@@ -97,34 +88,15 @@ class WorldBenchmark:
         height: Image height in pixels.
     """
 
+    name: ClassVar[str] = "world"
+    domain_names: ClassVar[tuple[str, ...]] = tuple(BENCHMARK)
+    unseen_names: ClassVar[tuple[str, ...]] = tuple(UNSEEN)
+    source_names: ClassVar[tuple[str, ...]] = tuple(SOURCE)
+    chunk_size: ClassVar[int] = 20  # late fusion keeps two sums of class probabilities per image, here of 2 MB each
+
     split: Split = "test"
     width: int = 256
     height: int = 192
-
-    @property
-    def name(self) -> str:
-        """For reports."""
-        return "world"
-
-    @property
-    def chunk_size(self) -> int:
-        """Late fusion keeps two sums of class probabilities per image: 11 classes at 256 x 192 are 2 MB each."""
-        return 20
-
-    @property
-    def domain_names(self) -> tuple[str, ...]:
-        """Domains that have an adapter in the shipped library."""
-        return tuple(BENCHMARK)
-
-    @property
-    def unseen_names(self) -> tuple[str, ...]:
-        """Combinations of city and weather that nothing was trained on."""
-        return tuple(UNSEEN)
-
-    @property
-    def source_names(self) -> tuple[str, ...]:
-        """What the base model was trained on: clear day of the source cities."""
-        return tuple(SOURCE)
 
     def family(self, domain: str) -> str:
         """The weather and light of a domain, whatever the city; the name itself of one that the world does not know.
@@ -186,91 +158,4 @@ class RenderedDomain:
             image=scene.image,
             labels=scene.mask,
             answer_size=(benchmark.height, benchmark.width),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiskBenchmark:
-    """The published 20 domains over ten data sets.
-
-    Attributes:
-        root: Folder of all data sets, `$DETECTRON2_DATASETS` of the published code.
-        split: "val" or "train".
-    """
-
-    root: Path
-    split: str = "val"
-
-    @property
-    def name(self) -> str:
-        """For reports."""
-        return "semla20"
-
-    @property
-    def chunk_size(self) -> int:
-        """A single image's class probabilities can take gigabytes (65 classes at 12 megapixels)."""
-        return 4
-
-    @property
-    def domain_names(self) -> tuple[str, ...]:
-        """The 20 domains."""
-        return tuple(SEMLA20)
-
-    @property
-    def unseen_names(self) -> tuple[str, ...]:
-        """The published benchmark has none."""
-        return ()
-
-    @property
-    def source_names(self) -> tuple[str, ...]:
-        """The published base model was trained on COCO-Stuff, none of the 20."""
-        return ()
-
-    def family(self, domain: str) -> str:
-        """Weather for the driving sets that state it, "street", "indoor" or "photos" for the rest."""
-        for word in ("night", "fog", "rain", "snow"):
-            if word in domain:
-                return word
-        return {"nyu": "indoor", "a150": "photos", "pc59": "photos", "coconutL": "photos"}.get(domain, "street")
-
-    def are_relatives(self, domain: str, other: str) -> bool:
-        """Whether two domains are of one family."""
-        return self.family(domain) == self.family(other)
-
-    def check(self, names: Sequence[str]) -> None:
-        """Every domain's folders are looked for at once."""
-        check_domains(names, self.root, self.split)
-
-    def open(self, domain: str) -> DomainSource:
-        """The images of one domain."""
-        return DiskDomain(_images_on_disk(domain, self.root, self.split))
-
-
-@functools.cache
-def _images_on_disk(domain: str, root: Path, split: str) -> DomainImages:
-    """Found once per process: a job is a few images, a data set's folder or annotation file has thousands."""
-    return open_domain(domain, root, split)
-
-
-class DiskDomain:
-    """Images of one domain on disk."""
-
-    def __init__(self, images: DomainImages) -> None:
-        self._images = images
-        self.class_names = images.domain.class_names
-
-    def indices(self, seed: int, count: int) -> list[int]:
-        """`count` images drawn by the seed; all of them for count 0."""
-        return self._images.draw(count, seed)
-
-    def read(self, seed: int, index: int) -> EvaluationImage:
-        """Read one image and its labels."""
-        del seed
-        sample = self._images.read(index)
-        return EvaluationImage(
-            name=sample.name,
-            scene=sample.scene,
-            image=sample.image,
-            labels=sample.labels,
-            answer_size=sample.answer_size,
         )

@@ -10,9 +10,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from semla_ros.errors import DatasetError
-from semla_ros.lab.evaluation.datasets import SEMLA20, SizeRule, check_domains, class_names, open_domain, stretch_to
-from semla_ros.lab.evaluation.datasets.labels import _tables, decode_labels
+from semla_ros.lab.evaluation.datasets.labels import _tables, class_names, decode_labels
 from semla_ros.lab.evaluation.datasets.layouts import Layout, SamplePaths
+from semla_ros.lab.evaluation.datasets.semla20 import SEMLA20, check_domains, open_domain
+from semla_ros.lab.evaluation.datasets.sizes import SizeRule, stretch_to
 
 HEIGHT, WIDTH = 20, 32
 
@@ -205,8 +206,8 @@ def test_each_layout_is_read_with_its_own_label_map(
 ) -> None:
     make(tmp_path)
     images = open_domain(name, tmp_path)
-    assert len(images) == 1
-    sample = images.read(0)
+    assert len(images.paths) == 1
+    sample = images.read(0, 0)
     assert sample.labels.shape == (HEIGHT, WIDTH)
     assert (sample.labels[:, : WIDTH // 2] == images.domain.class_names.index(expected)).all()
     assert (sample.labels[:, WIDTH // 2 :] == 255).all()
@@ -341,21 +342,21 @@ def test_a_label_of_another_encoding_is_refused(tmp_path: Path) -> None:
     bdd(tmp_path)
     write(tmp_path / "bdd100k/labels/sem_seg/masks/val/7d06fefd-f7be05a6.png", halves(33, 0))
     with pytest.raises(DatasetError, match="value 33"):
-        open_domain("bdd", tmp_path).read(0)
+        open_domain("bdd", tmp_path).read(0, 0)
 
 
 def test_labels_of_another_size_than_their_image_are_refused(tmp_path: Path) -> None:
     bdd(tmp_path)
     write(tmp_path / "bdd100k/labels/sem_seg/masks/val/7d06fefd-f7be05a6.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(DatasetError, match="same height and width"):
-        open_domain("bdd", tmp_path).read(0)
+        open_domain("bdd", tmp_path).read(0, 0)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     bdd(tmp_path)
     (tmp_path / "bdd100k/images/10k/val/7d06fefd-f7be05a6.jpg").write_bytes(b"no image")
     with pytest.raises(DatasetError, match=r"7d06fefd-f7be05a6\.jpg cannot be read"):
-        open_domain("bdd", tmp_path).read(0)
+        open_domain("bdd", tmp_path).read(0, 0)
 
 
 def test_a_damaged_mat_file_is_a_data_set_error(tmp_path: Path) -> None:
@@ -396,11 +397,11 @@ def test_images_are_drawn_by_seed_without_repetition(tmp_path: Path) -> None:
         write_image(tmp_path / f"bdd100k/images/10k/val/{index:02}.jpg", index)
         write(tmp_path / f"bdd100k/labels/sem_seg/masks/val/{index:02}.png", halves(0, 1))
     images = open_domain("bdd", tmp_path)
-    drawn = images.draw(5, seed=3)
-    assert drawn == images.draw(5, seed=3)
+    drawn = images.indices(3, 5)
+    assert drawn == images.indices(3, 5)
     assert len(set(drawn)) == 5
-    assert images.draw(5, seed=4) != drawn
-    assert images.draw(0, seed=3) == list(range(12))
+    assert images.indices(4, 5) != drawn
+    assert images.indices(3, 0) == list(range(12))
 
 
 def test_no_vocabulary_repeats_a_name() -> None:

@@ -12,8 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from semla_ros.errors import DatasetError
-from semla_ros.lab.evaluation.datasets import class_names
-from semla_ros.lab.evaluation.datasets.labels import decode_labels
+from semla_ros.lab.evaluation.datasets.labels import class_names, decode_labels
 
 
 def pairs(text: str) -> dict[int, str]:

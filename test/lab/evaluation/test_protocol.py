@@ -8,8 +8,9 @@ from toy_world import ADAPTED, CLASSES, HEIGHT, WIDTH, ToyBenchmark, ToyRetrieve
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.aggregate import Evaluation, as_json, harmonic_mean
+from semla_ros.lab.evaluation.datasets.semla20 import DiskBenchmark
 from semla_ros.lab.evaluation.protocol import Job, Plan, run, run_job
-from semla_ros.lab.evaluation.sources import DiskBenchmark, WorldBenchmark
+from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.variants import EXTRA_VARIANTS, PAPER_VARIANTS, VARIANTS, choose_variants, shares
 from semla_ros.lab.world.domains import BENCHMARK, UNSEEN
 from semla_ros.results import AdapterMix

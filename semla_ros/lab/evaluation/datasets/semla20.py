@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from semla_ros.errors import DatasetError
 from semla_ros.lab.evaluation.datasets.labels import class_names, decode_labels
 from semla_ros.lab.evaluation.datasets.layouts import Layout, SamplePaths
 from semla_ros.lab.evaluation.datasets.sizes import SizeRule
+from semla_ros.lab.evaluation.sources import EvaluationImage
 
 _VALIDATION = {"train": "training", "val": "validation"}
 
@@ -44,47 +46,28 @@ class BenchmarkDomain:
         return class_names(self.vocabulary)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
-    """One image with its labels, read from disk.
-
-    Attributes:
-        name: File name of the image without its suffix.
-        scene: RGB as stored, shape (H, W, 3), uint8; what scene embeddings are made from.
-        image: RGB at the size that the model is shown, shape (h, w, 3), uint8.
-        labels: Class index per pixel at the size that is scored, shape (H, W), uint8, 255 = not evaluated.
-        answer_size: (height, width) that the model's per-class maps are asked for at.
-    """
-
-    name: str
-    scene: NDArray[np.uint8]
-    image: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    answer_size: tuple[int, int]
-
-
 class DomainImages:
     """The images of one domain on disk, read one at a time.
 
     Attributes:
         domain: What is read.
+        class_names: Its vocabulary.
         paths: Images and labels in the order they are read in.
     """
 
     def __init__(self, domain: BenchmarkDomain, paths: list[SamplePaths], encoding: str) -> None:
         self.domain = domain
+        self.class_names = domain.class_names
         self.paths = paths
         self._encoding = encoding
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def read(self, index: int) -> Sample:
+    def read(self, seed: int, index: int) -> EvaluationImage:
         """Read and resize one image and decode its labels.
 
         Raises:
             DatasetError: A file is missing or unreadable, image and labels differ in size, or a label is unknown.
         """
+        del seed  # an index is the same image for every seed
         paths = self.paths[index]
         try:
             with Image.open(paths.image) as file:
@@ -100,7 +83,7 @@ class DomainImages:
                 "expected the same height and width"
             )
         sizes = self.domain.sizes
-        return Sample(
+        return EvaluationImage(
             name=paths.image.stem,
             scene=image,
             image=sizes.apply(image),
@@ -108,13 +91,14 @@ class DomainImages:
             answer_size=sizes.fixed or (int(labels.shape[0]), int(labels.shape[1])),
         )
 
-    def draw(self, count: int, seed: int) -> list[int]:
+    def indices(self, seed: int, count: int) -> list[int]:
         """Indices of `count` images drawn by `seed`, ascending; all where there are no more, or where count is 0."""
-        if count <= 0 or count >= len(self):
-            return list(range(len(self)))
-        return sorted(int(item) for item in np.random.default_rng(seed).choice(len(self), count, replace=False))
+        if count <= 0 or count >= len(self.paths):
+            return list(range(len(self.paths)))
+        return sorted(int(item) for item in np.random.default_rng(seed).choice(len(self.paths), count, replace=False))
 
 
+@functools.cache  # a job is a few images, a data set's folder or annotation file has thousands
 def open_domain(name: str, root: Path, split: str = "val") -> DomainImages:
     """Find the images of one domain below the folder that holds all data sets.
 
@@ -178,64 +162,61 @@ def check_domains(names: Iterable[str], root: Path, split: str = "val") -> dict[
     return found
 
 
-def _acdc(condition: str) -> BenchmarkDomain:
-    images = f"acdc/rgb_anon/{condition}/{{split}}/*/*_rgb_anon.png"
+def _cityscapes_like(
+    name: str, dataset: str, url: str, sizes: SizeRule, images: str, labels: str, rename: tuple[str, str]
+) -> BenchmarkDomain:
+    """A domain whose labels hold Cityscapes' train ids or ids, told apart by the file's ending, `{kind}`."""
     return BenchmarkDomain(
-        name=f"acdc-{condition}",
-        dataset=f"ACDC, {condition}",
-        url="https://acdc.vision.ee.ethz.ch",
+        name=name,
+        dataset=dataset,
+        url=url,
         vocabulary="cityscapes-19",
-        sizes=SizeRule(shortest=1080, longest=1920),
+        sizes=sizes,
         layouts=tuple(
             Layout(
                 images=images,
-                labels=f"acdc/gt/{condition}/{{split}}/*/*_gt_{kind}.png",
-                rename=(r"^acdc/rgb_anon/(.*)_rgb_anon\.png$", rf"acdc/gt/\1_gt_{kind}.png"),
+                labels=labels.replace("{kind}", kind),
+                rename=(rename[0], rename[1].replace("{kind}", kind)),
                 encoding=encoding,
             )
             for kind, encoding in (("labelTrainIds", "cityscapes train ids"), ("labelIds", "cityscapes ids"))
         ),
+    )
+
+
+def _acdc(condition: str) -> BenchmarkDomain:
+    return _cityscapes_like(
+        f"acdc-{condition}",
+        f"ACDC, {condition}",
+        "https://acdc.vision.ee.ethz.ch",
+        SizeRule(shortest=1080, longest=1920),
+        f"acdc/rgb_anon/{condition}/{{split}}/*/*_rgb_anon.png",
+        f"acdc/gt/{condition}/{{split}}/*/*_gt_{{kind}}.png",
+        (r"^acdc/rgb_anon/(.*)_rgb_anon\.png$", r"acdc/gt/\1_gt_{kind}.png"),
     )
 
 
 def _muses(weather: str, time: str) -> BenchmarkDomain:
-    return BenchmarkDomain(
-        name=f"muses-{weather}-{time}",
-        dataset=f"MUSES, {weather}, {time}",
-        url="https://muses.vision.ee.ethz.ch",
-        vocabulary="cityscapes-19",
-        sizes=SizeRule(shortest=1080, longest=1920),
-        layouts=tuple(
-            Layout(
-                images=f"muses/frame_camera/{{split}}/{weather}/{time}/*_frame_camera.png",
-                labels=f"muses/gt_semantic/{{split}}/{weather}/{time}/*_gt_{kind}.png",
-                rename=(r"^muses/frame_camera/(.*)_frame_camera\.png$", rf"muses/gt_semantic/\1_gt_{kind}.png"),
-                encoding=encoding,
-            )
-            for kind, encoding in (("labelTrainIds", "cityscapes train ids"), ("labelIds", "cityscapes ids"))
-        ),
+    return _cityscapes_like(
+        f"muses-{weather}-{time}",
+        f"MUSES, {weather}, {time}",
+        "https://muses.vision.ee.ethz.ch",
+        SizeRule(shortest=1080, longest=1920),
+        f"muses/frame_camera/{{split}}/{weather}/{time}/*_frame_camera.png",
+        f"muses/gt_semantic/{{split}}/{weather}/{time}/*_gt_{{kind}}.png",
+        (r"^muses/frame_camera/(.*)_frame_camera\.png$", r"muses/gt_semantic/\1_gt_{kind}.png"),
     )
 
 
 def _cityscapes() -> BenchmarkDomain:
-    return BenchmarkDomain(
-        name="cs-normal",
-        dataset="Cityscapes",
-        url="https://www.cityscapes-dataset.com",
-        vocabulary="cityscapes-19",
-        sizes=SizeRule(shortest=512, longest=1024, fixed=(512, 1024)),
-        layouts=tuple(
-            Layout(
-                images="cityscapes/leftImg8bit/{split}/*/*_leftImg8bit.png",
-                labels=f"cityscapes/gtFine/{{split}}/*/*_gtFine_{kind}.png",
-                rename=(
-                    r"^cityscapes/leftImg8bit/(.*)_leftImg8bit\.png$",
-                    rf"cityscapes/gtFine/\1_gtFine_{kind}.png",
-                ),
-                encoding=encoding,
-            )
-            for kind, encoding in (("labelTrainIds", "cityscapes train ids"), ("labelIds", "cityscapes ids"))
-        ),
+    return _cityscapes_like(
+        "cs-normal",
+        "Cityscapes",
+        "https://www.cityscapes-dataset.com",
+        SizeRule(shortest=512, longest=1024, fixed=(512, 1024)),
+        "cityscapes/leftImg8bit/{split}/*/*_leftImg8bit.png",
+        "cityscapes/gtFine/{split}/*/*_gtFine_{kind}.png",
+        (r"^cityscapes/leftImg8bit/(.*)_leftImg8bit\.png$", r"cityscapes/gtFine/\1_gtFine_{kind}.png"),
     )
 
 
@@ -430,3 +411,41 @@ SEMLA20: dict[str, BenchmarkDomain] = {
         _coconut(),
     )
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskBenchmark:
+    """The published 20 domains over ten data sets.
+
+    Attributes:
+        root: Folder of all data sets, `$DETECTRON2_DATASETS` of the published code.
+        split: "val" or "train".
+    """
+
+    name: ClassVar[str] = "semla20"
+    domain_names: ClassVar[tuple[str, ...]] = tuple(SEMLA20)
+    unseen_names: ClassVar[tuple[str, ...]] = ()
+    source_names: ClassVar[tuple[str, ...]] = ()  # the published base model was trained on COCO-Stuff, none of the 20
+    chunk_size: ClassVar[int] = 4  # one image's class probabilities can take gigabytes: 65 classes at 12 megapixels
+
+    root: Path
+    split: str = "val"
+
+    def family(self, domain: str) -> str:
+        """Weather for the driving sets that state it, "street", "indoor" or "photos" for the rest."""
+        for word in ("night", "fog", "rain", "snow"):
+            if word in domain:
+                return word
+        return {"nyu": "indoor", "a150": "photos", "pc59": "photos", "coconutL": "photos"}.get(domain, "street")
+
+    def are_relatives(self, domain: str, other: str) -> bool:
+        """Whether two domains are of one family."""
+        return self.family(domain) == self.family(other)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Every domain's folders are looked for at once."""
+        check_domains(names, self.root, self.split)
+
+    def open(self, domain: str) -> DomainImages:
+        """The images of one domain."""
+        return open_domain(domain, self.root, self.split)
