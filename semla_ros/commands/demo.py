@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from semla_ros.errors import ConfigError
 from semla_ros.lab.demo.settings import DemoSettings, parse_size
 
 if TYPE_CHECKING:
@@ -37,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fast", action="store_true", help="a drive of 18 s with lower expectations, for tests")
     parser.add_argument("--seed", type=int, default=DemoSettings.seed, help="another street (default: %(default)s)")
     parser.add_argument(
-        "--rate-hz", default="auto", help="camera frames per second (default: auto, by the number of processor cores)"
+        "--rate-hz",
+        default=0.0,
+        type=_rate,
+        metavar="HZ",
+        help="camera frames per second (default: auto, by the number of processor cores)",
     )
     parser.add_argument(
         "--duration-s", type=float, default=0.0, help="length of the drive (default: 90, or 18 with --fast)"
@@ -62,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         is_fast=arguments.fast,
         seed=arguments.seed,
-        rate_hz=_rate(arguments.rate_hz),
+        rate_hz=arguments.rate_hz,
         drive_s=arguments.duration_s,
         width=width,
         height=height,
@@ -80,14 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _rate(words: str) -> float:
-    if words == "auto":
-        return 0.0
-    try:
-        value = float(words)
-    except ValueError:
-        raise ConfigError(f"--rate-hz must be a number of frames per second or 'auto', got '{words}'") from None
-    if value <= 0:
-        raise ConfigError(f"--rate-hz must be positive, got {words}")
+    value = 0.0 if words == "auto" else float(words)
+    if value <= 0 and words != "auto":
+        raise argparse.ArgumentTypeError(f"must be positive, or 'auto', got {words}")
     return value
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -16,8 +16,7 @@ from semla_ros.results import ImageArray
 Key = tuple[str, int]  # kind ("image", "truth", "mask", "base") and stamp in nanoseconds
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a picture lies in the file; `shape` is None for a PNG."""
 
     offset: int
@@ -26,7 +25,7 @@ class _Place:
 
 
 class FrameStore:
-    """One append-only file and an index in memory. Safe to use from several threads.
+    """One append-only file and an index in memory. Safe to use from several threads; a context manager that deletes it.
 
     Masks are kept as PNGs, a twentieth of their size. Camera images hardly shrink, because they are noisy, and cost ten
     milliseconds each to compress, which the nodes would miss on a small machine: they are kept as they are.
@@ -49,14 +48,12 @@ class FrameStore:
             raise ImageError(
                 f"{kind} at {stamp_ns} ns: expected a uint8 picture, got {picture.dtype} of shape {picture.shape}"
             )
-        if picture.ndim == 2:
-            data, shape = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes(), None
-        else:
-            data, shape = picture.tobytes(), picture.shape
+        is_mask = picture.ndim == 2
+        data = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1] if is_mask else picture
         with self._lock:
-            offset = self._file.seek(0, 2)
-            self._file.write(data)
-            self._places[kind, stamp_ns] = _Place(offset, len(data), shape)
+            place = _Place(self._file.seek(0, 2), data.nbytes, None if is_mask else picture.shape)
+            self._file.write(data.tobytes())
+            self._places[kind, stamp_ns] = place
 
     def get(self, kind: str, stamp_ns: int) -> ImageArray:
         """Read a picture back, exactly as it was added.
@@ -70,9 +67,7 @@ class FrameStore:
             data = np.frombuffer(bytearray(self._file.read(place.size)), np.uint8)  # writable
         if place.shape is not None:
             return data.reshape(place.shape)
-        mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        assert mask is not None  # encoded by `add`
-        return np.asarray(mask, np.uint8)
+        return np.asarray(cv2.imdecode(data, cv2.IMREAD_UNCHANGED), np.uint8)
 
     def __contains__(self, key: Key) -> bool:
         return key in self._places
@@ -83,11 +78,6 @@ class FrameStore:
             sets = [{stamp for name, stamp in self._places if name == kind} for kind in kinds]
         return sorted(set.intersection(*sets)) if sets else []
 
-    def close(self) -> None:
-        """Delete the file."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
-
     def __enter__(self) -> FrameStore:
         """Return the store."""
         return self
@@ -96,4 +86,5 @@ class FrameStore:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Delete the file."""
-        self.close()
+        self._file.close()
+        self._path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Group, RenderableType
@@ -22,33 +22,19 @@ BAR_WIDTH = 24
 
 @dataclass(frozen=True, kw_only=True)
 class LiveState:
-    """What one refresh of the table shows.
+    """What one refresh of the table shows."""
 
-    Attributes:
-        elapsed_s: Time of the drive so far.
-        duration_s: Length of the drive.
-        segment: Where the drive is.
-        rate_hz: Masks per second, lately.
-        latency_ms: Median time from image to mask, lately; None where no mask came.
-        frames: Images seen.
-        masks: Masks that answer them.
-        drift: As the node reports it; empty where it did not.
-        mix: In use.
-        figures: mIoU of sampled frames.
-        status: Level and message of the node's diagnostics.
-    """
-
-    elapsed_s: float
-    duration_s: float
-    segment: str = ""
-    rate_hz: float = 0.0
-    latency_ms: float | None = None
-    frames: int = 0
-    masks: int = 0
-    drift: str = ""
-    mix: MixEvent = BASE_MIX
-    figures: LiveFigures = field(default_factory=LiveFigures)
-    status: tuple[str, str] = ("", "")
+    elapsed_s: float  # of the drive so far
+    duration_s: float  # of the whole drive
+    segment: str  # where the drive is
+    rate_hz: float  # masks per second, lately
+    latency_ms: float | None  # median from image to mask, lately; None where no mask came
+    frames: int  # images seen
+    masks: int  # masks that answer them
+    drift: str  # as the node reports it; empty where it did not
+    mix: MixEvent  # in use
+    figures: LiveFigures  # mIoU of sampled frames
+    status: tuple[str, str]  # level and message of the node's diagnostics
 
 
 def observe(
@@ -63,12 +49,10 @@ def observe(
         elapsed_s: Time of the drive so far.
         duration_s: Length of the drive.
     """
-    frames = recording.frames()
+    frames, diagnostics = recording.frames(), recording.diagnostics
     recent = [frame for frame in frames if frame.mask_s is not None and frame.mask_s > now_s - RECENT_S]
     latencies = latencies_ms(recent)
     seen = [frame for frame in frames if frame.image_s is not None]
-    mix = recording.mixes[-1] if recording.mixes else BASE_MIX
-    diagnostics = recording.diagnostics
     return LiveState(
         elapsed_s=elapsed_s,
         duration_s=duration_s,
@@ -78,7 +62,7 @@ def observe(
         frames=len(seen),
         masks=sum(frame.is_answered for frame in frames),
         drift=diagnostics.values.get("adaptation: Drift", ""),
-        mix=mix,
+        mix=recording.mixes[-1] if recording.mixes else BASE_MIX,
         figures=figures,
         status=(diagnostics.level, diagnostics.message),
     )
@@ -123,19 +107,26 @@ def _place(state: LiveState) -> str:
 
 
 def _figures(state: LiveState) -> Table:
+    gain = state.figures.adapted - state.figures.base
+    change = "" if np.isnan(gain) else f"  [bold {'green' if gain >= 0 else 'red'}]{gain:+.2f}[/]"
     table = Table.grid(padding=(0, 2))
     table.add_column(style="grey62", no_wrap=True)
     table.add_column(no_wrap=True, min_width=14)
-    table.add_row("frame rate", f"{state.rate_hz:.1f} Hz")
-    table.add_row("latency", "-" if state.latency_ms is None else f"{state.latency_ms:.0f} ms")
-    table.add_row("frames, masks", f"{state.frames}, {state.masks}")
-    table.add_row("drift", state.drift or "-")
-    table.add_row("generation", f"{state.mix.generation}  ({state.mix.reason})")
-    table.add_row("mIoU base", _figure(state.figures.base))
-    gain = state.figures.adapted - state.figures.base
-    change = "" if np.isnan(gain) else f"  [bold {'green' if gain >= 0 else 'red'}]{gain:+.2f}[/]"
-    table.add_row("mIoU adapted", f"[bold]{_figure(state.figures.adapted)}[/]{change}")
+    for name, figure in (
+        ("frame rate", f"{state.rate_hz:.1f} Hz"),
+        ("latency", _latency(state)),
+        ("frames, masks", f"{state.frames}, {state.masks}"),
+        ("drift", state.drift or "-"),
+        ("generation", f"{state.mix.generation}  ({state.mix.reason})"),
+        ("mIoU base", _figure(state.figures.base)),
+        ("mIoU adapted", f"[bold]{_figure(state.figures.adapted)}[/]{change}"),
+    ):
+        table.add_row(name, figure)
     return table
+
+
+def _latency(state: LiveState) -> str:
+    return "-" if state.latency_ms is None else f"{state.latency_ms:.0f} ms"
 
 
 def _status(state: LiveState) -> Text:
@@ -170,8 +161,7 @@ def _mix(mix: MixEvent) -> Table:
 def status_line(state: LiveState) -> str:
     """The same in one line, for logs and terminals without cursor movement."""
     shares = " ".join(f"{name} {share:.0%}" for name, share in list(state.mix.shares.items())[:3])
-    latency = "-" if state.latency_ms is None else f"{state.latency_ms:.0f} ms"
     return (
-        f"{state.elapsed_s:5.1f} s  {_place(state):<12} {state.rate_hz:4.1f} Hz  {latency:>7}  generation "
+        f"{state.elapsed_s:5.1f} s  {_place(state):<12} {state.rate_hz:4.1f} Hz  {_latency(state):>7}  generation "
         f"{state.mix.generation:<3} {shares}  mIoU {_figure(state.figures.base)} -> {_figure(state.figures.adapted)}"
     )

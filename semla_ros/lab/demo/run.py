@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -15,12 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import SemlaError
+from semla_ros.lab.demo.base_model import BaseModel, LiveComparison
 from semla_ros.lab.demo.frame_store import FrameStore
 from semla_ros.lab.demo.live_table import LiveState, observe, render, status_line
 from semla_ros.lab.demo.nodes import has_ros2_command, start_nodes
 from semla_ros.lab.demo.recording import Recording
-from semla_ros.lab.demo.score import DriveScore, LiveFigures, compare_masks, score_drive
+from semla_ros.lab.demo.score import DriveScore, compare_masks, score_drive
 from semla_ros.lab.demo.settings import DemoSettings
 from semla_ros.lab.demo.verdict import Check
 from semla_ros.lab.isolation import free_domain, isolated_environment
@@ -85,7 +88,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoOutcome:
 
 def _watch_drive(
     settings: DemoSettings, recording: Recording, domain: int, environment: Mapping[str, str], console: Console
-) -> Any:
+) -> BaseModel:
     """Start the nodes, collect the whole drive, end the nodes; returns the base model."""
     from semla_ros.lab.demo.demo_monitor import Monitor  # the one place where the demo meets ROS
 
@@ -105,7 +108,7 @@ def _watch_drive(
 
             with console.status("waiting for the perception node and the first image"):
                 _wait_for_first_frame(settings, recording, check)
-            comparison = _live_comparison(recording, base_model)
+            comparison = LiveComparison(recording, base_model, CLASS_NAMES)
             try:
                 _show_until_end(settings, recording, comparison, check, console)
             finally:
@@ -113,20 +116,12 @@ def _watch_drive(
     return base_model
 
 
-def _load_base_model(settings: DemoSettings) -> Any:
-    from semla_ros.config import InferenceConfig, SemlaConfig
-    from semla_ros.lab.demo.base_model import BaseModel
-    from semla_ros.pipeline import PerceptionPipeline
+def _load_base_model(settings: DemoSettings) -> BaseModel:
+    from semla_ros.pipeline import PerceptionPipeline  # loads torch, which a command line's check need not wait for
 
     # One thread: while the drive goes on, the processor belongs to the nodes.
     config = SemlaConfig(model=settings.model, library=settings.library, inference=InferenceConfig(threads=1))
     return BaseModel(PerceptionPipeline.load(config))
-
-
-def _live_comparison(recording: Recording, base_model: Any) -> Any:
-    from semla_ros.lab.demo.base_model import LiveComparison
-
-    return LiveComparison(recording, base_model, CLASS_NAMES)
 
 
 def _wait_for_first_frame(settings: DemoSettings, recording: Recording, check: Callable[[], None]) -> None:
@@ -145,21 +140,19 @@ def _wait_for_first_frame(settings: DemoSettings, recording: Recording, check: C
 
 
 def _show_until_end(
-    settings: DemoSettings, recording: Recording, comparison: Any, check: Callable[[], None], console: Console
+    settings: DemoSettings,
+    recording: Recording,
+    comparison: LiveComparison,
+    check: Callable[[], None],
+    console: Console,
 ) -> None:
     """Show the table, or a line now and then, until the drive is over and the last mask has come."""
     start_s = time.monotonic()
 
     def state() -> LiveState:
-        now_s = time.monotonic()
-        figures: LiveFigures = comparison.figures
-        return observe(
-            recording,
-            figures,
-            now_s=now_s,
-            elapsed_s=min(now_s - start_s, settings.duration_s),
-            duration_s=settings.duration_s,
-        )
+        now_s, whole_s = time.monotonic(), settings.duration_s
+        elapsed_s = min(now_s - start_s, whole_s)
+        return observe(recording, comparison.figures, now_s=now_s, elapsed_s=elapsed_s, duration_s=whole_s)
 
     if settings.shows_live and console.is_terminal:
         with Live(render(state()), console=console, refresh_per_second=4, transient=False) as live:
@@ -200,7 +193,7 @@ def _last_words(settings: DemoSettings) -> str:
     return "\n".join(ends)
 
 
-def _score(settings: DemoSettings, recording: Recording, base_model: Any, console: Console) -> DriveScore:
+def _score(settings: DemoSettings, recording: Recording, base_model: BaseModel, console: Console) -> DriveScore:
     recording.name_transitions()
     with progress(console, stays=console.is_terminal) as bars:
         task = bars.add_task("base model on the same frames", total=None)
@@ -220,11 +213,12 @@ def _score(settings: DemoSettings, recording: Recording, base_model: Any, consol
 
 def _write_results(settings: DemoSettings, recording: Recording, score: DriveScore, console: Console) -> DemoOutcome:
     from semla_ros.lab.demo.panels import PanelMaker, write_contact_sheet, write_video
-    from semla_ros.lab.demo.summary import make_summary, write_summary
+    from semla_ros.lab.demo.summary import make_summary
     from semla_ros.lab.demo.timeline import draw_timeline
 
     summary, checks = make_summary(settings, recording, score, CLASS_NAMES)
-    write_summary(settings.out / "summary.json", summary)
+    text = json.dumps(summary, indent=2, ensure_ascii=False)
+    (settings.out / "summary.json").write_text(text + "\n", encoding="utf-8")
     draw_timeline(settings.out / "timeline.png", score, recording.mixes)
     small = PanelMaker(recording.store, PALETTE, 256, round(256 * settings.height / settings.width))
     write_contact_sheet(settings.out / "contact_sheet.png", score, small, CLASS_NAMES, PALETTE)

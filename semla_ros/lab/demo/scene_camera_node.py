@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import queue
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -84,52 +85,38 @@ class RenderAhead:
 
     def __init__(self, drive: Drive, config: SceneCameraConfig) -> None:
         self._drive, self._config = drive, config
-        self._frames: queue.Queue[RenderedFrame | BaseException | None] = queue.Queue(config.look_ahead)
-        self._is_stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="semla-render")
-        self._thread.start()
+        self._pool = ThreadPoolExecutor(1, "semla-render")
+        self._indices = iter(range(config.frame_count))
+        self._ahead: deque[Future[RenderedFrame]] = deque()
+        for _ in range(config.look_ahead):
+            self._request_next()
 
-    def next(self, timeout_s: float) -> RenderedFrame | None:
-        """The next image, None at the end of the drive.
-
-        Raises:
-            queue.Empty: None was ready in time.
-        """
-        frame = self._frames.get(timeout=timeout_s)
-        if isinstance(frame, BaseException):
-            raise frame
+    def next(self) -> RenderedFrame | None:
+        """The next image, None at the end of the drive; raises what rendering it raised."""
+        if not self._ahead:
+            return None
+        frame = self._ahead.popleft().result()
+        self._request_next()
         return frame
 
     @property
     def is_filled(self) -> bool:
         """The look-ahead is complete, or the drive is shorter than it."""
-        return self._frames.full() or not self._thread.is_alive()
+        return all(frame.done() for frame in self._ahead)
 
     def close(self) -> None:
         """Stop rendering and join the thread."""
-        self._is_stopping.set()
-        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
 
-    def _run(self) -> None:
-        config = self._config
-        try:
-            for index in range(config.frame_count):
-                time_s = index / config.rate_hz
-                scene = self._drive.render(time_s, config.width, config.height)
-                if not self._put(RenderedFrame(index, self._drive.segment_name(time_s), scene)):
-                    return
-            self._put(None)
-        except Exception as error:  # raised again in the thread that publishes
-            self._put(error)
+    def _request_next(self) -> None:
+        index = next(self._indices, None)
+        if index is not None:
+            self._ahead.append(self._pool.submit(self._render, index))
 
-    def _put(self, item: RenderedFrame | BaseException | None) -> bool:
-        while not self._is_stopping.is_set():
-            try:
-                self._frames.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def _render(self, index: int) -> RenderedFrame:
+        time_s = index / self._config.rate_hz
+        scene = self._drive.render(time_s, self._config.width, self._config.height)
+        return RenderedFrame(index, self._drive.segment_name(time_s), scene)
 
 
 class SceneCameraNode(Node):
@@ -187,10 +174,7 @@ class SceneCameraNode(Node):
             period_s, due_s = 1.0 / config.rate_hz, time.monotonic()
             late = 0
             while not self._is_stopping.is_set():
-                try:
-                    frame = ahead.next(timeout_s=0.1)
-                except queue.Empty:
-                    continue
+                frame = ahead.next()
                 if frame is None:
                     break
                 delay_s = due_s - time.monotonic()

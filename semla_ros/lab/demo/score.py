@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.lab.demo.recording import FrameRecord, Recording
-from semla_ros.lab.evaluation.miou import Counts, MiouMeter, confusion_matrix, mean_iou
+from semla_ros.lab.evaluation.miou import Counts, confusion_matrix, iou_per_class, mean_iou
 from semla_ros.lab.world.drive import SEGMENT_FAMILIES
 from semla_ros.results import BASE_MODEL, ImageArray, MaskArray
 
@@ -39,8 +40,8 @@ def as_truth_classes(mask: MaskArray, mask_names: Sequence[str], truth_names: Se
 class LiveFigures:
     """mIoU over the frames sampled so far; NaN before the first."""
 
-    base: float = float("nan")
-    adapted: float = float("nan")
+    base: float = math.nan
+    adapted: float = math.nan
     frames: int = 0
 
 
@@ -70,8 +71,6 @@ class SegmentScore:
 
     Attributes:
         name: Domain, or "a to b" for a transition.
-        is_pure: The conditions stand still; False for a transition.
-        is_shifted: Pure, and other than what the base model was trained on.
         frames: Number of answered frames.
         base: mIoU without adaptation, 0..1.
         adapted: mIoU with adaptation.
@@ -81,12 +80,20 @@ class SegmentScore:
     """
 
     name: str
-    is_pure: bool
-    is_shifted: bool
     frames: int
     base: float
     adapted: float
     heaviest_adapter_right_fraction: float | None
+
+    @property
+    def is_pure(self) -> bool:
+        """The conditions stand still."""
+        return not is_transition(self.name)
+
+    @property
+    def is_shifted(self) -> bool:
+        """Pure, and other than what the base model was trained on."""
+        return self.is_pure and self.name != UNSHIFTED_SEGMENT
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +103,7 @@ class DriveScore:
     Attributes:
         frames: Answered frames in order of time.
         segments: In order of first appearance.
-        base: mIoU without adaptation: mean over the shifted segments.
+        base: mIoU without adaptation: mean over the shifted segments; NaN where there is none.
         adapted: ... with adaptation.
         base_all: mIoU without adaptation over all frames counted together, transitions and clear ones too.
         adapted_all: ... with adaptation.
@@ -199,13 +206,14 @@ def score_drive(frames: Iterable[FrameScore], adapters: Mapping[str, str]) -> Dr
     for frame in frames:
         by_segment.setdefault(frame.record.segment or "transition", []).append(frame)
     segments = tuple(_score_segment(name, members, adapters) for name, members in by_segment.items())
-    shifted = [segment for segment in segments if segment.is_shifted]
+    shifted = [(segment.base, segment.adapted) for segment in segments if segment.is_shifted]
+    base, adapted = np.mean(shifted, axis=0) if shifted else (math.nan, math.nan)
     base_all, adapted_all = _pooled(frames)
     return DriveScore(
         frames=frames,
         segments=segments,
-        base=float(np.mean([segment.base for segment in shifted])) if shifted else float("nan"),
-        adapted=float(np.mean([segment.adapted for segment in shifted])) if shifted else float("nan"),
+        base=float(base),
+        adapted=float(adapted),
         base_all=base_all,
         adapted_all=adapted_all,
     )
@@ -216,8 +224,6 @@ def _score_segment(name: str, members: Sequence[FrameScore], adapters: Mapping[s
     verdicts = [verdict for frame in members if (verdict := leads_rightly(frame.record, adapters)) is not None]
     return SegmentScore(
         name=name,
-        is_pure=not is_transition(name),
-        is_shifted=not is_transition(name) and name != UNSHIFTED_SEGMENT,
         frames=len(members),
         base=base,
         adapted=adapted,
@@ -228,12 +234,13 @@ def _score_segment(name: str, members: Sequence[FrameScore], adapters: Mapping[s
 def _pooled(frames: Sequence[FrameScore]) -> tuple[float, float]:
     """Common mIoU of several frames: base, adapted."""
     if not frames:
-        return float("nan"), float("nan")
-    meters = MiouMeter(frames[0].base.shape[0]), MiouMeter(frames[0].base.shape[0])
-    for frame in frames:
-        meters[0].add_counts(frame.base)
-        meters[1].add_counts(frame.adapted)
-    return meters[0].mean, meters[1].mean
+        return math.nan, math.nan
+    base, adapted = _totals(frames)
+    return mean_iou(base), mean_iou(adapted)
+
+
+def _totals(frames: Sequence[FrameScore]) -> tuple[Counts, Counts]:
+    return np.sum([frame.base for frame in frames], axis=0), np.sum([frame.adapted for frame in frames], axis=0)
 
 
 def rolling_miou(frames: Sequence[FrameScore], window_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -247,17 +254,20 @@ def rolling_miou(frames: Sequence[FrameScore], window_s: float) -> tuple[NDArray
     Returns:
         Two arrays of shape (len(frames),), 0..1.
     """
-    stamps = np.array([frame.record.stamp_ns for frame in frames], np.float64) / 1e9
-    result = np.zeros((2, len(frames)))
-    for index, frame in enumerate(frames):
-        is_near = np.abs(stamps - stamps[index]) <= window_s / 2
-        members = [
-            other
-            for other, near in zip(frames, is_near, strict=True)
-            if near and other.record.segment == frame.record.segment
-        ]
-        result[:, index] = _pooled(members)
-    return result[0], result[1]
+    half_ns = round(window_s * 1e9 / 2)
+    result = [
+        _pooled(
+            [
+                other
+                for other in frames
+                if other.record.segment == frame.record.segment
+                and abs(other.record.stamp_ns - frame.record.stamp_ns) <= half_ns
+            ]
+        )
+        for frame in frames
+    ]
+    base, adapted = np.array(result, np.float64).reshape(-1, 2).T
+    return base, adapted
 
 
 def shares_over_time(frames: Sequence[FrameScore]) -> dict[str, NDArray[np.float64]]:
@@ -276,9 +286,6 @@ def class_table(frames: Sequence[FrameScore], truth_names: Sequence[str]) -> Map
     """IoU of each class over all frames, base and adapted; classes that never occur are left out."""
     if not frames:
         return {}
-    base, adapted = MiouMeter(len(truth_names)), MiouMeter(len(truth_names))
-    for frame in frames:
-        base.add_counts(frame.base)
-        adapted.add_counts(frame.adapted)
-    pairs = zip(truth_names, base.per_class, adapted.per_class, strict=True)
-    return {name: (float(without), float(with_)) for name, without, with_ in pairs if not np.isnan(without)}
+    base, adapted = map(iou_per_class, _totals(frames))
+    pairs = zip(truth_names, base.tolist(), adapted.tolist(), strict=True)
+    return {name: (without, with_) for name, without, with_ in pairs if not math.isnan(without)}

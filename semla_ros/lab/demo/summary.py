@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -54,7 +53,7 @@ class Flow:
 def make_summary(
     settings: DemoSettings, recording: Recording, score: DriveScore, class_names: Sequence[str]
 ) -> tuple[dict[str, Any], list[Check]]:
-    """Everything measured, ready for JSON, and the checks made on it.
+    """Everything measured, as summary.json holds it, and the checks made on it.
 
     Args:
         settings: What was asked for.
@@ -133,20 +132,12 @@ def make_summary(
     return _finite(summary), checks
 
 
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write it as indented JSON."""
-    path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def describe_machine() -> dict[str, Any]:
     """Processor, cores and system, as a reader of a figure needs them."""
-    cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor() or platform.machine()
     return {"cpu": cpu, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"}
 
 

@@ -6,7 +6,7 @@ from semla_ros.lab.demo.verdict import judge
 
 def segment(name: str, right: float | None) -> SegmentScore:
     return SegmentScore(
-        name=name, is_pure=True, is_shifted=name != "clear", frames=50, base=0.3, adapted=0.45,
+        name=name, frames=50, base=0.3, adapted=0.45,
         heaviest_adapter_right_fraction=right,
     )  # fmt: skip
 
