@@ -40,6 +40,25 @@ class Camera:
         return self.focal_px / z
 
 
+def upright_quad(
+    low: tuple[float, float], high: tuple[float, float], y: tuple[float, float], z: float, lean: float = 0.0
+) -> list[Point]:
+    """Four corners across the street: from x `low` at height y[0] to x `high` at y[1], which leans back by `lean`."""
+    return [(low[0], y[0], z), (low[1], y[0], z), (high[1], y[1], z + lean), (high[0], y[1], z + lean)]
+
+
+def side_quad(
+    x: tuple[float, float], y: tuple[float, float], low: tuple[float, float], high: tuple[float, float]
+) -> list[Point]:
+    """Four corners along the street: from depths `low` at (x[0], y[0]) to depths `high` at (x[1], y[1])."""
+    return [(x[0], y[0], low[0]), (x[0], y[0], low[1]), (x[1], y[1], high[1]), (x[1], y[1], high[0])]
+
+
+def level_quad(x: tuple[float, float], y: float, z: tuple[float, float]) -> list[Point]:
+    """Four corners of a level rectangle."""
+    return [(x[0], y, z[0]), (x[1], y, z[0]), (x[1], y, z[1]), (x[0], y, z[1])]
+
+
 def clip_near(points: Sequence[Point], near_m: float = NEAR_M) -> list[Point]:
     """Cut a polygon at the near plane; empty where all of it is nearer."""
     if all(point[2] >= near_m for point in points):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from semla_ros.lab.world.camera import NEAR_M, Point
+from semla_ros.lab.world.camera import NEAR_M, Point, level_quad, side_quad, upright_quad
 from semla_ros.lab.world.canvas import FRONT, LEFT, RIGHT, UP, Canvas, shaded
 from semla_ros.lab.world.cities import CityStyle, Colour
 from semla_ros.lab.world.classes import BUILDING, ROAD, SIDEWALK, TERRAIN, VEGETATION
@@ -28,7 +28,7 @@ def draw_skyline(canvas: Canvas, street: Street, seed: int, urban: bool) -> None
             height = float(rng.uniform(8, 60))
             grey = int(rng.integers(110, 165))
             colour = (grey, grey, min(255, grey + 6))
-            corners: list[Point] = [(x, -3, z), (x + width, -3, z), (x + width, height, z), (x, height, z)]
+            corners = upright_quad((x, x + width), (x, x + width), (-3, height), z)
             canvas.polygon(corners, BUILDING, colour, FRONT, grain=0.05)
             x += width * float(rng.uniform(0.8, 1.6))
     else:
@@ -84,17 +84,8 @@ def draw_ground(
         _strip(canvas, -kerb, kerb, 0.0, ROAD, city.road, 0.11)
         for item in items:
             if item.kind == "junction":
-                _flat(
-                    canvas,
-                    -70.0,
-                    70.0,
-                    item.along_m - canvas.camera.position_m,
-                    item.length_m,
-                    0.0,
-                    ROAD,
-                    city.road,
-                    0.11,
-                )
+                z = item.along_m - canvas.camera.position_m
+                _flat(canvas, -70.0, 70.0, z, item.length_m, 0.0, ROAD, city.road, 0.11)
     if enclosed:
         # Chords of a bend leave slits between floor and wall: let the floor reach beyond the wall.
         _strip(canvas, -wall_x_m - 4.0, wall_x_m + 4.0, 0.0, SIDEWALK, shaded(city.sidewalk, 0.8), 0.1, start)
@@ -124,9 +115,7 @@ def _flat(
     canvas: Canvas, x0: float, x1: float, z: float, length: float, y: float, label: int, colour: Colour, grain: float
 ) -> None:
     if z + length > NEAR_M:
-        canvas.polygon(
-            [(x0, y, z), (x1, y, z), (x1, y, z + length), (x0, y, z + length)], label, colour, UP, grain=grain
-        )
+        canvas.polygon(level_quad((x0, x1), y, (z, z + length)), label, colour, UP, grain=grain)
 
 
 def _kerbs(canvas: Canvas, city: CityStyle, street: Street, items: list[Item]) -> None:
@@ -143,7 +132,7 @@ def _kerbs(canvas: Canvas, city: CityStyle, street: Street, items: list[Item]) -
         for gap0, gap1 in [*gaps, (80.0, 81.0)]:
             while at < min(gap0, 80.0) - 0.1:
                 end = min(gap0, at * 1.6 + 2.0)
-                face: list[Point] = [(x, 0, at), (x, 0, end), (x, city.kerb_m, end), (x, city.kerb_m, at)]
+                face = side_quad((x, x), (0, city.kerb_m), (at, end), (at, end))
                 canvas.polygon(face, SIDEWALK, (172, 170, 164), LEFT if side > 0 else RIGHT, grain=0.08)
                 at = end
             at = max(at, gap1)
@@ -172,17 +161,8 @@ def _marks(canvas: Canvas, city: CityStyle, street: Street) -> None:
         patch = (index * 2654435761) % 1021
         if patch % 3 == 0:
             x = (patch / 1021 - 0.5) * 1.6 * street.half_width_m
-            _flat(
-                canvas,
-                x - 0.6,
-                x + 0.7,
-                z + 4.5,
-                1.5 + patch % 5,
-                0.0,
-                ROAD,
-                shaded(city.road, 0.72 + 0.5 * (patch % 2)),
-                0.14,
-            )
+            colour = shaded(city.road, 0.72 + 0.5 * (patch % 2))
+            _flat(canvas, x - 0.6, x + 0.7, z + 4.5, 1.5 + patch % 5, 0.0, ROAD, colour, 0.14)
     if street.lanes > 1:
         solid: Colour = (206, 166, 60) if yellow else paint
         for x in (-0.18, 0.18):

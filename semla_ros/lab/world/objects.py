@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-from semla_ros.lab.world.camera import NEAR_M, Point
+from semla_ros.lab.world.camera import NEAR_M, Point, level_quad, side_quad, upright_quad
 from semla_ros.lab.world.canvas import DOWN, FRONT, LEFT, NONE, RIGHT, ROUND, UP, Canvas, Windows, linear, shaded
 from semla_ros.lab.world.cities import CityStyle, Colour
 from semla_ros.lab.world.classes import BUILDING, BUS, CAR, PERSON, POLE, SIGN, VEGETATION
@@ -86,7 +86,7 @@ class ObjectPainter:
         """Rectangle that faces the camera."""
         if z < NEAR_M:
             return
-        corners = [(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)]
+        corners = upright_quad((x0, x1), (x0, x1), (y0, y1), z)
         self._canvas.polygon(corners, label, colour, FRONT, grain=grain, glow=glow, windows=windows)
 
     def _along(
@@ -103,7 +103,7 @@ class ObjectPainter:
         windows: Windows | None = None,
     ) -> None:
         """Rectangle along the street."""
-        corners = [(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)]
+        corners = side_quad((x, x), (y0, y1), (z0, z1), (z0, z1))
         self._canvas.polygon(corners, label, colour, self._side_facing(x), grain=grain, windows=windows)
 
     def _box(
@@ -122,8 +122,7 @@ class ObjectPainter:
         """Far to near: top where it is below the eye, the side in view, the near end."""
         left, right = x - width / 2, x + width / 2
         if y1 < self._camera.height_m:
-            top = [(left, y1, z0), (right, y1, z0), (right, y1, z1), (left, y1, z1)]
-            self._canvas.polygon(top, label, colour, UP, grain=grain)
+            self._canvas.polygon(level_quad((left, right), y1, (z0, z1)), label, colour, UP, grain=grain)
         if left > self._eye_x(z0):
             self._along(left, z0, z1, y0, y1, label, colour, grain=grain)
         elif right < self._eye_x(z0):
@@ -148,11 +147,9 @@ class ObjectPainter:
         left, right = x - width / 2, x + width / 2
         z0 = max(z0, 0.1)
         if abs(dx) > abs(dz):
-            near, far = (z0, z1)
-            edge = left if dx < 0 else right
-            start = right if dx < 0 else left
+            start, edge = (right, left) if dx < 0 else (left, right)
             self._canvas.ground_shadow(
-                [(start, 0, near), (edge + dx, 0, near + dz), (edge + dx, 0, far + dz), (start, 0, far)]
+                [(start, 0, z0), (edge + dx, 0, z0 + dz), (edge + dx, 0, z1 + dz), (start, 0, z1)]
             )
         else:
             start_z, end_z = (z1, z0) if dz < 0 else (z0, z1)
@@ -194,12 +191,7 @@ class ObjectPainter:
         gable = city.roof == "gable"
         ridge_x, ridge_y = item.x_m + side * item.width_m / 2, top + item.width_m * 0.32
         if gable:
-            roof: list[Point] = [
-                (item.x_m - side * 0.3, top, z0),
-                (item.x_m - side * 0.3, top, z1),
-                (ridge_x, ridge_y, z1),
-                (ridge_x, ridge_y, z0),
-            ]
+            roof = side_quad((item.x_m - side * 0.3, ridge_x), (top, ridge_y), (z0, z1), (z0, z1))
             self._canvas.polygon(roof, BUILDING, item.second_colour, UP, grain=0.16)
             if z0 > NEAR_M:
                 end: list[Point] = [(item.x_m, top, z0), (outer, top, z0), (ridge_x, ridge_y, z0)]
@@ -288,7 +280,7 @@ class ObjectPainter:
         side = 1.0 if item.x_m > 0 else -1.0
         left, right, front = item.x_m - half, item.x_m + half, item.x_m - side * half
         if height < self._camera.height_m:
-            top: list[Point] = [(left, height, z0), (right, height, z0), (right, height, z1), (left, height, z1)]
+            top = level_quad((left, right), height, (z0, z1))
             self._canvas.polygon(top, VEGETATION, shaded(colour, 1.15), UP, grain=0.4)
         self._along(front, z0, z1, 0.0, height, VEGETATION, colour, grain=0.42)
         self._upright(left, right, 0.0, height, z, VEGETATION, shaded(colour, 0.9), grain=0.42)
@@ -325,9 +317,7 @@ class ObjectPainter:
             return
         clearance = 0.2
         belt = 0.92 if not tall else 1.1
-        self._canvas.ground_shadow(
-            [(left - 0.1, 0, z0), (right + 0.1, 0, z0), (right + 0.1, 0, z1), (left - 0.1, 0, z1)], 0.9
-        )
+        self._canvas.ground_shadow(level_quad((left - 0.1, right + 0.1), 0, (z0, z1)), 0.9)
         self._cast(x, width, z0, z1, height)
         tyre = 0.2
         for edge in (left + tyre / 2, right - tyre / 2):
@@ -342,12 +332,7 @@ class ObjectPainter:
         inset = 0.12
         if side_x is not None:
             inner = side_x + (inset if side_x == left else -inset)
-            cabin: list[Point] = [
-                (side_x, belt, c0),
-                (side_x, belt, c1),
-                (inner, height, c1 - slope),
-                (inner, height, c0 + slope),
-            ]
+            cabin = side_quad((side_x, inner), (belt, height), (c0, c1), (c0 + slope, c1 - slope))
             self._canvas.polygon(cabin, CAR, colour, self._side_facing(side_x))
             if self._pixels(height - belt, z0) > 2.5:
                 low, high = belt + 0.06, height - 0.1
@@ -359,36 +344,18 @@ class ObjectPainter:
                 ):
                     if tall and a > middle:
                         continue
-                    pane: list[Point] = [
-                        (side_x, low, a),
-                        (side_x, low, b),
-                        (inner, high, b - lean_b),
-                        (inner, high, a + lean_a),
-                    ]
+                    pane = side_quad((side_x, inner), (low, high), (a, b), (a + lean_a, b - lean_b))
                     self._canvas.polygon(pane, CAR, _GLASS, self._side_facing(side_x), grain=0.02)
             self._wheels(side_x, z0, length, 0.32, CAR)
         if height < self._camera.height_m:
-            roof: list[Point] = [
-                (left + inset, height, c0 + slope),
-                (right - inset, height, c0 + slope),
-                (right - inset, height, c1 - slope),
-                (left + inset, height, c1 - slope),
-            ]
+            roof = level_quad((left + inset, right - inset), height, (c0 + slope, c1 - slope))
             self._canvas.polygon(roof, CAR, colour, UP)
         if c0 > NEAR_M:
-            rear: list[Point] = [
-                (left, belt, c0),
-                (right, belt, c0),
-                (right - inset, height, c0 + slope),
-                (left + inset, height, c0 + slope),
-            ]
+            rear = upright_quad((left, right), (left + inset, right - inset), (belt, height), c0, slope)
             self._canvas.polygon(rear, CAR, colour, FRONT)
-            pane = [
-                (left + 0.16, belt + 0.04, c0),
-                (right - 0.16, belt + 0.04, c0),
-                (right - 0.26, height - 0.09, c0 + slope),
-                (left + 0.26, height - 0.09, c0 + slope),
-            ]
+            pane = upright_quad(
+                (left + 0.16, right - 0.16), (left + 0.26, right - 0.26), (belt + 0.04, height - 0.09), c0, slope
+            )
             self._canvas.polygon(pane, CAR, _GLASS, FRONT, grain=0.02)
         if z0 > NEAR_M and self._pixels(width, z0) > 4:
             self._upright(left + 0.04, right - 0.04, clearance, clearance + 0.18, z0, CAR, (44, 44, 46))
@@ -402,9 +369,7 @@ class ObjectPainter:
     def _rickshaw(self, item: Item, z: float) -> None:
         x, width, height = item.x_m, item.width_m, item.height_m
         z0, z1 = z, z + item.length_m
-        self._canvas.ground_shadow(
-            [(x - width / 2, 0, z0), (x + width / 2, 0, z0), (x + width / 2, 0, z1), (x - width / 2, 0, z1)]
-        )
+        self._canvas.ground_shadow(level_quad((x - width / 2, x + width / 2), 0, (z0, z1)))
         for edge in (x - width / 2 + 0.08, x + width / 2 - 0.08):
             self._upright(edge - 0.07, edge + 0.07, 0.0, 0.45, z0 + 0.3, CAR, _TYRE)
         self._box(x, width, z0, z1, 0.25, 0.95, CAR, item.colour)
@@ -419,9 +384,7 @@ class ObjectPainter:
         z0, z1 = z, z + length
         left, right = x - width / 2, x + width / 2
         colour, trim = item.colour, item.second_colour
-        self._canvas.ground_shadow(
-            [(left - 0.2, 0, z0), (right + 0.2, 0, z0), (right + 0.2, 0, z1), (left - 0.2, 0, z1)]
-        )
+        self._canvas.ground_shadow(level_quad((left - 0.2, right + 0.2), 0, (z0, z1)))
         self._cast(x, width, z0, z1, height)
         for edge in (left + 0.16, right - 0.16):
             self._upright(edge - 0.14, edge + 0.14, 0.0, 0.6, z0 + 0.3, BUS, _TYRE)
@@ -436,37 +399,16 @@ class ObjectPainter:
             pitch = (length - 0.8) / panes
             for pane in range(panes - 1, -1, -1):
                 a = z0 + 0.4 + pane * pitch
-                corners: list[Point] = [
-                    (side_x, low, a),
-                    (side_x, low, a + pitch * 0.92),
-                    (side_x, high, a + pitch * 0.92),
-                    (side_x, high, a),
-                ]
+                along = (a, a + pitch * 0.92)
+                corners = side_quad((side_x, side_x), (low, high), along, along)
                 self._canvas.polygon(corners, BUS, _GLASS, self._side_facing(side_x), grain=0.03, glow=lit)
             self._wheels(side_x, z0, length, 0.48, BUS)
         if z0 > NEAR_M:
-            front = item.towards_camera
-            self._upright(
-                left + 0.12,
-                right - 0.12,
-                low - (0.35 if front else 0.0),
-                high,
-                z0,
-                BUS,
-                _GLASS,
-                grain=0.03,
-                glow=(glow * 0.5, glow * 0.43, glow * 0.3),
-            )
-            self._upright(
-                x - width * 0.32,
-                x + width * 0.32,
-                height * 0.85,
-                height * 0.95,
-                z0,
-                BUS,
-                (26, 26, 24),
-                glow=(0.5 * self._lamps.windows, 0.28 * self._lamps.windows, 0.02) if front else _DARK,
-            )
+            front, sign = item.towards_camera, 0.32 * width
+            sill, dim = low - (0.35 if front else 0.0), (glow * 0.5, glow * 0.43, glow * 0.3)
+            self._upright(left + 0.12, right - 0.12, sill, high, z0, BUS, _GLASS, grain=0.03, glow=dim)
+            shine = (0.5 * self._lamps.windows, 0.28 * self._lamps.windows, 0.02) if front else _DARK
+            self._upright(x - sign, x + sign, height * 0.85, height * 0.95, z0, BUS, (26, 26, 24), glow=shine)
             self._upright(left + 0.05, right - 0.05, 0.28, 0.5, z0, BUS, shaded(trim, 0.6))
             for edge in (left + 0.3, right - 0.3):
                 self._light(edge, 0.72, z0, 0.17, BUS, front)
@@ -483,18 +425,12 @@ class ObjectPainter:
         hip, neck, stride = base + 0.48 * height, base + 0.83 * height, 0.1 + 0.3 * (v >> 4 & 7) / 7
         detailed = self._pixels(height, z) > 14
         self._cast(x, item.width_m, z - 0.1, z + 0.1, height)
-        self._canvas.ground_shadow(
-            [(x - half, 0, z - 0.25), (x + half, 0, z - 0.25), (x + half, 0, z + 0.25), (x - half, 0, z + 0.25)], 0.6
-        )
+        self._canvas.ground_shadow(level_quad((x - half, x + half), 0, (z - 0.25, z + 0.25)), 0.6)
         if detailed:
             for sign in (-1, 1):
                 foot = x + sign * stride * half * 1.6
-                leg: list[Point] = [
-                    (foot - half * 0.3, base, z),
-                    (foot + half * 0.36, base, z),
-                    (x + (0.9 if sign > 0 else 0.05) * half, hip + 0.05, z),
-                    (x - (0.9 if sign < 0 else 0.05) * half, hip + 0.05, z),
-                ]
+                thigh = (x - (0.9 if sign < 0 else 0.05) * half, x + (0.9 if sign > 0 else 0.05) * half)
+                leg = upright_quad((foot - half * 0.3, foot + half * 0.36), thigh, (base, hip + 0.05), z)
                 self._canvas.polygon(leg, PERSON, shaded(trousers, 0.85 if sign < 0 else 1.0), FRONT)
                 swing = sign * stride * half * 0.9
                 arm: list[Point] = [
@@ -547,16 +483,8 @@ class ObjectPainter:
         kind = v % 7
         if indoor:
             green = 0.12 + 0.25 * self._lamps.street
-            self._upright(
-                x - size,
-                x + size,
-                y - size * 0.5,
-                y + size * 0.5,
-                z,
-                SIGN,
-                (30, 120, 66) if v & 1 else (40, 70, 150),
-                glow=(0.02, green * 0.5, 0.12 * green),
-            )
+            face, glow = (30, 120, 66) if v & 1 else (40, 70, 150), (0.02, green * 0.5, 0.12 * green)
+            self._upright(x - size, x + size, y - size * 0.5, y + size * 0.5, z, SIGN, face, glow=glow)
             self._upright(x - size * 0.6, x + size * 0.2, y - size * 0.12, y + size * 0.14, z, SIGN, (230, 232, 226))
             return
         if not item.towards_camera and v & 8:  # the back of a sign for the other direction
@@ -648,40 +576,26 @@ def draw_enclosure(
             (half_width, 90.0, 0.0, 13.0),
             (-half_width, half_width, ceiling, 13.0),
         ):
-            face: list[Point] = [(left, low, start), (right, low, start), (right, high, start), (left, high, start)]
+            face = upright_quad((left, right), (left, right), (low, high), start)
             canvas.polygon(face, BUILDING, (146, 142, 134), FRONT, grain=0.15)
-    end: list[Point] = [
-        (-half_width - 40, -1.0, far),
-        (half_width + 40, -1.0, far),
-        (half_width + 40, ceiling + 1, far),
-        (-half_width - 40, ceiling + 1, far),
-    ]
+    beyond = (-half_width - 40, half_width + 40)
+    end = upright_quad(beyond, beyond, (-1.0, ceiling + 1), far)
     inside_eye = canvas.camera.bend_per_m
     canvas.polygon(end, BUILDING, (50, 48, 46), FRONT, grain=0.05)
     depths = [far, 110.0, 70.0, 45.0, 30.0, 20.0, 13.0, 8.0, 5.0, 3.0, 1.8, start] if inside_eye else [far, start]
     depths = [z for z in depths if z > start] + [start]
     for z1, z0 in pairwise(depths):
-        top: list[Point] = [
-            (-half_width, ceiling, z0),
-            (half_width, ceiling, z0),
-            (half_width, ceiling, z1),
-            (-half_width, ceiling, z1),
-        ]
+        top = level_quad((-half_width, half_width), ceiling, (z0, z1))
         canvas.polygon(top, BUILDING, shaded(walls, 0.72), DOWN, grain=0.12)
         for x, facing in ((-half_width, RIGHT), (half_width, LEFT)):
-            wall: list[Point] = [(x, 0, z0), (x, 0, z1), (x, ceiling, z1), (x, ceiling, z0)]
+            wall = side_quad((x, x), (0, ceiling), (z0, z1), (z0, z1))
             canvas.polygon(wall, BUILDING, walls, facing, grain=0.14)
-            stripe: list[Point] = [(x, 0.9, z0), (x, 0.9, z1), (x, 1.15, z1), (x, 1.15, z0)]
+            stripe = side_quad((x, x), (0.9, 1.15), (z0, z1), (z0, z1))
             canvas.polygon(stripe, BUILDING, shaded(walls, 0.62), facing, grain=0.08)
     first = math.ceil((start - lamp_offset) / lamp_spacing)
     for index in range(math.floor((110.0 - lamp_offset) / lamp_spacing), first - 1, -1):
         z = index * lamp_spacing + lamp_offset
         for row in lamp_rows:
             x = row * half_width
-            strip: list[Point] = [
-                (x - 0.16, ceiling - 0.04, z),
-                (x + 0.16, ceiling - 0.04, z),
-                (x + 0.16, ceiling - 0.04, z + 1.5),
-                (x - 0.16, ceiling - 0.04, z + 1.5),
-            ]
+            strip = level_quad((x - 0.16, x + 0.16), ceiling - 0.04, (z, z + 1.5))
             canvas.polygon(strip, BUILDING, (226, 222, 206), NONE, grain=0.0, glow=lamp_glow)

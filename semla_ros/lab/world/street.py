@@ -35,6 +35,8 @@ _BUS_COLOURS: tuple[Colour, ...] = (
     (130, 132, 134),
     (210, 120, 50),
 )
+_NONE: Colour = (0, 0, 0)
+_ROOFS: tuple[Colour, ...] = ((128, 66, 52), (92, 74, 66), (88, 90, 94), (110, 84, 70))
 _CLOTHES: tuple[Colour, ...] = (
     (52, 54, 62),
     (92, 76, 66),
@@ -165,15 +167,30 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
     start = block * BLOCK_M
     kerb = street.half_width_m
     items: list[Item] = []
-    none: Colour = (0, 0, 0)
+
+    def add(
+        kind: str,
+        along_m: float,
+        x_m: float,
+        length_m: float,
+        width_m: float,
+        height_m: float,
+        colour: Colour,
+        second_colour: Colour = _NONE,
+        *,
+        towards_camera: bool = False,
+    ) -> None:
+        variant = int(rng.integers(1 << 16))  # drawn after whatever the arguments drew
+        size = (length_m, width_m, height_m)
+        items.append(Item(kind, along_m, x_m, *size, colour, second_colour, variant, towards_camera))
 
     has_junction = rng.random() < city.junction_density
     free_from = start + (_JUNCTION_M if has_junction else 0.0)
     if has_junction:
-        items.append(Item("junction", start, 0.0, _JUNCTION_M, 0.0, 0.0, city.road, none, 0))
+        items.append(Item("junction", start, 0.0, _JUNCTION_M, 0.0, 0.0, city.road, _NONE, 0))
     has_crossing = rng.random() < (0.75 if has_junction else city.crossing_density)
     if has_crossing:
-        items.append(Item("crossing", free_from + 0.8, 0.0, 3.4, 2 * kerb, 0.0, (214, 212, 206), none, 0))
+        items.append(Item("crossing", free_from + 0.8, 0.0, 3.4, 2 * kerb, 0.0, (214, 212, 206), _NONE, 0))
         for _ in range(int(rng.poisson(0.9))):
             x = rng.uniform(-0.95, 0.95) * kerb
             if abs(x - street.driving_x_m) > 1.0:  # nobody is run over
@@ -190,19 +207,10 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
                     length = start + BLOCK_M - at
                 gap = rng.uniform(0.0, 2.5) if city.front_yard_m > 2 else (0.0 if rng.random() < 0.8 else 1.5)
                 height = rng.uniform(*city.building_height_m)
-                items.append(
-                    Item(
-                        "building",
-                        at,
-                        facade + side * rng.uniform(0, 0.8) * (city.front_yard_m > 0.3),
-                        max(length - gap, 2.5),
-                        rng.uniform(8, 12),
-                        height,
-                        _pick(rng, city.facades),
-                        _pick(rng, ((128, 66, 52), (92, 74, 66), (88, 90, 94), (110, 84, 70))),
-                        int(rng.integers(1 << 16)),
-                    )
-                )
+                x = facade + side * rng.uniform(0, 0.8) * (city.front_yard_m > 0.3)
+                width = rng.uniform(8, 12)
+                wall, roof = _pick(rng, city.facades), _pick(rng, _ROOFS)
+                add("building", at, x, max(length - gap, 2.5), width, height, wall, roof)
                 at += length
         elif not city.indoor:
             for _ in range(int(rng.integers(2, 5))):
@@ -211,19 +219,8 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
         if not city.indoor and rng.random() < (city.hedge_density if built else 0.6):
             line = side * (street.facade_m - min(street.yard_m * 0.6, 3.0)) if built else facade
             length = min(rng.uniform(6, 20), start + BLOCK_M - free_from)
-            items.append(
-                Item(
-                    "hedge",
-                    free_from,
-                    line,
-                    length,
-                    rng.uniform(0.6, 1.0),
-                    rng.uniform(0.7, 1.7),
-                    _pick(rng, city.leaves),
-                    none,
-                    int(rng.integers(1 << 16)),
-                )
-            )
+            width, height = rng.uniform(0.6, 1.0), rng.uniform(0.7, 1.7)
+            add("hedge", free_from, line, length, width, height, _pick(rng, city.leaves))
 
         edge = kerb + max(0.55, street.verge_m * 0.45)
         for slot in range(3):
@@ -233,36 +230,15 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
                     items.append(_tree(rng, city, street, at, side * (edge + rng.uniform(0, 0.4))))
         for _ in range(int(rng.poisson(city.sign_density))):
             at = rng.uniform(free_from + 0.5, start + BLOCK_M)
-            items.append(
-                Item(
-                    "sign",
-                    at,
-                    side * (kerb + rng.uniform(0.35, 0.7)),
-                    0.0,
-                    rng.uniform(0.7, 1.0),
-                    rng.uniform(2.1, 2.9),
-                    city.pole_colour,
-                    none,
-                    int(rng.integers(1 << 16)),
-                    towards_camera=side == (-1 if city.left_traffic else 1),
-                )
-            )
+            x, width, height = side * (kerb + rng.uniform(0.35, 0.7)), rng.uniform(0.7, 1.0), rng.uniform(2.1, 2.9)
+            is_facing = side == (-1 if city.left_traffic else 1)
+            add("sign", at, x, 0.0, width, height, city.pole_colour, towards_camera=is_facing)
         for _ in range(int(rng.poisson(0.45))):
             if not city.indoor:
                 at = rng.uniform(free_from, start + BLOCK_M)
-                items.append(
-                    Item(
-                        "pole",
-                        at,
-                        side * (kerb + rng.uniform(0.4, 0.9)),
-                        0.0,
-                        rng.uniform(0.14, 0.3),
-                        rng.uniform(1.0, 8.5),
-                        _pick(rng, (city.pole_colour, (92, 78, 62), (64, 72, 66))),
-                        none,
-                        int(rng.integers(1 << 16)),
-                    )
-                )
+                x, width = side * (kerb + rng.uniform(0.4, 0.9)), rng.uniform(0.14, 0.3)
+                height = rng.uniform(1.0, 8.5)
+                add("pole", at, x, 0.0, width, height, _pick(rng, (city.pole_colour, (92, 78, 62), (64, 72, 66))))
         for _ in range(int(rng.poisson(city.person_density))):
             x = side * (kerb + street.verge_m + rng.uniform(0.1, 0.95) * street.sidewalk_m)
             if city.kerb_m == 0 and rng.random() < 0.45:
@@ -279,19 +255,8 @@ def _block(city: CityStyle, seed: int, block: int) -> tuple[Item, ...]:
         if city.indoor:
             for slot in range(3):
                 at = start + 8.0 * slot
-                items.append(
-                    Item(
-                        "pillar",
-                        at,
-                        side * (kerb + 0.35),
-                        0.55,
-                        0.55,
-                        city.ceiling_m,
-                        city.pole_colour,
-                        _pick(rng, ((196, 168, 40), (60, 110, 170), (170, 60, 52))),
-                        int(rng.integers(1 << 16)),
-                    )
-                )
+                band = _pick(rng, ((196, 168, 40), (60, 110, 170), (170, 60, 52)))
+                add("pillar", at, side * (kerb + 0.35), 0.55, 0.55, city.ceiling_m, city.pole_colour, band)
     return tuple(items)
 
 
@@ -300,31 +265,14 @@ def _tree(rng: np.random.Generator, city: CityStyle, street: Street, along_m: fl
     shift = street.foliage_shift
     colour = (min(255, int(red * shift)), min(255, int(green * (0.5 + 0.5 * shift))), min(255, int(blue * shift)))
     height = rng.uniform(*city.tree_height_m)
-    return Item(
-        "tree",
-        along_m,
-        x_m,
-        0.0,
-        height * rng.uniform(0.28, 0.42),
-        height,
-        colour,
-        (84, 70, 56),
-        int(rng.integers(1 << 16)),
-    )
+    width, variant = height * rng.uniform(0.28, 0.42), int(rng.integers(1 << 16))
+    return Item("tree", along_m, x_m, 0.0, width, height, colour, (84, 70, 56), variant)
 
 
 def _person(rng: np.random.Generator, along_m: float, x_m: float) -> Item:
-    return Item(
-        "person",
-        along_m,
-        x_m,
-        0.4,
-        rng.uniform(0.46, 0.6),
-        rng.uniform(1.55, 1.92),
-        _pick(rng, _CLOTHES),
-        _pick(rng, _CLOTHES),
-        int(rng.integers(1 << 16)),
-    )
+    width, height = rng.uniform(0.46, 0.6), rng.uniform(1.55, 1.92)
+    shirt, trousers, variant = _pick(rng, _CLOTHES), _pick(rng, _CLOTHES), int(rng.integers(1 << 16))
+    return Item("person", along_m, x_m, 0.4, width, height, shirt, trousers, variant)
 
 
 def _vehicle(
@@ -345,18 +293,8 @@ def _vehicle(
         return Item("rickshaw", along_m, x_m, 2.7, 1.4, 1.75, colour, (40, 44, 44), variant, towards_camera)
     if city.vehicles == "boxy" and rng.random() < 0.45:
         return Item("van", along_m, x_m, 5.2, 1.95, rng.uniform(2.0, 2.4), colour, second, variant, towards_camera)
-    return Item(
-        "car",
-        along_m,
-        x_m,
-        rng.uniform(3.9, 4.7),
-        rng.uniform(1.7, 1.9),
-        rng.uniform(1.42, 1.68),
-        colour,
-        second,
-        variant,
-        towards_camera,
-    )
+    size = rng.uniform(3.9, 4.7), rng.uniform(1.7, 1.9), rng.uniform(1.42, 1.68)
+    return Item("car", along_m, x_m, *size, colour, second, variant, towards_camera)
 
 
 def _lamps(city: CityStyle, street: Street, position_m: float) -> list[Item]:
@@ -389,16 +327,8 @@ def _traffic(city: CityStyle, street: Street, seed: int, position_m: float) -> l
             if rng.random() < city.oncoming_density / street.lanes:
                 ahead = cell * BLOCK_M + rng.uniform(0, 10) - travelled
                 if ahead > -14.0:
-                    items.append(
-                        _vehicle(
-                            rng,
-                            city,
-                            position_m + ahead,
-                            x + rng.uniform(-0.2, 0.2),
-                            towards_camera=True,
-                            bus_share=city.bus_share,
-                        )
-                    )
+                    beside, share = x + rng.uniform(-0.2, 0.2), city.bus_share
+                    items.append(_vehicle(rng, city, position_m + ahead, beside, towards_camera=True, bus_share=share))
     rng = np.random.default_rng([seed, 61])
     for lane in range(street.lanes):
         x = side * street.lane_width_m * (lane + 0.5)
@@ -411,14 +341,6 @@ def _traffic(city: CityStyle, street: Street, seed: int, position_m: float) -> l
                 _vehicle(rng, city, position_m + max(gap, 6.5), x, towards_camera=False, bus_share=city.bus_share)
             )
             if rng.random() < 0.6:
-                items.append(
-                    _vehicle(
-                        rng,
-                        city,
-                        position_m + gap + 20.0 + 8.0 * rng.random(),
-                        x,
-                        towards_camera=False,
-                        bus_share=city.bus_share,
-                    )
-                )
+                at = position_m + gap + 20.0 + 8.0 * rng.random()
+                items.append(_vehicle(rng, city, at, x, towards_camera=False, bus_share=city.bus_share))
     return items
