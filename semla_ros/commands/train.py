@@ -34,18 +34,14 @@ PUBLISHED_ENCODER = "ViT-L-14/openai"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla train`."""
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
-    for name, text in (
-        ("all", "everything: CLIP, segmenter, adapters, library; resumable"),
-        ("clip", "the tiny CLIP and the scene encoder"),
-        ("segmenter", "the tiny segmenter, on clear day"),
-    ):
-        part = parts.add_parser(name, help=text, description=text)
-        part.add_argument("--recipe", type=Path, help="YAML file; default: config/training.yaml")
-        part.add_argument("--budget", type=float, default=1.0, help="factor on every number of steps (default 1)")
-        part.add_argument("--work", type=Path, default=Path("out/training"), help="progress and rendered images")
-        part.add_argument("--model-out", type=Path, default=Path("out/training/models/semla-tiny"))
-        part.add_argument("--library-out", type=Path, default=Path("out/training/adapters/semla-tiny"))
-        part.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    text = "everything: CLIP, segmenter, adapters, library; resumable"
+    everything = parts.add_parser("all", help=text, description=text)
+    everything.add_argument("--recipe", type=Path, help="YAML file; default: config/training.yaml")
+    everything.add_argument("--budget", type=float, default=1.0, help="factor on every number of steps (default 1)")
+    everything.add_argument("--work", type=Path, default=Path("out/training"), help="progress and rendered images")
+    everything.add_argument("--model-out", type=Path, default=Path("out/training/models/semla-tiny"))
+    everything.add_argument("--library-out", type=Path, default=Path("out/training/adapters/semla-tiny"))
+    everything.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     adapter = parts.add_parser(
         "adapter",
         help="one LoRA adapter from images and labels, or from a bag",
@@ -87,24 +83,12 @@ def run(arguments: argparse.Namespace) -> int:
     device = _device(arguments.device)
     if arguments.part == "adapter":
         return _train_adapter(arguments, device)
-    from semla_ros.lab.training import recipe as stages
+    from semla_ros.lab.training.recipe import Recipe, TrainingFolders, train_all
 
-    recipe = stages.Recipe.load(arguments.recipe or share_folder() / "config" / "training.yaml", arguments.budget)
-    folders = stages.TrainingFolders(work=arguments.work, model=arguments.model_out, library=arguments.library_out)
-    if arguments.part == "all":
-        stages.train_all(recipe, folders, device)
-        print(f"model in {folders.model}, library in {folders.library}")
-        return 0
-    folders.work.mkdir(parents=True, exist_ok=True)
-    samples = stages.render_training_images(recipe, folders.scenes)
-    if arguments.part == "clip":
-        stages.train_clip_stage(recipe, folders, samples, device)
-        print(f"scene encoder in {folders.encoder}, CLIP in {folders.clip}")
-    else:
-        if not folders.clip.is_file():
-            raise ConfigError(f"{folders.clip} does not exist; 'semla train clip' makes it")
-        stages.train_segmenter_stage(recipe, folders, samples, device)
-        print(f"segmenter in {folders.segmenter}")
+    recipe = Recipe.load(arguments.recipe or share_folder() / "config" / "training.yaml", arguments.budget)
+    folders = TrainingFolders(work=arguments.work, model=arguments.model_out, library=arguments.library_out)
+    train_all(recipe, folders, device)
+    print(f"model in {folders.model}, library in {folders.library}")
     return 0
 
 
@@ -166,6 +150,7 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
 def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: list[str], source: SampleSource) -> int:
     from semla_ros.adaptation.scene_embedding import SceneEncoder
     from semla_ros.lab.training.adapter_training import train_adapter
+    from semla_ros.lab.training.loop import Run
     from semla_ros.library.adapter_library import AdapterLibrary
     from semla_ros.segmentation.checkpoint import load_model
     from semla_ros.segmentation.targets import lora_signature
@@ -192,8 +177,7 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
                 name=arguments.name,
                 library=staging,
                 encoder=encoder,
-                device=device,
-                on_step=on_step,
+                run=Run(device=device, on_step=on_step),
             )
         # What was written must load before it joins the library.
         AdapterLibrary.load(staging, targets=lora_signature(base.model)).adapter(arguments.name).layers  # noqa: B018

@@ -17,7 +17,7 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import ConfigError, TrainingError
 from semla_ros.file_integrity import atomic_folder
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
-from semla_ros.lab.training.loop import LoopConfig, run_loop
+from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
 from semla_ros.lab.training.losses import segmentation_loss, sigmoid_loss
 from semla_ros.lab.training.samples import SampleSource
 from semla_ros.lab.training.segmenter_training import sample_class_weights
@@ -81,9 +81,7 @@ def train_adapter(
     name: str,
     library: Path,
     encoder: SceneEncoder,
-    device: torch.device,
-    state_file: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    run: Run,
 ) -> DomainStatistics:
     """Train an adapter on a frozen base model and write `<library>/<name>/`.
 
@@ -97,9 +95,7 @@ def train_adapter(
         name: The adapter's folder name.
         library: Folder to write into; made where missing.
         encoder: Embeds the images for the centroid.
-        device: Where to train.
-        state_file: Resumable progress.
-        on_step: Called with step and loss.
+        run: Where to train, and what keeps and shows the progress.
 
     Returns:
         The domain's centroid and spread.
@@ -114,7 +110,7 @@ def train_adapter(
         raise TrainingError(f"{target} exists already; remove it, or choose another name")
     peft = import_peft()
     torch.manual_seed(config.loop.seed)  # peft draws the initial A from the global generator
-    base = _trainable_copy(model, config.pooling).to(device)
+    base = _trainable_copy(model, config.pooling).to(run.device)
     adapted = peft.get_peft_model(
         base,
         peft.LoraConfig(
@@ -125,28 +121,21 @@ def train_adapter(
             target_modules=lora_targets(model),
         ),
     )
-    class_tokens = class_tokens.to(device)
-    weights = sample_class_weights(source, len(class_tokens), config.rarity_exponent).to(device)
+    class_tokens = class_tokens.to(run.device)
+    weights = sample_class_weights(source, len(class_tokens), config.rarity_exponent).to(run.device)
     mean, std = (torch.tensor(values) for values in (model.config.pixel_mean, model.config.pixel_std))
 
     def step_loss(generator: torch.Generator) -> Tensor:
         images, masks = draw_batch(
             source, config.loop.batch_size, model.config.clip.working_resolution, config.augment, generator, mean, std
         )
-        logits = base(images.to(device), base.encode_text(class_tokens))
+        logits = base(images.to(run.device), base.encode_text(class_tokens))
         if config.loss == "sigmoid":
-            return sigmoid_loss(logits, masks.to(device))
-        return segmentation_loss(logits, masks.to(device), weights, overlap=config.overlap_weight)
+            return sigmoid_loss(logits, masks.to(run.device))
+        return segmentation_loss(logits, masks.to(run.device), weights, overlap=config.overlap_weight)
 
-    run_loop(
-        {"adapter": adapted},
-        [{"params": [p for p in adapted.parameters() if p.requires_grad]}],
-        step_loss,
-        config.loop,
-        device=device,
-        state_file=state_file,
-        on_step=on_step,
-    )
+    groups = [{"params": [p for p in adapted.parameters() if p.requires_grad]}]
+    run_loop({"adapter": adapted}, groups, step_loss, config.loop, run)
     statistics = embed_source(encoder, source)
     with atomic_folder(target) as partial:
         adapted.save_pretrained(str(partial), safe_serialization=True)

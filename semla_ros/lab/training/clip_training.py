@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
-from semla_ros.lab.training.loop import LoopConfig, run_loop
+from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
 from semla_ros.lab.training.samples import ConcatenatedSamples, RenderedSamples, SampleSource
 from semla_ros.results import UNLABELLED
 from semla_ros.segmentation.clip import Clip, VisualTower
+from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+
+_NORMALISATION = torch.tensor(CLIP_PIXEL_MEAN), torch.tensor(CLIP_PIXEL_STD)  # per channel, 0..255 scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +37,8 @@ def train_clip(
     clear: SampleSource,
     caption_tokens: Tensor,
     class_tokens: Tensor,
-    size: tuple[int, int],
-    dense_size: tuple[int, int],
-    mean: Tensor,
-    std: Tensor,
     config: ClipTrainingConfig,
-    *,
-    device: torch.device,
-    state_file: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    run: Run,
 ) -> list[float]:
     """Train two image towers and one text tower from scratch, in place.
 
@@ -54,20 +49,15 @@ def train_clip(
         clear: Clear-day images with masks, for the per-patch loss.
         caption_tokens: Token rows of the captions, in the order of `captioned`, shape (N, L), int64.
         class_tokens: Token rows of the prompts of the masks' classes, shape (K, L), int64.
-        size: Height and width of the captioned images: small, many per step.
-        dense_size: Height and width of the clear-day images: the segmenter's own.
-        mean: Per channel, shape (3,), 0..255 scale.
-        std: Likewise.
         config: Steps and weights.
-        device: Where to train.
-        state_file: Resumable progress.
-        on_step: Called with step and loss.
+        run: Where to train, and what keeps and shows the progress.
 
     Returns:
         The loss of each step.
     """
-    images = ConcatenatedSamples(captioned)
+    images, device = ConcatenatedSamples(captioned), run.device
     class_tokens = class_tokens.to(device)
+    size = scene_tower.config.working_resolution  # captioned images are small, many per step
     log_temperature = torch.nn.Parameter(torch.tensor(np.log(10.0), device=device, dtype=torch.float32))
     dense_temperature = torch.nn.Parameter(torch.tensor(np.log(10.0), device=device, dtype=torch.float32))
     plain = AugmentConfig(min_crop=0.85, brightness=0.05)
@@ -75,7 +65,7 @@ def train_clip(
 
     def step_loss(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(images), (config.loop.batch_size,), generator=generator).tolist()
-        batch, _ = draw_batch(images, len(chosen), size, plain, generator, mean, std, indices=chosen)
+        batch, _ = draw_batch(images, len(chosen), size, plain, generator, *_NORMALISATION, indices=chosen)
         batch = batch.to(device)
         tokens = caption_tokens[chosen].to(device)
         text_features = clip.encode_text(tokens).float()  # (B, C), unit length
@@ -85,8 +75,9 @@ def train_clip(
             image_features = F.normalize(tower(batch).float(), dim=-1)
             logits = temperatures["contrastive"].exp().clamp(max=100) * image_features @ text_features.T  # (B, B)
             loss = loss + contrastive_loss(logits, is_same)
+        dense_size = clip.config.working_resolution
         dense_batch, masks = draw_batch(
-            clear, config.dense_batch_size, dense_size, AugmentConfig(), generator, mean, std
+            clear, config.dense_batch_size, dense_size, AugmentConfig(), generator, *_NORMALISATION
         )
         features = clip.visual.dense(dense_batch.to(device), ()).feature_map()
         patches = F.normalize(features.float(), dim=1)  # (B, C, h, w)
@@ -103,15 +94,8 @@ def train_clip(
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         {"params": list(temperatures.parameters()), "weight_decay": 0.0, "lr": config.loop.learning_rate * 3},
     ]
-    return run_loop(
-        {"clip": clip, "scene_tower": scene_tower, "temperatures": temperatures},
-        groups,
-        step_loss,
-        config.loop,
-        device=device,
-        state_file=state_file,
-        on_step=on_step,
-    )
+    modules = {"clip": clip, "scene_tower": scene_tower, "temperatures": temperatures}
+    return run_loop(modules, groups, step_loss, config.loop, run)
 
 
 def refine_scene_tower(
@@ -119,14 +103,8 @@ def refine_scene_tower(
     scene_tower: VisualTower,
     captioned: Sequence[RenderedSamples],
     caption_tokens: Tensor,
-    size: tuple[int, int],
-    mean: Tensor,
-    std: Tensor,
     loop: LoopConfig,
-    *,
-    device: torch.device,
-    state_file: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    run: Run,
 ) -> list[float]:
     """Go on with the scene encoder's tower alone, in place, towards the text embeddings as they are.
 
@@ -137,18 +115,13 @@ def refine_scene_tower(
         scene_tower: What is trained.
         captioned: Images with captions.
         caption_tokens: Token rows, in the order of `captioned`, shape (N, L), int64.
-        size: Image height and width.
-        mean: Per channel, shape (3,), 0..255 scale.
-        std: Likewise.
         loop: Steps and rates.
-        device: Where to train.
-        state_file: Resumable progress.
-        on_step: Called with step and loss.
+        run: Where to train, and what keeps and shows the progress.
 
     Returns:
         The loss of each step.
     """
-    images = ConcatenatedSamples(captioned)
+    images, device, size = ConcatenatedSamples(captioned), run.device, scene_tower.config.working_resolution
     with torch.no_grad():
         texts = torch.cat(
             [clip.encode_text(part.to(device)) for part in torch.split(caption_tokens, 256)]
@@ -159,25 +132,20 @@ def refine_scene_tower(
 
     def step_loss(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(images), (loop.batch_size,), generator=generator)
-        batch, _ = draw_batch(images, loop.batch_size, size, augment, generator, mean, std, indices=chosen.tolist())
+        batch, _ = draw_batch(
+            images, loop.batch_size, size, augment, generator, *_NORMALISATION, indices=chosen.tolist()
+        )
         features = F.normalize(scene_tower(batch.to(device)).float(), dim=-1)
         logits = temperatures["contrastive"].exp().clamp(max=100) * features @ texts[chosen.to(device)].T
         tokens = caption_tokens[chosen].to(device)
         return contrastive_loss(logits, (tokens[:, None] == tokens[None]).all(-1))
 
-    return run_loop(
-        {"scene_tower": scene_tower, "temperatures": temperatures},
-        [
-            {"params": [p for p in scene_tower.parameters() if p.ndim > 1]},
-            {"params": [p for p in scene_tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-            {"params": [temperature], "weight_decay": 0.0},
-        ],
-        step_loss,
-        loop,
-        device=device,
-        state_file=state_file,
-        on_step=on_step,
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in scene_tower.parameters() if p.ndim > 1]},
+        {"params": [p for p in scene_tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [temperature], "weight_decay": 0.0},
+    ]
+    return run_loop({"scene_tower": scene_tower, "temperatures": temperatures}, groups, step_loss, loop, run)
 
 
 def contrastive_loss(logits: Tensor, is_same: Tensor) -> Tensor:

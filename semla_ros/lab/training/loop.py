@@ -44,6 +44,15 @@ class LoopConfig:
         return replace(self, steps=max(1, round(self.steps * budget)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where something is trained, and what keeps and shows its progress."""
+
+    device: torch.device
+    state_file: Path | None = None  # progress is written here now and then, and continued from here; None = not kept
+    on_step: Callable[[int, float], None] | None = None  # told the step and its loss
+
+
 def schedule_factor(step: int, config: LoopConfig) -> float:
     """Learning rate factor at `step`: linear warm-up, then a half cosine to zero; once more after a restart."""
     second = round(config.restart * config.steps)
@@ -66,10 +75,8 @@ def run_loop(
     parameter_groups: Sequence[dict[str, Any]],
     step_loss: Callable[[torch.Generator], Tensor],
     config: LoopConfig,
+    run: Run,
     *,
-    device: torch.device,
-    state_file: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
     checkpoint_every_s: float = 60.0,
 ) -> list[float]:
     """Minimise `step_loss` with AdamW, a cosine schedule and gradient clipping.
@@ -80,9 +87,7 @@ def run_loop(
         step_loss: Draws a batch with the generator it is given (seeded by the step, so that a resumed run sees the
             same batches) and returns the loss, a scalar.
         config: Steps, rates, seed.
-        device: Where the modules are.
-        state_file: Progress is written here now and then, and continued from here; None = not kept.
-        on_step: Called with the step and the loss.
+        run: Where the modules are, and what keeps and shows the progress.
         checkpoint_every_s: Seconds between two writes of the state.
 
     Returns:
@@ -96,7 +101,7 @@ def run_loop(
     )
     peaks = [group["lr"] for group in optimizer.param_groups]
     trainable = [p for group in optimizer.param_groups for p in group["params"]]
-    first = _resume(modules, optimizer, config, state_file) if state_file else 0
+    first = _resume(modules, optimizer, config, run.state_file) if run.state_file else 0
     losses: list[float] = []
     last_write = time.monotonic()
     for step in range(first, config.steps):
@@ -104,7 +109,7 @@ def run_loop(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * factor
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16):
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=config.bfloat16):
             loss = step_loss(generator)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -114,10 +119,10 @@ def run_loop(
         nn.utils.clip_grad_norm_(trainable, config.gradient_clip)
         optimizer.step()
         losses.append(value)
-        if on_step:
-            on_step(step, value)
-        if state_file and (time.monotonic() - last_write > checkpoint_every_s or step + 1 == config.steps):
-            _write_state(modules, optimizer, config, step + 1, state_file)
+        if run.on_step:
+            run.on_step(step, value)
+        if run.state_file and (time.monotonic() - last_write > checkpoint_every_s or step + 1 == config.steps):
+            _write_state(modules, optimizer, config, step + 1, run.state_file)
             last_write = time.monotonic()
     return losses
 

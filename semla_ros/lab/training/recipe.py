@@ -25,7 +25,7 @@ from semla_ros.lab.report.progress import training_progress
 from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, embed_source, train_adapter
 from semla_ros.lab.training.cards import adapter_card, model_card
 from semla_ros.lab.training.clip_training import ClipTrainingConfig, refine_scene_tower, train_clip
-from semla_ros.lab.training.loop import LoopConfig
+from semla_ros.lab.training.loop import LoopConfig, Run
 from semla_ros.lab.training.samples import RenderedSamples, RenderRequest
 from semla_ros.lab.training.segmenter_training import SegmenterTrainingConfig, train_segmenter
 from semla_ros.lab.world.caption import SYNONYMS
@@ -231,36 +231,26 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
     torch.manual_seed(recipe.seed)
     model = CatSeg(tiny_config(len(vocabulary), recipe.image_size)).to(device)
     tower = VisualTower(scene_tower_config()).to(device)
+    tokens = token_table(vocabulary, captions)
     with training_progress("train clip", recipe.clip.loop.steps) as (_, on_step):
         train_clip(
             model.clip,
             tower,
             list(samples.values()),
             samples["clear"],
-            token_table(vocabulary, captions),
+            tokens,
             vocabulary.tokenize(CLASS_NAMES),
-            tower.config.working_resolution,
-            recipe.image_size,
-            torch.tensor(CLIP_PIXEL_MEAN),
-            torch.tensor(CLIP_PIXEL_STD),
             recipe.clip,
-            device=device,
-            state_file=folders.work / "clip.state",
-            on_step=on_step,
+            Run(device=device, state_file=folders.work / "clip.state", on_step=on_step),
         )
     with training_progress("train scene encoder", recipe.scene_encoder.loop.steps) as (_, on_step):
         refine_scene_tower(
             model.clip,
             tower,
             list(samples.values()),
-            token_table(vocabulary, captions),
-            tower.config.working_resolution,
-            torch.tensor(CLIP_PIXEL_MEAN),
-            torch.tensor(CLIP_PIXEL_STD),
+            tokens,
             recipe.scene_encoder.loop,
-            device=device,
-            state_file=folders.work / "scene_encoder.state",
-            on_step=on_step,
+            Run(device=device, state_file=folders.work / "scene_encoder.state", on_step=on_step),
         )
     save_model(model, folders.clip, class_names=CLASS_NAMES, vocabulary=vocabulary, model_id="semla-tiny-clip")
     folders.model.mkdir(parents=True, exist_ok=True)
@@ -277,9 +267,7 @@ def train_segmenter_stage(recipe: Recipe, folders: TrainingFolders, samples: Sam
             samples["clear"],
             start.tokenizer.tokenize(CLASS_NAMES),
             recipe.segmenter,
-            device=device,
-            state_file=folders.work / "segmenter.state",
-            on_step=on_step,
+            Run(device=device, state_file=folders.work / "segmenter.state", on_step=on_step),
         )
     save_model(
         model.eval(),
@@ -357,8 +345,7 @@ def _train_one_adapter(job: _AdapterJob) -> None:
         name=name,
         library=folders.library,
         encoder=encoder,
-        device=torch.device(job.device),
-        state_file=folders.work / f"adapter-{name}.state",
+        run=Run(device=torch.device(job.device), state_file=folders.work / f"adapter-{name}.state"),
     )
     _note_encoder(folders, name, encoder)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
-from semla_ros.lab.training.loop import LoopConfig, run_loop
+from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
 from semla_ros.lab.training.losses import class_weights, segmentation_loss
 from semla_ros.lab.training.samples import SampleSource
 from semla_ros.segmentation.model import CatSeg
@@ -41,10 +40,7 @@ def train_segmenter(
     source: SampleSource,
     class_tokens: Tensor,
     config: SegmenterTrainingConfig,
-    *,
-    device: torch.device,
-    state_file: Path | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    run: Run,
 ) -> list[float]:
     """Train the image tower, the aggregation and the decoder in place; the text tower stays as it is.
 
@@ -53,19 +49,17 @@ def train_segmenter(
         source: Images with masks.
         class_tokens: Token rows of the class prompts, shape (K, L).
         config: Steps, rates, loss weights.
-        device: Where to train.
-        state_file: Resumable progress.
-        on_step: Called with step and loss.
+        run: Where to train, and what keeps and shows the progress.
 
     Returns:
         The loss of each step.
     """
     class_count = len(class_tokens)
-    weights = sample_class_weights(source, class_count, config.rarity_exponent).to(device)
+    weights = sample_class_weights(source, class_count, config.rarity_exponent).to(run.device)
     visual, head = _parameters(model)
     with torch.no_grad():
-        text = model.encode_text(class_tokens.to(device)).float()
-    scale = torch.nn.Parameter(torch.tensor(20.0, device=device))
+        text = model.encode_text(class_tokens.to(run.device)).float()
+    scale = torch.nn.Parameter(torch.tensor(20.0, device=run.device))
     extra = torch.nn.ParameterDict({"cost_scale": scale})
     mean, std = (torch.tensor(values) for values in (model.config.pixel_mean, model.config.pixel_std))
 
@@ -73,7 +67,7 @@ def train_segmenter(
         images, masks = draw_batch(
             source, config.loop.batch_size, model.config.clip.working_resolution, config.augment, generator, mean, std
         )
-        images, masks = images.to(device), masks.to(device)
+        images, masks = images.to(run.device), masks.to(run.device)
         logits, cost = model.forward_with_cost(images, text)
         loss = segmentation_loss(logits, masks, weights, overlap=config.overlap_weight)
         reduced = F.interpolate(masks[:, None].float(), size=cost.shape[-2:], mode="nearest")[:, 0].long()
@@ -84,15 +78,7 @@ def train_segmenter(
         {"params": visual, "lr": config.visual_learning_rate},
         {"params": [*head, scale]},
     ]
-    return run_loop(
-        {"model": model, "extra": extra},
-        groups,
-        step_loss,
-        config.loop,
-        device=device,
-        state_file=state_file,
-        on_step=on_step,
-    )
+    return run_loop({"model": model, "extra": extra}, groups, step_loss, config.loop, run)
 
 
 def _parameters(model: CatSeg) -> tuple[Sequence[Tensor], Sequence[Tensor]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from semla_ros.errors import ConfigError, TrainingError
-from semla_ros.lab.training.loop import LoopConfig, run_loop, schedule_factor
+from semla_ros.lab.training.loop import LoopConfig, Run, run_loop, schedule_factor
 
 CONFIG = LoopConfig(steps=60, batch_size=16, learning_rate=0.15, warmup_steps=4, weight_decay=0.0, bfloat16=False)
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def regression(
     try:
         losses = run_loop(
             {"model": model}, [{"params": model.parameters()}], step_loss, config,
-            device=CPU, state_file=state_file, on_step=interrupt, checkpoint_every_s=0.0,
+            Run(device=CPU, state_file=state_file, on_step=interrupt), checkpoint_every_s=0.0,
         )  # fmt: skip
     except KeyboardInterrupt:
         assert stop_at is not None
@@ -73,7 +73,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step() -> None:
     parameter = nn.Parameter(torch.ones(1))
     module = nn.ParameterList([parameter])
     with pytest.raises(TrainingError, match=r"nan at step 0"):
-        run_loop({"m": module}, [{"params": [parameter]}], lambda _: parameter.sum() * float("nan"), CONFIG, device=CPU)
+        run_loop(
+            {"m": module}, [{"params": [parameter]}], lambda _: parameter.sum() * float("nan"), CONFIG, Run(device=CPU)
+        )
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
