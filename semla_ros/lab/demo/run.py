@@ -20,7 +20,7 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import SemlaError
 from semla_ros.lab.demo.base_model import BaseModel, LiveComparison
 from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.lab.demo.live_table import LiveState, observe, render, status_line
+from semla_ros.lab.demo.live_table import mix_in_use, observe, render, status_line
 from semla_ros.lab.demo.nodes import has_ros2_command, start_nodes
 from semla_ros.lab.demo.recording import Recording
 from semla_ros.lab.demo.score import DriveScore, compare_masks, score_drive
@@ -149,19 +149,23 @@ def _show_until_end(
     """Show the table, or a line now and then, until the drive is over and the last mask has come."""
     start_s = time.monotonic()
 
-    def state() -> LiveState:
+    def state() -> dict[str, str]:
         now_s, whole_s = time.monotonic(), settings.duration_s
         elapsed_s = min(now_s - start_s, whole_s)
         return observe(recording, comparison.figures, now_s=now_s, elapsed_s=elapsed_s, duration_s=whole_s)
 
     if settings.shows_live and console.is_terminal:
-        with Live(render(state()), console=console, refresh_per_second=4, transient=False) as live:
-            _watch(settings, recording, check, lambda: live.update(render(state())), every_s=0.25)
-            live.update(render(state()))
+        with Live(console=console, refresh_per_second=4) as live:
+
+            def update() -> None:
+                live.update(render(state(), mix_in_use(recording)))
+
+            _watch(settings, recording, check, update, every_s=0.25)
+            update()
     else:
 
         def show() -> None:
-            console.print(status_line(state()), highlight=False, soft_wrap=True)
+            console.print(status_line(state(), mix_in_use(recording)), highlight=False, soft_wrap=True)
 
         _watch(settings, recording, check, show, every_s=5.0)
 
