@@ -23,7 +23,9 @@ from semla_ros.engines.component_engine import ComponentEngine, Runner
 from semla_ros.engines.components import FixedComponent, fixed_components
 from semla_ros.engines.gates import largest_deviation, parity_problem, smallest_cosine
 from semla_ros.engines.torch_engine import TorchEngine
-from semla_ros.lab.world import CITIES, Conditions, render
+from semla_ros.lab.world.cities import CITIES
+from semla_ros.lab.world.conditions import Conditions
+from semla_ros.lab.world.render import render
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.resources import find_model, shipped_library
 from semla_ros.results import ImageArray

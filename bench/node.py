@@ -16,7 +16,7 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import SemlaError
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Children
-from semla_ros.lab.world import demo_drive
+from semla_ros.lab.world.drive import demo_drive
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame
 

@@ -23,7 +23,7 @@ from bench.soak_images import FAULTS, broken, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child, Children
-from semla_ros.lab.world import SYNONYMS
+from semla_ros.lab.world.caption import SYNONYMS
 from semla_ros.resources import shipped_library
 
 BROKEN_SHARE = 0.1

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from semla_ros.image_codec import ENCODINGS
-from semla_ros.lab.world import demo_drive
+from semla_ros.lab.world.drive import demo_drive
 
 SIZES = ((96, 128), (192, 256), (240, 320), (480, 640), (134, 218), (720, 1280))  # height, width
 SIZE_SHARES = (0.2, 0.3, 0.2, 0.2, 0.08, 0.02)  # one in fifty is large

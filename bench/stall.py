@@ -12,7 +12,7 @@ import torch
 from bench.random_world import Size, random_parts
 from bench.timing import Timing
 from semla_ros.config import DriftConfig, InferenceConfig, SemlaConfig
-from semla_ros.lab.world import demo_drive
+from semla_ros.lab.world.drive import demo_drive
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame, Generation
 from semla_ros.timing import LatencySummary

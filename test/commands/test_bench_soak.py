@@ -17,7 +17,7 @@ from bench.soak_images import FAULTS, Picture, broken, encode, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ImageError
 from semla_ros.image_codec import ENCODINGS, decode
-from semla_ros.lab.world import demo_drive
+from semla_ros.lab.world.drive import demo_drive
 from semla_ros.resources import shipped_library
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from std_msgs.msg import String
 from semla_ros.config import from_mapping
 from semla_ros.errors import ConfigError
 from semla_ros.lab.demo.scene_camera_node import SceneCameraConfig
-from semla_ros.lab.world import CLASS_NAMES, demo_drive
+from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.lab.world.drive import demo_drive
 from semla_ros.nodes.messages import stamp_ns
 
 MODULE = ("-m", "semla_ros.lab.demo.scene_camera_node")

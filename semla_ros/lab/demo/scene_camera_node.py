@@ -25,8 +25,9 @@ from std_msgs.msg import Header, String
 
 from semla_ros.config import Checked, Count, Positive, Range, fixed, from_mapping, settings_of
 from semla_ros.errors import ConfigError, SemlaError
-from semla_ros.lab.world import Drive, Scene, demo_drive
 from semla_ros.lab.world.cities import city_style
+from semla_ros.lab.world.drive import Drive, demo_drive
+from semla_ros.lab.world.render import Scene
 from semla_ros.nodes import messages
 from semla_ros.nodes.parameter_descriptors import descriptor_of
 from semla_ros.serving.memory import keep_large_blocks

@@ -142,6 +142,3 @@ def demo_drive(seed: int = 7, *, city: str = "boulevard", duration_s: float = 90
     transition_s = 2.5 * duration_s / 90.0
     pure_s = (duration_s - transition_s * (len(DEMO_SEGMENTS) - 1)) / len(DEMO_SEGMENTS)
     return drive_through(DEMO_SEGMENTS, city=city, seed=seed, pure_s=pure_s, transition_s=transition_s)
-
-
-DEMO_DRIVE = demo_drive

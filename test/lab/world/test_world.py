@@ -6,24 +6,13 @@ import numpy as np
 import pytest
 
 from semla_ros.errors import ConfigError
-from semla_ros.lab.world import (
-    BENCHMARK,
-    CITIES,
-    CLASS_NAMES,
-    PALETTE,
-    SOURCE,
-    SOURCE_CITIES,
-    UNSEEN,
-    Conditions,
-    Drive,
-    caption,
-    demo_drive,
-    domain_named,
-    drive_through,
-    render,
-    split_seed,
-)
-from semla_ros.lab.world.drive import SEGMENT_FAMILIES
+from semla_ros.lab.world.caption import caption
+from semla_ros.lab.world.cities import CITIES, SOURCE_CITIES
+from semla_ros.lab.world.classes import CLASS_NAMES, PALETTE
+from semla_ros.lab.world.conditions import Conditions
+from semla_ros.lab.world.domains import BENCHMARK, SOURCE, UNSEEN, domain_named, split_seed
+from semla_ros.lab.world.drive import SEGMENT_FAMILIES, Drive, demo_drive, drive_through
+from semla_ros.lab.world.render import render
 
 WEATHERS = ("night", "dusk", "glare", "fog", "rain", "snow")
 CAR, SKY, ROAD, BUILDING = (CLASS_NAMES.index(name) for name in ("car", "sky", "road", "building"))
