@@ -29,25 +29,15 @@ class Tile:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell of a table.
-
-    Attributes:
-        text: What stands in it.
-        spread: Smaller, behind it.
-        tone: "good", "bad", "best" or nothing.
-        heat: 0..1, how strongly the cell is coloured; None leaves it plain.
-        colour: Of a patch before the text; a string is taken as it is, RGB is made to stand out.
-        is_own: Framed: what belongs to the row itself.
-        links: Address and words.
-    """
+    """One cell of a table."""
 
     text: str = ""
-    spread: str = ""
-    tone: str = ""
-    heat: float | None = None
-    colour: Colour | str | None = None
-    is_own: bool = False
-    links: Sequence[tuple[str, str]] = ()
+    spread: str = ""  # smaller, behind the text
+    tone: str = ""  # "good", "bad", "best" or nothing
+    heat: float | None = None  # 0..1, how strongly the cell is coloured; None leaves it plain
+    colour: Colour | str | None = None  # of a patch before the text; a string as it is, RGB made to stand out
+    is_own: bool = False  # framed: what belongs to the row itself
+    links: Sequence[tuple[str, str]] = ()  # address and words
 
     @property
     def css(self) -> list[str]:
@@ -58,21 +48,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; it scrolls inside its box where the screen is narrow.
-
-    Attributes:
-        head: Titles of the columns.
-        rows: Cells, or plain words, as many as columns.
-        strong: Indices of the rows in bold.
-        left: Indices of the columns with words, beside the first one.
-        is_matrix: Titles stand upright, columns are narrow.
-    """
+    """A table; it scrolls inside its box where the screen is narrow."""
 
     head: Sequence[str]
-    rows: Sequence[Sequence[Cell | str]]
-    strong: Sequence[int] = ()
-    left: Sequence[int] = ()
-    is_matrix: bool = False
+    rows: Sequence[Sequence[Cell | str]]  # as many cells as titles
+    strong: Sequence[int] = ()  # rows in bold
+    left: Sequence[int] = ()  # columns with words, beside the first one
+    is_matrix: bool = False  # titles stand upright, columns are narrow
     kind: str = field(default="table", init=False)
 
 
@@ -103,34 +85,21 @@ class Words:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Images below each other under one caption.
+    """Images below each other under one caption."""
 
-    Attributes:
-        images: Data URI ("" where there is none) and what it shows, for those who do not see it.
-        title: Caption.
-        detail: Behind the title.
-    """
-
-    images: Sequence[tuple[str, str]]
+    images: Sequence[tuple[str, str]]  # data URI ("" where there is none), and what it shows in words
     title: str
-    detail: str = ""
+    detail: str = ""  # behind the title
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """One moment: closed it shows its first picture, opened all of them and why they look like this.
-
-    Attributes:
-        pictures: In the order in which they are read.
-        title: What it stands out by.
-        place: When and where it was.
-        explanation: Parts below the pictures.
-    """
+    """One moment: closed it shows its first picture, opened all of them and why they look like this."""
 
     pictures: Sequence[Picture]
-    title: str
-    place: str
-    explanation: Sequence[Part] = ()
+    title: str  # what it stands out by
+    place: str  # when and where it was
+    explanation: Sequence[Part] = ()  # below the pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,24 +125,14 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """A whole page.
+    """A whole page."""
 
-    Attributes:
-        title: The heading; for a report its answer in one sentence.
-        name: Title of the browser's tab; empty = `title`.
-        subtitle: Below the heading.
-        warnings: Title and words of what the reader must know first.
-        tiles: The figures that count most.
-        sections: From the most to the least asked for.
-        foot: Last line.
-    """
-
-    title: str
-    name: str = ""
+    title: str  # the heading; for a report its answer in one sentence
+    name: str = ""  # of the browser's tab; empty = the heading
     subtitle: str = ""
-    warnings: Sequence[tuple[str, Sequence[str]]] = ()
+    warnings: Sequence[tuple[str, Sequence[str]]] = ()  # title and words of what the reader must know first
     tiles: Sequence[Tile] = ()
-    sections: Sequence[Section] = ()
+    sections: Sequence[Section] = ()  # from the most to the least asked for
     foot: str = ""
 
 
