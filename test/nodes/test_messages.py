@@ -1,8 +1,7 @@
-"""The parts of the node that need no graph: messages and the label map."""
+"""Messages and what they are made of, without a graph."""
 
 from __future__ import annotations
 
-import json
 import sys
 import types
 
@@ -12,7 +11,6 @@ from sensor_msgs.msg import CameraInfo
 from std_msgs.msg import Header
 
 from semla_ros.image_codec import decode, decode_compressed
-from semla_ros.labels import colour_of, labels_json, overlay, palette_of
 from semla_ros.nodes.messages import (
     compressed_message,
     image_message,
@@ -59,25 +57,6 @@ def test_calibration_scales_with_the_image() -> None:
     assert list(scaled.p) == [250.0, 0.0, 160.0, -25.0, 0.0, 127.5, 60.0, 0.0, 0.0, 0.0, 1.0, 0.0]
     assert (list(scaled.d), scaled.width, scaled.height, scaled.header.frame_id) == (list(info.d), 320, 120, "cam")
     assert (info.width, info.k[0]) == (640, 500.0)  # the source is not touched
-
-
-def test_colours_depend_on_the_name_only_and_labels_say_all() -> None:
-    assert colour_of("Road") == (128, 64, 128)
-    assert colour_of("unicorn") == colour_of("unicorn") != colour_of("dragon")
-    told = json.loads(labels_json(["road", "straße"], version=4))
-    assert told["version"] == 4
-    assert [(item["id"], item["name"]) for item in told["classes"]] == [(0, "road"), (1, "straße")]
-    assert (told["unlabelled"], told["encoding"]) == (255, "mono8")
-    assert json.loads(labels_json([str(index) for index in range(255)], 0))["unlabelled"] == 65535
-
-
-def test_the_overlay_blends_classes_and_leaves_the_rest() -> None:
-    image = np.full((1, 3, 3), 100, np.uint8)
-    mask = np.array([[0, 1, 255]], np.uint8)
-    palette = palette_of(["road", "sky"])
-    blended = overlay(image, mask, palette, 1.0)
-    assert np.array_equal(blended[0], [palette[0], palette[1], (100, 100, 100)])
-    assert np.array_equal(overlay(image, mask, palette, 0.0), image)
 
 
 def test_vision_msgs_get_the_same_classes_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
