@@ -297,7 +297,9 @@ class TorchEngine:
                 return logits
 
         if self._config.inference == "whole":
-            maps = probabilities(predict(torch.cat([whole_view(item, config) for item in pixels])), config)
+            views = [whole_view(item, config) for item in pixels]
+            # One alone keeps its layout in memory: torch.cat would change it, and with it the last bits of the answer.
+            maps = probabilities(predict(torch.cat(views) if len(views) > 1 else views[0]), config)
             answer: Sequence[Tensor] = list(maps)
         else:
             answer = [probability_maps(predict, config, item, self._config.inference) for item in pixels]

@@ -11,7 +11,7 @@ from semla_ros.config import InferenceConfig
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.engines.torch_engine import TorchEngine, choose_device
 from semla_ros.errors import EngineError, ImageError
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.inference import segment_probabilities, whole_view
 from semla_ros.segmentation.model import CatSeg
 
 CLASSES = 5
@@ -54,6 +54,17 @@ def test_the_mask_is_the_arg_max_of_the_resized_probabilities(model, text, mode:
     assert np.array_equal(output.mask[clear], maps.argmax(dim=0).numpy()[clear])
     assert np.abs(output.confidence - best.numpy() * 255).max() <= 0.51
     assert len(np.unique(output.mask)) > 1
+
+
+def test_one_image_alone_reaches_the_model_in_the_layout_of_its_view(model, text) -> None:
+    """Another layout rounds otherwise: a recorded drive would get other masks."""
+    image = random_image(32, 64)  # of the size that the model works at
+    seen: list[torch.Tensor] = []
+    model.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    ready_engine(model, text).segment(image)
+    view = whole_view(torch.from_numpy(image).permute(2, 0, 1), model.config)
+    assert seen[-1].stride() == view.stride() != view.contiguous().stride()
+    assert torch.equal(seen[-1], view)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (64, 100), (241, 317)])
