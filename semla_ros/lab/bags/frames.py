@@ -199,18 +199,19 @@ class FrameSource:
 
     # Reading
 
-    def _decoded(self) -> Iterator[ReplayFrame | _Truth | _Segment]:
+    def _decoded(self) -> Iterator[ReplayFrame | _Truth]:
         """Decode the wanted messages in log time."""
         cameras = {camera.topic: camera for camera in self.cameras}
         truths = {camera.truth_topic: camera for camera in self.cameras if camera.truth_topic}
         topics = [*cameras, *truths, *([self._segment_topic] if self._segment_topic else [])]
         seen: Counter[str] = Counter()
+        segment = ""
         if self._segment_topic:  # the stretch that is under way where the replay starts
             for message in self._bag.messages([self._segment_topic], None, self.start_ns):
-                yield _Segment(self._bag.deserialize(message).data, message.log_ns)
+                segment = self._bag.deserialize(message).data
         for message in self._bag.messages(topics, self.start_ns, self._stop_ns):
             if message.topic == self._segment_topic:
-                yield _Segment(self._bag.deserialize(message).data, message.log_ns)
+                segment = self._bag.deserialize(message).data
                 continue
             if message.topic in cameras:
                 seen[message.topic] += 1
@@ -218,7 +219,7 @@ class FrameSource:
                     continue
             try:
                 if message.topic in cameras:
-                    yield self._image_of(message, cameras[message.topic])
+                    yield self._image_of(message, cameras[message.topic], segment)
                 else:
                     yield self._truth_of(message, truths[message.topic])
             except SemlaError as error:
@@ -226,7 +227,7 @@ class FrameSource:
                 when_s = (message.log_ns - self._bag.start_ns) / NANOSECONDS
                 self.problems.add(f"{what} {message.topic}", f"{what} on {message.topic} at {when_s:.3f} s: {error}")
 
-    def _image_of(self, message: StoredMessage, camera: Camera) -> ReplayFrame:
+    def _image_of(self, message: StoredMessage, camera: Camera, segment: str) -> ReplayFrame:
         content = self._bag.deserialize(message)
         if message.type == COMPRESSED_IMAGE:
             image = decode_compressed(content.data, content.format)
@@ -245,7 +246,7 @@ class FrameSource:
             stamp_ns = message.log_ns
         frame = Frame(image=image, stamp_ns=stamp_ns, camera=camera.name, frame_id=content.header.frame_id)
         truth = self._truth_from_folder(camera, stamp_ns) if self._truth_folder else None
-        return ReplayFrame(-1, frame, message.log_ns, truth, "", message.topic)
+        return ReplayFrame(-1, frame, message.log_ns, truth, segment, message.topic)
 
     def _truth_of(self, message: StoredMessage, camera: Camera) -> _Truth:
         content = self._bag.deserialize(message)
@@ -265,12 +266,12 @@ class FrameSource:
             self.problems.add("truth file", f"truth {path}: {error}")
             return None
 
-    def _joined(self, items: Iterator[ReplayFrame | _Truth | _Segment]) -> Generator[ReplayFrame]:
+    def _joined(self, items: Iterator[ReplayFrame | _Truth]) -> Generator[ReplayFrame]:
         """Bring images and their truth together, wherever the one was recorded shortly after the other."""
         waiting: deque[ReplayFrame] = deque()
         truths: dict[str, dict[int, MaskArray]] = {camera.topic: {} for camera in self.cameras if camera.truth_topic}
         numbers = count()
-        segment, newest_ns = "", 0
+        newest_ns = 0
 
         def ready(*, is_end: bool = False) -> Iterator[ReplayFrame]:
             while waiting:
@@ -286,16 +287,13 @@ class FrameSource:
 
         for item in items:
             newest_ns = max(newest_ns, item.log_ns)
-            if isinstance(item, _Segment):
-                segment = item.name
-                continue
             if isinstance(item, _Truth):
                 known = truths[item.image_topic]
                 known[item.stamp_ns] = item.mask
                 while len(known) > TRUTH_WAIT_FRAMES:
                     del known[next(iter(known))]
             else:
-                waiting.append(replace(item, segment=segment))
+                waiting.append(item)
             yield from ready()
         yield from ready(is_end=True)
 
@@ -353,12 +351,6 @@ class _Truth:
     image_topic: str
     stamp_ns: int
     mask: MaskArray
-    log_ns: int
-
-
-@dataclass(frozen=True)
-class _Segment:
-    name: str
     log_ns: int
 
 

@@ -27,44 +27,29 @@ NODE = "/perception"  # where the node publishes by default
 _OVERLAY_ALPHA = 0.5
 
 
-class Trace:
-    """`trace.jsonl`: one line per frame and variant. Holds nothing that depends on the machine's speed."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open(
-            "w", encoding="utf-8", buffering=1
-        )  # line by line: an end that nobody handles loses none
-
-    def add(self, item: ReplayFrame, seconds: float, name: str, outcome: Outcome, score: FrameScore) -> None:
-        """Write one line."""
-        answer, generation = outcome.answer, outcome.generation
-        step = answer.step if answer else None
-        line: dict[str, Any] = {
-            "variant": name,
-            "frame": item.index,
-            "stamp_ns": item.frame.stamp_ns,
-            "camera": item.frame.camera,
-            "t_s": round(seconds, 6),
-            "segment": item.segment,
-            "generation": generation.number,
-            "reason": generation.reason,
-            "action": step.action if step else None,
-            "drift": six_digits(step.drift) if step and step.drift is not None else None,
-            **generation.mix.as_json(),
-            "nearest": {name: round(distance, 6) for name, distance in (answer.nearest if answer else ())},
-            "miou": six_digits(score.miou),
-            "confidence": six_digits(score.confidence),
-            "flicker": six_digits(score.flicker),
-        }
-        if step and step.error:
-            line["error"] = step.error
-        if not outcome.is_of(item):
-            line["is_own"] = False
-        self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-    def close(self) -> None:
-        """Finish the file."""
-        self._file.close()
+def trace_line(item: ReplayFrame, seconds: float, name: str, outcome: Outcome, score: FrameScore) -> dict[str, Any]:
+    """A line of `trace.jsonl`: one per frame and variant. Holds nothing that depends on the machine's speed."""
+    answer, generation = outcome.answer, outcome.generation
+    step = answer.step if answer else None
+    return {
+        "variant": name,
+        "frame": item.index,
+        "stamp_ns": item.frame.stamp_ns,
+        "camera": item.frame.camera,
+        "t_s": round(seconds, 6),
+        "segment": item.segment,
+        "generation": generation.number,
+        "reason": generation.reason,
+        "action": step.action if step else None,
+        "drift": six_digits(step.drift) if step and step.drift is not None else None,
+        **generation.mix.as_json(),
+        "nearest": {name: round(distance, 6) for name, distance in (answer.nearest if answer else ())},
+        "miou": six_digits(score.miou),
+        "confidence": six_digits(score.confidence),
+        "flicker": six_digits(score.flicker),
+        **({"error": step.error} if step and step.error else {}),
+        **({} if outcome.is_of(item) else {"is_own": False}),
+    }
 
 
 class MaskBag:
@@ -197,12 +182,14 @@ class ReplayVideo:
 
 
 class Outputs(ExitStack):
-    """The three together, closed together, whatever happens, so that what was done can be read."""
+    """Trace, bag and video together, closed together, whatever happens, so that what was done can be read."""
 
-    def __init__(self, trace: Trace, bag: MaskBag | None, video: ReplayVideo | None) -> None:
+    def __init__(self, trace: Path, bag: MaskBag | None, video: ReplayVideo | None) -> None:
         super().__init__()
-        self._trace, self._bag, self._video = trace, bag, video
-        for output in (trace, bag, video):
+        # Line by line: a replay that is killed keeps them.
+        self._trace = self.enter_context(trace.open("w", encoding="utf-8", buffering=1))
+        self._bag, self._video = bag, video
+        for output in (bag, video):
             if output is not None:
                 self.callback(output.close)
 
@@ -216,7 +203,8 @@ class Outputs(ExitStack):
     ) -> None:
         """Write one frame."""
         for name, outcome in outcomes.items():
-            self._trace.add(item, seconds, name, outcome, scores[name])
+            line = trace_line(item, seconds, name, outcome, scores[name])
+            self._trace.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.add_made(name, outcome.made, runners[name])
         if self._video is not None:
             self._video.add(item, outcomes, scores)

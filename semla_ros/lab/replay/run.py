@@ -29,7 +29,7 @@ from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.replay.comparison import ReplayVariant, choose_primary, parse_variants, reference_of
 from semla_ros.lab.replay.gallery import Gallery
-from semla_ros.lab.replay.output import MaskBag, Outputs, ReplayVideo, Trace
+from semla_ros.lab.replay.output import MaskBag, Outputs, ReplayVideo
 from semla_ros.lab.replay.runners import Answer, Outcome, RealtimeRunner, VariantRunner
 from semla_ros.lab.replay.scores import Agreement, FrameScore, VariantScore, add_gains
 from semla_ros.lab.replay.stretches import StretchFinder
@@ -220,7 +220,7 @@ class Replay:
         primary = choose_primary(options.compare).name
         names = [variant.name for variant in options.compare]
         return Outputs(
-            Trace(out / TRACE),
+            out / TRACE,
             MaskBag(out / MASKS, primary, class_names, options.scope) if options.with_bag else None,
             ReplayVideo(out / VIDEO, names, primary, class_names, min(60.0, source.rate_hz))
             if options.with_video
