@@ -53,16 +53,19 @@ class LatencySummary:
 
 
 class LatencyWindow:
-    """The latest `WINDOW` runs of several stages. Thread-safe.
+    """The latest runs of several stages. Thread-safe.
+
+    Args:
+        window: How many runs.
 
     Attributes:
         runs: How often `add` was called, ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: int = WINDOW) -> None:
         self.runs = 0
         self._lock = threading.Lock()
-        self._samples: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=WINDOW))
+        self._samples: dict[str, deque[tuple[float, float]]] = defaultdict(lambda: deque(maxlen=window))
 
     def add(self, latency_ms: Mapping[str, float], now_s: float = 0.0) -> None:
         """Count one run of each stage, at a time by any clock."""

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from semla_ros.errors import ConfigError, SemlaError
-from semla_ros.image_codec import decode, decode_compressed
+from semla_ros.image_codec import decode_message
 from semla_ros.lab.bags.cameras import Camera, find_cameras, truth_folder
 from semla_ros.lab.bags.label_map import LabelMap, decode_mask, label_names, raw_mask
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.salvage import StoredMessage
-from semla_ros.lab.bags.writer import COMPRESSED_IMAGE, IMAGE, NANOSECONDS, STRING
+from semla_ros.lab.bags.writer import IMAGE, NANOSECONDS, STRING
 from semla_ros.results import Frame, MaskArray
 
 AHEAD = 8  # frames decoded ahead of the one in work
@@ -229,17 +229,7 @@ class FrameSource:
 
     def _image_of(self, message: StoredMessage, camera: Camera, segment: str) -> ReplayFrame:
         content = self._bag.deserialize(message)
-        if message.type == COMPRESSED_IMAGE:
-            image = decode_compressed(content.data, content.format)
-        else:
-            image = decode(
-                encoding=content.encoding,
-                width=content.width,
-                height=content.height,
-                step=content.step,
-                data=content.data,
-                is_bigendian=bool(content.is_bigendian),
-            )
+        image = decode_message(content)
         stamp_ns = _stamp_ns(content)
         if stamp_ns == 0:
             self.problems.add("stamp", f"images on {message.topic} have no stamp: their recording time is used")

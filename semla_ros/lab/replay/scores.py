@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -19,48 +19,12 @@ from semla_ros.lab.evaluation.miou import Counts, MiouMeter, confusion_matrix, m
 from semla_ros.lab.replay.runners import Answer, Outcome
 from semla_ros.labels import unlabelled_of
 from semla_ros.results import MaskArray
+from semla_ros.timing import LatencyWindow
 
 CLEAR_SEGMENTS = ("clear", "day")  # stretches that a base model is trained for
 BETWEEN_SEGMENTS = ("transition", "")
 MAX_SEGMENTS = 200
-
-
-class Latencies:
-    """Percentiles of milliseconds from a histogram with steps of 2 %, so that memory is bounded."""
-
-    _BASE, _LOWEST_MS, _SIZE = 1.02, 0.001, 1200
-
-    def __init__(self) -> None:
-        self._counts = np.zeros(self._SIZE, np.int64)
-        self._largest_ms = 0.0
-        self._total_ms = 0.0
-
-    def add(self, milliseconds: float) -> None:
-        """Count one run."""
-        position = math.log(max(milliseconds, self._LOWEST_MS) / self._LOWEST_MS, self._BASE)
-        self._counts[min(int(position), self._SIZE - 1)] += 1
-        self._largest_ms = max(self._largest_ms, milliseconds)
-        self._total_ms += milliseconds
-
-    def percentile(self, percent: float) -> float:
-        """Milliseconds that `percent` of the runs stay below, exact to 2 %."""
-        total = int(self._counts.sum())
-        if total == 0:
-            return math.nan
-        index = int(np.searchsorted(np.cumsum(self._counts), percent / 100 * total))
-        return float(min(self._LOWEST_MS * self._BASE ** (index + 0.5), self._largest_ms))
-
-    def summary(self) -> dict[str, float]:
-        """Median, 95th and 99th percentile, largest, mean and number of runs."""
-        count = int(self._counts.sum())
-        return {
-            "p50": round(self.percentile(50), 3),
-            "p95": round(self.percentile(95), 3),
-            "p99": round(self.percentile(99), 3),
-            "max": round(self._largest_ms, 3),
-            "mean": round(self._total_ms / max(count, 1), 3),
-            "count": count,
-        }
+LATENCY_WINDOW = 10_000  # latest masks that latencies are told of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +80,7 @@ class VariantScore:
         self._frames = self._masks = self._fusions = self._failures = 0
         self._generations: set[int] = set()
         self._out_of_library_s = 0.0
-        self._latencies: dict[str, Latencies] = defaultdict(Latencies)
+        self._latencies = LatencyWindow(LATENCY_WINDOW)
         self._digest = hashlib.sha256()
         self._confidence, self._flicker = _Mean(), _Mean()
         self._previous: dict[str, MaskArray] = {}
@@ -129,8 +93,7 @@ class VariantScore:
             self._masks += 1
             self._fusions += answer.step is not None and answer.step.action == "fused"
             self._failures += answer.step is not None and answer.step.action == "failed"
-            for stage, milliseconds in answer.latency_ms.items():
-                self._latencies[stage].add(milliseconds)
+            self._latencies.add(answer.latency_ms)
 
     def add(self, item: ReplayFrame, outcome: Outcome) -> FrameScore:
         """Measure one frame."""
@@ -189,7 +152,10 @@ class VariantScore:
                 for segment, shares in self._segment_shares.items()
                 if segment
             },
-            "latency_ms": {stage: latencies.summary() for stage, latencies in self._latencies.items()},
+            "latency_ms": {
+                stage: {key: round(value, 3) for key, value in asdict(latency).items()}
+                for stage, latency in self._latencies.summary().items()
+            },
         }
 
     def _meter(self) -> MiouMeter:
