@@ -21,7 +21,6 @@ from semla_ros.config import DriftConfig
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.evaluation.aggregate import number
 from semla_ros.lab.evaluation.miou import MiouMeter
-from semla_ros.lab.evaluation.subject import PipelineSpec
 from semla_ros.lab.report.progress import progress
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.drive import Drive, demo_drive
@@ -200,7 +199,6 @@ def run(options: Sequence[str]) -> dict[str, Any]:
     if not 0 < arguments.rate_hz <= 100:
         raise ConfigError(f"'--rate-hz' must be above 0 and at most 100, got {arguments.rate_hz}")
     spec = evaluate.make_spec(arguments)
-    assert isinstance(spec, PipelineSpec)
     pipeline, drift = spec.load_pipeline(CLASS_NAMES)
     settings = drive_settings(drift)
     drives: dict[str, dict[str, Any]] = {}

@@ -21,8 +21,9 @@ from semla_ros.commands import evaluate
 from semla_ros.config import DistanceName, RetrievalConfig
 from semla_ros.errors import SemlaError
 from semla_ros.lab.evaluation.aggregate import Evaluation, harmonic_mean, number
-from semla_ros.lab.evaluation.protocol import SubjectSpec, make_plan
-from semla_ros.lab.evaluation.sources import Benchmark, WorldBenchmark
+from semla_ros.lab.evaluation.protocol import Benchmark, make_plan
+from semla_ros.lab.evaluation.sources import WorldBenchmark
+from semla_ros.lab.evaluation.subject import PipelineSpec
 from semla_ros.lab.evaluation.variants import WITHOUT_OWN, Variant
 
 ZERO_SHOT = Variant(name="zero_shot", kind="zero_shot")
@@ -132,7 +133,7 @@ def _percent(value: float | None) -> str:
 
 
 def run(
-    options: Sequence[str], *, spec: SubjectSpec | None = None, benchmark: Benchmark | None = None
+    options: Sequence[str], *, spec: PipelineSpec | None = None, benchmark: Benchmark | None = None
 ) -> dict[str, Any]:
     """Measure and print the table; `spec` and `benchmark` stand in for what the options describe.
 

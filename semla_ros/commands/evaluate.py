@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -27,11 +27,14 @@ from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets.labels import class_names
 from semla_ros.lab.evaluation.datasets.semla20 import DiskBenchmark
-from semla_ros.lab.evaluation.protocol import JobResult, Plan, Subject, SubjectSpec, make_plan
+from semla_ros.lab.evaluation.protocol import Benchmark, JobResult, Plan, make_plan
 from semla_ros.lab.evaluation.protocol import run as run_plan
-from semla_ros.lab.evaluation.sources import Benchmark, WorldBenchmark
+from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
 from semla_ros.lab.report.progress import progress
+
+if TYPE_CHECKING:
+    from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject
 
 MOST_WORKERS = 8  # each holds a model; the shipped one is small, published ones are not
 
@@ -82,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core, at most 8; 1 on a GPU")
 
 
-def run(arguments: argparse.Namespace, *, spec: SubjectSpec | None = None, benchmark: Benchmark | None = None) -> int:
+def run(arguments: argparse.Namespace, *, spec: PipelineSpec | None = None, benchmark: Benchmark | None = None) -> int:
     """Run the command; `spec` and `benchmark` stand in for what the options describe."""
     check(arguments)
     spec = spec or make_spec(arguments)
@@ -117,7 +120,7 @@ def default_workers(device: str) -> int:
     return max(1, min(os.cpu_count() or 1, MOST_WORKERS))
 
 
-def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
+def make_spec(arguments: argparse.Namespace) -> PipelineSpec:
     """The model under test as the options describe it."""
     from semla_ros.lab.evaluation.subject import PipelineSpec
 
@@ -142,7 +145,7 @@ def make_spec(arguments: argparse.Namespace) -> SubjectSpec:
     return PipelineSpec(config=config, retrieval=given)
 
 
-def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: SubjectSpec) -> int:
+def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: PipelineSpec) -> int:
     from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
     from semla_ros.lab.report.evaluation_page import Scenery, write_html
     from semla_ros.lab.report.evaluation_tables import markdown_table, terminal_tables
@@ -187,7 +190,7 @@ def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> N
 
 
 def run_with_progress(
-    plan: Plan, spec: SubjectSpec, subject: Subject, arguments: argparse.Namespace
+    plan: Plan, spec: PipelineSpec, subject: PipelineSubject, arguments: argparse.Namespace
 ) -> list[JobResult]:
     """Run a plan with a bar for its images; see `protocol.run`."""
     workers = arguments.workers or default_workers(arguments.device)

@@ -14,64 +14,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ConfigError
+from semla_ros.lab.evaluation.datasets.semla20 import DiskBenchmark
 from semla_ros.lab.evaluation.datasets.sizes import stretch_to
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
-from semla_ros.lab.evaluation.sources import Benchmark, EvaluationImage
-from semla_ros.lab.evaluation.variants import RetrieverLike, Share, Variant, retrieval_settings, shares
-from semla_ros.results import AdapterMix, FloatArray, ImageArray
+from semla_ros.lab.evaluation.sources import EvaluationImage, WorldBenchmark
+from semla_ros.lab.evaluation.variants import Share, Variant, retrieval_settings, shares
+from semla_ros.results import AdapterMix
+
+if TYPE_CHECKING:
+    from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject  # load torch, for workers to wait for
 
 logger = logging.getLogger(__name__)
 
+Benchmark = WorldBenchmark | DiskBenchmark
 MixKey = tuple[tuple[str, float], ...]
-
-
-class Subject(Protocol):
-    """The model under test with its library."""
-
-    @property
-    def adapter_names(self) -> tuple[str, ...]:
-        """Adapters of the library."""
-
-    @property
-    def centroids(self) -> FloatArray:
-        """One per adapter, shape (N, D)."""
-
-    @property
-    def recommended(self) -> RetrievalConfig:
-        """Settings that the library recommends, or the ones asked for."""
-
-    @property
-    def description(self) -> Mapping[str, str]:
-        """Model, library and their digests, for reports."""
-
-    def retriever(self, settings: RetrievalConfig, *, as_published: bool = False) -> RetrieverLike:
-        """A retriever over the library; `as_published` with the published code's defects."""
-
-    def embed(self, image: ImageArray) -> FloatArray:
-        """Scene embedding, shape (D,), float32."""
-
-    def set_classes(self, names: Sequence[str]) -> None:
-        """Change the vocabulary, where it differs."""
-
-    def use(self, mix: AdapterMix) -> None:
-        """Fuse a mix into the model."""
-
-    def probabilities(self, image: ImageArray, size: tuple[int, int]) -> NDArray[np.float32]:
-        """Class probabilities of the model in use, shape (K, *size), float32, 0..1."""
-
-
-class SubjectSpec(Protocol):
-    """How a worker process loads its own subject; small and picklable."""
-
-    def load(self, threads: int) -> Subject:
-        """Load it, to run on so many threads (0 = the default)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +186,7 @@ def mix_key(mix: AdapterMix) -> MixKey:
     return tuple(sorted((name, round(weight, 6)) for name, weight in mix.as_dict().items() if weight > 1e-6))
 
 
-def run_job(subject: Subject, benchmark: Benchmark, job: Job, variants: Sequence[Variant]) -> JobResult:
+def run_job(subject: PipelineSubject, benchmark: Benchmark, job: Job, variants: Sequence[Variant]) -> JobResult:
     """Evaluate the images of one job with every variant."""
     source = benchmark.open(job.domain)
     subject.set_classes(source.class_names)
@@ -246,7 +208,7 @@ def run_job(subject: Subject, benchmark: Benchmark, job: Job, variants: Sequence
 
 
 def _wanted_shares(
-    subject: Subject, variants: Sequence[Variant], own: str | None, embeddings: NDArray[np.float32]
+    subject: PipelineSubject, variants: Sequence[Variant], own: str | None, embeddings: NDArray[np.float32]
 ) -> dict[tuple[str, int], tuple[Share, ...]]:
     """(variant, image) -> models that it asks for."""
     wanted = {}
@@ -263,7 +225,7 @@ def _wanted_shares(
 
 
 def _answer(
-    subject: Subject,
+    subject: PipelineSubject,
     images: Sequence[EvaluationImage],
     wanted: Mapping[tuple[str, int], Sequence[Share]],
     counts: Mapping[str, Counts],
@@ -322,10 +284,10 @@ def _trace(
     return ImageTrace(image=image.name, seed=seed, weights=weights)
 
 
-_worker: tuple[Subject, Plan] | None = None  # one per worker process, loaded once
+_worker: tuple[PipelineSubject, Plan] | None = None  # one per worker process, loaded once
 
 
-def _start_worker(spec: SubjectSpec, plan: Plan, threads: int) -> None:
+def _start_worker(spec: PipelineSpec, plan: Plan, threads: int) -> None:
     global _worker
     _worker = (spec.load(threads), plan)
 
@@ -338,10 +300,10 @@ def _work(job: Job) -> JobResult:
 
 def run(
     plan: Plan,
-    spec: SubjectSpec,
+    spec: PipelineSpec,
     *,
     workers: int = 1,
-    subject: Subject | None = None,
+    subject: PipelineSubject | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[JobResult]:
     """Run a plan.

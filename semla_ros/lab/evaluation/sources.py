@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,53 +36,16 @@ class EvaluationImage:
     answer_size: tuple[int, int]
 
 
-class DomainSource(Protocol):
-    """Images of one domain."""
-
-    class_names: tuple[str, ...]
-
-    def indices(self, seed: int, count: int) -> list[int]:
-        """Indices of the images that make up one evaluation seed."""
-
-    def read(self, seed: int, index: int) -> EvaluationImage:
-        """One image."""
-
-
-class Benchmark(Protocol):
-    """A set of domains. Small and picklable: worker processes open domains themselves.
+@dataclass(frozen=True, kw_only=True)
+class WorldBenchmark:
+    """The shipped world of procedural street scenes. Small and picklable: worker processes open domains themselves.
 
     Attributes:
         name: For reports.
-        domain_names: Domains of the leave-one-out protocol.
-        unseen_names: Domains that nothing was trained on.
-        source_names: Domains that the base model was trained on.
+        domain_names: Domains of the leave-one-out protocol: those that have an adapter in the shipped library.
+        unseen_names: Combinations of city and weather that nothing was trained on.
+        source_names: What the base model was trained on: clear day of the source cities.
         chunk_size: How many images one job holds at most.
-    """
-
-    name: ClassVar[str]
-    domain_names: ClassVar[tuple[str, ...]]
-    unseen_names: ClassVar[tuple[str, ...]]
-    source_names: ClassVar[tuple[str, ...]]
-    chunk_size: ClassVar[int]
-
-    def family(self, domain: str) -> str:
-        """The weather or kind of place that a domain is counted under in reports."""
-
-    def are_relatives(self, domain: str, other: str) -> bool:
-        """Whether two domains share a weather or kind of place."""
-
-    def check(self, names: Sequence[str]) -> None:
-        """Raise a `DatasetError` where images of a domain are missing, before any work is done."""
-
-    def open(self, domain: str) -> DomainSource:
-        """The images of one domain."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorldBenchmark:
-    """The shipped world of procedural street scenes.
-
-    Attributes:
         split: "test", or "val" for choosing settings.
         width: Image width in pixels.
         height: Image height in pixels.
@@ -123,7 +86,7 @@ class WorldBenchmark:
         for name in names:
             domain_named(name)
 
-    def open(self, domain: str) -> DomainSource:
+    def open(self, domain: str) -> RenderedDomain:
         """The images of one domain."""
         return RenderedDomain(self, domain)
 
