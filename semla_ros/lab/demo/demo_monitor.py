@@ -20,7 +20,7 @@ from std_msgs.msg import String
 
 from semla_ros.errors import SemlaError
 from semla_ros.image_codec import decode
-from semla_ros.lab.demo.recording import DiagnosticsSnapshot, MixEvent, Recording
+from semla_ros.lab.demo.recording import DiagnosticsSnapshot, Recording
 from semla_ros.nodes.messages import stamp_ns, statuses_of
 from semla_ros.results import Generation, ImageArray
 
@@ -85,24 +85,12 @@ class DemoMonitor(Node):
             self.create_subscription(Image, "image", self._on_image, _EVERY_MESSAGE)
 
     def _on_mix(self, message: DiagnosticArray) -> None:
-        self._recording.add_mix(mix_event(message, time.monotonic()))
+        self._recording.add_generation(Generation.from_statuses(statuses_of(message)))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         statuses = [status for status in message.status if status.name.startswith(f"{PERCEPTION}: ")]
         if statuses:
             self._recording.add_diagnostics(diagnostics_snapshot(statuses), time.monotonic())
-
-
-def mix_event(message: DiagnosticArray, now_s: float) -> MixEvent:
-    """Read the adapter weights that the perception node announces with each generation."""
-    generation = Generation.from_statuses(statuses_of(message))
-    return MixEvent(
-        generation=generation.number,
-        scene_stamp_ns=generation.scene_stamp_ns,
-        shares={name: weight for name, weight in generation.mix.shares().items() if weight > 0.0005},
-        reason=generation.reason,
-        received_s=now_s,
-    )
 
 
 def diagnostics_snapshot(statuses: list[Any]) -> DiagnosticsSnapshot:

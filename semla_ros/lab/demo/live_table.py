@@ -11,9 +11,10 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.lab.demo.recording import BASE_MIX, FrameRecord, MixEvent, Recording
+from semla_ros.lab.demo.recording import FrameRecord, Recording, shares_of
 from semla_ros.lab.demo.score import LiveFigures
 from semla_ros.lab.report.palette import domain_colour
+from semla_ros.results import Generation
 
 RECENT_S = 3.0  # window of rate and latency
 BAR_WIDTH = 24
@@ -43,7 +44,7 @@ def observe(
         elapsed_s: Time of the drive so far.
         duration_s: Length of the drive.
     """
-    frames, mix = recording.frames(), mix_in_use(recording)
+    frames, generation = recording.frames(), recording.latest
     recent = [frame for frame in frames if frame.mask_s is not None and frame.mask_s > now_s - RECENT_S]
     latencies = latencies_ms(recent)
     seen = [frame for frame in frames if frame.image_s is not None]
@@ -56,33 +57,28 @@ def observe(
         "latency": f"{np.median(latencies):.0f} ms" if latencies else "-",
         "frames, masks": f"{len(seen)}, {sum(frame.is_answered for frame in frames)}",
         "drift": recording.diagnostics.values.get("adaptation: Drift", "-"),
-        "generation": f"{mix.generation} ({mix.reason})",
+        "generation": f"{generation.number} ({generation.reason})",
         "mIoU": f"{base} -> {adapted}" + ("" if math.isnan(gain) else f" ({gain:+.2f})"),
         "node": f"{recording.diagnostics.level or 'no diagnostics yet'} {recording.diagnostics.message}",
     }
 
 
-def mix_in_use(recording: Recording) -> MixEvent:
-    """The latest generation."""
-    return recording.mixes[-1] if recording.mixes else BASE_MIX
-
-
-def render(state: Mapping[str, str], mix: MixEvent) -> RenderableType:
+def render(state: Mapping[str, str], generation: Generation) -> RenderableType:
     """The table for a terminal of 80 columns or more."""
     figures, bars = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 1))
     for name, value in state.items():
         figures.add_row(Text(name, style="grey62"), Text(value, overflow="ellipsis", no_wrap=True))
-    for name, share in mix.shares.items():
+    for name, share in shares_of(generation).items():
         bar = Text("█" * round(share * BAR_WIDTH) or "▏", style=_style(name))
         bars.add_row(Text(name, justify="right"), bar, f"{share:.0%}")
     title = "[bold]semla demo[/]  real ROS 2 nodes on a drive through changing weather"
     return Panel(Group(figures, Text(), bars), title=title, border_style="grey50", padding=(1, 2))
 
 
-def status_line(state: Mapping[str, str], mix: MixEvent) -> str:
+def status_line(state: Mapping[str, str], generation: Generation) -> str:
     """The same in one line, for logs and terminals without cursor movement."""
     names = ("drive", "place", "frame rate", "latency")
-    shares = " ".join(f"{name} {share:.0%}" for name, share in list(mix.shares.items())[:3])
+    shares = " ".join(f"{name} {share:.0%}" for name, share in list(shares_of(generation).items())[:3])
     figures = "  ".join(f"{state[name]:>9}" for name in names)
     return f"{figures}  generation {state['generation']}  {shares}  mIoU {state['mIoU']}"
 

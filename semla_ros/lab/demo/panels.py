@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.lab.demo.frame_store import FrameStore
+from semla_ros.lab.demo.recording import shares_of
 from semla_ros.lab.demo.score import DriveScore, FrameScore, is_transition
 from semla_ros.lab.evaluation.miou import MiouMeter, mean_iou
 from semla_ros.lab.report.palette import Colour, domain_colour
@@ -109,12 +110,12 @@ def _video_frame(
             colour, right = GOOD if kind == "adapted" else FAINT_TEXT, left + panels.width - gap
             canvas.text(right, header / 2, f"mIoU {now[kind]:.2f}", size=size(19), colour=colour, anchor="rm")
         canvas.paste(panels.picture(kind, frame.record.stamp_ns), left, header)
-    top, mix = header + panels.height, frame.record.mix
+    top, generation = header + panels.height, frame.record.generation
     canvas.text(2 * gap, top + 34 * unit, frame.record.segment or "transition", size=size(28), bold=True)
-    place = f"{seconds:.1f} s, generation {mix.generation}"
+    place = f"{seconds:.1f} s, generation {generation.number}"
     canvas.text(2 * gap, top + 70 * unit, place, size=size(17), colour=FAINT_TEXT)
     bar_left = 2 * gap + panels.width
-    draw_mix(canvas, mix.shares, bar_left, top + round(16 * unit), 2 * panels.width + gap, round(42 * unit))
+    draw_mix(canvas, shares_of(generation), bar_left, top + round(16 * unit), 2 * panels.width + gap, round(42 * unit))
     canvas.text(bar_left, top + 74 * unit, "what the adapted model is fused from", size=size(15), colour=FAINT_TEXT)
     canvas.text(width - panels.width, top + 34 * unit, "mIoU so far", size=size(19), colour=FAINT_TEXT)
     so_far = f"{base_so_far:.2f} → {adapted_so_far:.2f}"
@@ -179,8 +180,9 @@ def write_contact_sheet(
 def _draw_heading(canvas: Canvas, frame: FrameScore, left: int, height: int) -> None:
     """Segment name, and below it a chip with the heaviest adapter of the mix: the two may both be long."""
     canvas.text(left + 2, height * 0.29, frame.record.segment, size=19, bold=True)
-    heaviest = frame.record.mix.heaviest
-    words = f"{heaviest} {frame.record.mix.shares[heaviest]:.0%}"
+    mix = frame.record.generation.mix
+    heaviest = mix.heaviest
+    words = f"{heaviest} {mix.shares()[heaviest]:.0%}"
     chip = round(font(13, bold=True).getlength(words)) + 16
     colour = domain_colour(heaviest)
     middle = height * 0.72

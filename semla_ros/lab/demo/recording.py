@@ -7,37 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.results import BASE_MODEL, ImageArray
+from semla_ros.results import AdapterMix, Generation, ImageArray
 
 REPORT_PERIOD_S = 1.2  # the node reports once a second; a report later than this has counted what came before
 LONGEST_FRAME_S = 10.0  # after so long, a mask that has not come will not come
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MixEvent:
-    """One generation as the node announced it.
-
-    Attributes:
-        generation: Its number; 0 is the base model.
-        scene_stamp_ns: Stamp of the frame whose scene chose the mix; None for the base model.
-        shares: Weight by adapter name, heaviest first, then `BASE_MODEL` where something is left to it; sums to 1.
-        reason: Why the node made it.
-        received_s: Monotonic time of arrival in seconds.
-    """
-
-    generation: int
-    scene_stamp_ns: int | None
-    shares: Mapping[str, float]
-    reason: str
-    received_s: float
-
-    @property
-    def heaviest(self) -> str:
-        """Name of the largest share."""
-        return max(self.shares, key=self.shares.__getitem__) if self.shares else BASE_MODEL
+BASE = Generation(number=0, mix=AdapterMix(), class_names=(), vocabulary_version=0)
 
 
-BASE_MIX = MixEvent(generation=0, scene_stamp_ns=None, shares={BASE_MODEL: 1.0}, reason="base", received_s=0.0)
+def shares_of(generation: Generation) -> dict[str, float]:
+    """Weight by adapter name, heaviest first, then what is left to the base model; without what nobody would see."""
+    return {name: share for name, share in generation.mix.shares().items() if share > 0.0005}
 
 
 @dataclass
@@ -51,7 +32,7 @@ class FrameRecord:
         image_s: Monotonic time at which the image came by, in seconds; None where it did not.
         mask_s: ... and its mask.
         mask_frame_id: tf frame of the mask.
-        mix: The mix in use when the mask came.
+        generation: What was in use when the mask came.
     """
 
     stamp_ns: int
@@ -60,7 +41,7 @@ class FrameRecord:
     image_s: float | None = None
     mask_s: float | None = None
     mask_frame_id: str = ""
-    mix: MixEvent = BASE_MIX
+    generation: Generation = BASE
 
     @property
     def is_answered(self) -> bool:
@@ -110,7 +91,7 @@ class Recording:
 
     Attributes:
         store: The pictures, kinds "image", "truth" and "mask".
-        mixes: Every generation heard of, in order.
+        generations: Every one heard of, in order.
         diagnostics: Latest diagnostics of the perception node.
         diagnostics_s: Monotonic time at which they came.
         class_names: Index in the mask -> name, as the node last published it; empty before.
@@ -121,7 +102,7 @@ class Recording:
 
     def __init__(self, store: FrameStore) -> None:
         self.store = store
-        self.mixes: list[MixEvent] = []
+        self.generations: list[Generation] = []
         self.diagnostics = DiagnosticsSnapshot()
         self.diagnostics_s = 0.0
         self.class_names: tuple[str, ...] = ()
@@ -149,19 +130,24 @@ class Recording:
             self._frames.setdefault(stamp_ns, FrameRecord(stamp_ns)).segment = segment
 
     def add_mask(self, stamp_ns: int, frame_id: str, mask: ImageArray, now_s: float) -> None:
-        """Keep the node's mask (H, W), together with the mix announced last."""
+        """Keep the node's mask (H, W), together with the generation announced last."""
         self.store.add("mask", stamp_ns, mask)
         with self._lock:
             record = self._frames.setdefault(stamp_ns, FrameRecord(stamp_ns))
             record.mask_s, record.mask_frame_id = now_s, frame_id
             self.last_heard_s = now_s
-            record.mix = self.mixes[-1] if self.mixes else BASE_MIX
+            record.generation = self.latest
 
-    def add_mix(self, mix: MixEvent) -> None:
-        """Note a generation; one that is already known (a latched message heard again) changes nothing."""
+    def add_generation(self, generation: Generation) -> None:
+        """Note what the node made; one that is already known (a latched message heard again) changes nothing."""
         with self._lock:
-            if all(known.generation != mix.generation for known in self.mixes):
-                self.mixes.append(mix)
+            if all(known.number != generation.number for known in self.generations):
+                self.generations.append(generation)
+
+    @property
+    def latest(self) -> Generation:
+        """The generation announced last."""
+        return self.generations[-1] if self.generations else BASE
 
     def add_diagnostics(self, diagnostics: DiagnosticsSnapshot, now_s: float) -> None:
         """Replace the latest diagnostics."""

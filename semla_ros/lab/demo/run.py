@@ -20,7 +20,7 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import SemlaError
 from semla_ros.lab.demo.base_model import BaseModel, LiveComparison
 from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.lab.demo.live_table import mix_in_use, observe, render, status_line
+from semla_ros.lab.demo.live_table import observe, render, status_line
 from semla_ros.lab.demo.nodes import has_ros2_command, start_nodes
 from semla_ros.lab.demo.recording import Recording
 from semla_ros.lab.demo.score import DriveScore, compare_masks, score_drive
@@ -158,14 +158,14 @@ def _show_until_end(
         with Live(console=console, refresh_per_second=4) as live:
 
             def update() -> None:
-                live.update(render(state(), mix_in_use(recording)))
+                live.update(render(state(), recording.latest))
 
             _watch(settings, recording, check, update, every_s=0.25)
             update()
     else:
 
         def show() -> None:
-            console.print(status_line(state(), mix_in_use(recording)), highlight=False, soft_wrap=True)
+            console.print(status_line(state(), recording.latest), highlight=False, soft_wrap=True)
 
         _watch(settings, recording, check, show, every_s=5.0)
 
@@ -223,7 +223,7 @@ def _write_results(settings: DemoSettings, recording: Recording, score: DriveSco
     summary, checks = make_summary(settings, recording, score, CLASS_NAMES)
     text = json.dumps(summary, indent=2, ensure_ascii=False)
     (settings.out / "summary.json").write_text(text + "\n", encoding="utf-8")
-    draw_timeline(settings.out / "timeline.png", score, recording.mixes)
+    draw_timeline(settings.out / "timeline.png", score, recording.generations)
     small = PanelMaker(recording.store, PALETTE, 256, round(256 * settings.height / settings.width))
     write_contact_sheet(settings.out / "contact_sheet.png", score, small, CLASS_NAMES, PALETTE)
     height = round(VIDEO_PANEL_WIDTH * settings.height / settings.width)

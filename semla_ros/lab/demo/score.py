@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.lab.demo.recording import FrameRecord, Recording
+from semla_ros.lab.demo.recording import FrameRecord, Recording, shares_of
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix, iou_per_class, mean_iou
 from semla_ros.lab.world.drive import SEGMENT_FAMILIES
 from semla_ros.results import BASE_MODEL, ImageArray, MaskArray
@@ -191,7 +191,7 @@ def leads_rightly(record: FrameRecord, adapters: Mapping[str, str]) -> bool | No
     right = {name for name, family in adapters.items() if name == record.segment or family == wanted}
     if record.segment == UNSHIFTED_SEGMENT:
         right = right | {BASE_MODEL}
-    return record.mix.heaviest in right if right else None
+    return record.generation.mix.heaviest in right if right else None
 
 
 def score_drive(frames: Iterable[FrameScore], adapters: Mapping[str, str]) -> DriveScore:
@@ -274,12 +274,10 @@ def shares_over_time(frames: Sequence[FrameScore]) -> dict[str, NDArray[np.float
     """Share of each adapter in each frame's mix, (len(frames),) per name; most used first, the base model last."""
     names: dict[str, float] = {}
     for frame in frames:
-        for name, share in frame.record.mix.shares.items():
+        for name, share in shares_of(frame.record.generation).items():
             names[name] = names.get(name, 0.0) + share
     ordered = sorted(names, key=lambda name: (name == BASE_MODEL, -names[name]))
-    return {
-        name: np.array([frame.record.mix.shares.get(name, 0.0) for frame in frames], np.float64) for name in ordered
-    }
+    return {name: np.array([shares_of(frame.record.generation).get(name, 0.0) for frame in frames]) for name in ordered}
 
 
 def class_table(frames: Sequence[FrameScore], truth_names: Sequence[str]) -> Mapping[str, tuple[float, float]]:

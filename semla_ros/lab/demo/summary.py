@@ -14,7 +14,7 @@ import numpy as np
 
 from semla_ros import __version__
 from semla_ros.lab.demo.live_table import latencies_ms
-from semla_ros.lab.demo.recording import Recording
+from semla_ros.lab.demo.recording import Recording, shares_of
 from semla_ros.lab.demo.score import DriveScore, class_table
 from semla_ros.lab.demo.settings import DemoSettings
 from semla_ros.lab.demo.verdict import Check, judge
@@ -63,7 +63,7 @@ def make_summary(
     """
     flow = Flow(recording)
     frames = recording.frames()
-    generations = sum(mix.generation > 0 for mix in recording.mixes)
+    generations = sum(generation.number > 0 for generation in recording.generations)
     checks = judge(
         score=score, answered=flow.answered, taken=flow.taken, generations=generations, is_fast=settings.is_fast
     )
@@ -105,13 +105,13 @@ def make_summary(
         },
         "mix": [
             {
-                "generation": mix.generation,
-                "stamp": None if mix.scene_stamp_ns is None else mix.scene_stamp_ns / 1e9,
-                "seconds": None if mix.scene_stamp_ns is None else (mix.scene_stamp_ns - start_ns) / 1e9,
-                "reason": mix.reason,
-                "weights": dict(mix.shares),
+                "generation": made.number,
+                "stamp": None if made.scene_stamp_ns is None else made.scene_stamp_ns / 1e9,
+                "seconds": None if made.scene_stamp_ns is None else (made.scene_stamp_ns - start_ns) / 1e9,
+                "reason": made.reason,
+                "weights": shares_of(made),
             }
-            for mix in recording.mixes
+            for made in recording.generations
         ],
         "checks": [
             {"name": check.name, "passed": check.passed, "relaxed": check.is_relaxed, "sentence": check.sentence}

@@ -15,10 +15,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.lab.demo.recording import MixEvent
 from semla_ros.lab.demo.score import DriveScore, FrameScore, is_transition, rolling_miou, shares_over_time
 from semla_ros.lab.report.palette import domain_colour
-from semla_ros.results import BASE_MODEL
+from semla_ros.results import BASE_MODEL, Generation
 
 INK, FAINT, GRID = "#1d2430", "#6b7482", "#dfe3e8"
 BASE_LINE, ADAPTED_LINE = "#9aa3af", "#0f766e"
@@ -27,13 +26,13 @@ MOST_NAMED = 12  # adapters with a line of their own in the legend
 OTHERS, OTHERS_COLOUR = "others", "#c9ced6"
 
 
-def draw_timeline(path: Path, score: DriveScore, mixes: Sequence[MixEvent]) -> None:
+def draw_timeline(path: Path, score: DriveScore, generations: Sequence[Generation]) -> None:
     """Write the picture: adapter weights as stacked areas with fusions marked, and mIoU with and without adaptation.
 
     Args:
         path: PNG to write.
         score: The drive; at least two frames.
-        mixes: Every generation, for the marks.
+        generations: Every one, for the marks.
     """
     frames = score.frames
     start_ns = frames[0].record.stamp_ns
@@ -42,7 +41,7 @@ def draw_timeline(path: Path, score: DriveScore, mixes: Sequence[MixEvent]) -> N
         2, 1, figsize=(13, 6.4), dpi=130, sharex=True, height_ratios=(1.0, 1.15), facecolor="white"
     )
     _draw_shares(upper, frames, seconds)
-    _mark_fusions(upper, mixes, start_ns, float(seconds[-1]))
+    _mark_fusions(upper, generations, start_ns, float(seconds[-1]))
     _draw_miou(lower, score, seconds)
     _draw_segments(upper, lower, score, seconds)
     lower.set_xlabel("seconds of the drive", color=FAINT)
@@ -80,9 +79,10 @@ def most_used(shares: Mapping[str, NDArray[np.float64]], count: int) -> dict[str
     return kept | {name: shares[name] for name in shares if name == BASE_MODEL}
 
 
-def _mark_fusions(axes: Any, mixes: Sequence[MixEvent], start_ns: int, end_s: float) -> None:
+def _mark_fusions(axes: Any, generations: Sequence[Generation], start_ns: int, end_s: float) -> None:
     """A tick on the upper edge for each generation, at the scene that it was made for."""
-    times = [(mix.scene_stamp_ns - start_ns) / 1e9 for mix in mixes if mix.scene_stamp_ns is not None]
+    stamps = [generation.scene_stamp_ns for generation in generations]
+    times = [(stamp - start_ns) / 1e9 for stamp in stamps if stamp is not None]
     times = [time for time in times if 0 <= time <= end_s]
     axes.plot(
         times, np.ones(len(times)), linestyle="", marker="v", markersize=6, color=INK, markeredgecolor="white",

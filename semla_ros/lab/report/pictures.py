@@ -181,31 +181,3 @@ def draw_legend(
         canvas.text(left + size * 1.4, y, name, size=size, colour=FAINT_TEXT)
         left += width
     return y
-
-
-def tile(images: Sequence[ImageArray], columns: int, *, gap: int = 4, background: Colour = BACKGROUND) -> ImageArray:
-    """Lay pictures of one size out in rows.
-
-    Args:
-        images: RGB pictures, each of shape (H, W, 3), at least one.
-        columns: Pictures per row, >= 1.
-        gap: Pixels between pictures.
-        background: Colour of the gaps and of empty places.
-
-    Returns:
-        RGB picture.
-
-    Raises:
-        ValueError: The pictures differ in shape, or there is none.
-    """
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise ValueError(f"tile needs pictures of one shape, got {sorted(shapes)}")
-    height, width = images[0].shape[:2]
-    columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    canvas = Canvas(columns * (width + gap) - gap, rows * (height + gap) - gap, background)
-    for index, image in enumerate(images):
-        row, column = divmod(index, columns)
-        canvas.paste(image, column * (width + gap), row * (height + gap))
-    return canvas.array()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_generations import generation
 
 from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.lab.demo.recording import MixEvent, Recording
+from semla_ros.lab.demo.recording import Recording
 from semla_ros.lab.demo.score import DriveScore, compare_masks, score_drive
 from semla_ros.lab.report.pictures import colourise
 from semla_ros.results import BASE_MODEL
@@ -48,19 +49,15 @@ def spoil(mask: np.ndarray, share: float, seed: int) -> np.ndarray:
 def record_drive(store: FrameStore) -> Recording:
     recording = Recording(store)
     recording.class_names = NAMES
-    generation = 0
+    number = 0
     for index in range(len(SEGMENTS) * FRAMES_PER_SEGMENT):
         segment = SEGMENTS[index // FRAMES_PER_SEGMENT]
         stamp = START_NS + round(index / RATE_HZ * 1e9)
         if index % FRAMES_PER_SEGMENT == 0:
-            generation += 1
+            number += 1
             name = segment.split(" to ")[-1]
             shares = {BASE_MODEL: 1.0} if name == "clear" else {name: 0.7, "rain": 0.2, BASE_MODEL: 0.1}
-            recording.add_mix(
-                MixEvent(
-                    generation=generation, scene_stamp_ns=stamp, shares=shares, reason="drift", received_s=stamp / 1e9
-                )
-            )
+            recording.add_generation(generation(number, shares, scene_stamp_ns=stamp))
         truth = truth_of(index)
         recording.add_image(stamp, "camera", colourise(truth, PALETTE), now_s=stamp / 1e9)
         recording.add_truth(stamp, truth)

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
 from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.lab.demo.recording import Recording
+from semla_ros.lab.demo.recording import Recording, shares_of
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.results import BASE_MODEL
 
@@ -71,12 +71,12 @@ def test_segments_and_the_end_of_the_drive_are_heard(recording) -> None:
 
 def test_labels_mix_and_diagnostics_are_read_as_the_node_publishes_them(recording) -> None:
     assert recording.class_names == ("road", "car")
-    (mix,) = recording.mixes
-    assert mix.generation == 3
-    assert mix.reason == "drift"
-    assert mix.shares == pytest.approx({"night": 0.75, BASE_MODEL: 0.25})
-    assert mix.heaviest == "night"
-    assert recording.frames()[-1].mix is mix
+    (generation,) = recording.generations
+    assert generation.number == 3
+    assert generation.reason == "drift"
+    assert shares_of(generation) == pytest.approx({"night": 0.75, BASE_MODEL: 0.25})
+    assert generation.mix.heaviest == "night"
+    assert recording.frames()[-1].generation is generation
     assert recording.diagnostics.level == "WARN"
     assert recording.diagnostics.message == "2 of 9 images were broken"
     assert recording.diagnostics.count("camera: Images received") == 9

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from semla_ros.lab.demo.live_table import latencies_ms, mix_in_use, observe, render, status_line
+from semla_ros.lab.demo.live_table import latencies_ms, observe, render, status_line
 from semla_ros.lab.demo.recording import DiagnosticsSnapshot
 from semla_ros.lab.demo.score import LiveFigures
 
@@ -16,14 +16,14 @@ def state(drive):
     return observe(recording, LiveFigures(0.42, 0.61, 5), now_s=last_s, elapsed_s=7.5, duration_s=90.0)
 
 
-def text_of(state, mix) -> str:
+def text_of(state, generation) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(render(state, mix))
+    console.print(render(state, generation))
     return console.file.getvalue()
 
 
 def test_the_table_shows_every_figure(state, drive) -> None:
-    words = text_of(state, mix_in_use(drive.recording))
+    words = text_of(state, drive.recording.latest)
     for expected in (
         "fog",
         "8 / 90 s",
@@ -43,7 +43,7 @@ def test_the_table_shows_every_figure(state, drive) -> None:
 
 
 def test_bars_are_proportional_to_the_weights(state, drive) -> None:
-    words = text_of(state, mix_in_use(drive.recording))
+    words = text_of(state, drive.recording.latest)
     bars = {line.split("█")[0].split()[-1]: line.count("█") for line in words.splitlines() if "█" in line}
     assert bars["fog"] == 17
     assert bars["rain"] == 5
@@ -56,12 +56,12 @@ def test_nothing_heard_yet_is_shown_without_errors(tmp_path) -> None:
     with FrameStore(tmp_path / "frames.bin") as store:
         recording = Recording(store)
     state = observe(recording, LiveFigures(), now_s=1.0, elapsed_s=0.0, duration_s=90.0)
-    assert "waiting" in text_of(state, mix_in_use(recording))
-    assert "mIoU - -> -" in status_line(state, mix_in_use(recording))
+    assert "waiting" in text_of(state, recording.latest)
+    assert "mIoU - -> -" in status_line(state, recording.latest)
 
 
 def test_the_line_for_logs_names_segment_mix_and_figures(state, drive) -> None:
-    line = status_line(state, mix_in_use(drive.recording))
+    line = status_line(state, drive.recording.latest)
     assert "fog 70% rain 20%" in line
     assert "0.42 -> 0.61" in line
     assert len(line.splitlines()) == 1

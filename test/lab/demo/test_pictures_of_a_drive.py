@@ -18,7 +18,7 @@ def panels(drive) -> PanelMaker:
 
 
 def test_the_timeline_shows_the_colours_of_the_adapters_in_use(drive, tmp_path) -> None:
-    draw_timeline(tmp_path / "timeline.png", drive.score, drive.recording.mixes)
+    draw_timeline(tmp_path / "timeline.png", drive.score, drive.recording.generations)
     with Image.open(tmp_path / "timeline.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     assert pixels.shape[1] > 1500

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from made_generations import generation
 
 from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.lab.demo.recording import BASE_MIX, DiagnosticsSnapshot, MixEvent, Recording
+from semla_ros.lab.demo.recording import DiagnosticsSnapshot, Recording
 from semla_ros.results import BASE_MODEL
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
@@ -13,10 +14,6 @@ MASK = np.zeros((4, 4), np.uint8)
 def recording(tmp_path):
     with FrameStore(tmp_path / "frames.bin") as store:
         yield Recording(store)
-
-
-def mix(generation: int, **shares: float) -> MixEvent:
-    return MixEvent(generation=generation, scene_stamp_ns=1, shares=shares, reason="drift", received_s=0.0)
 
 
 def test_a_frame_is_answered_by_a_mask_with_its_stamp_and_frame_id(recording) -> None:
@@ -36,15 +33,14 @@ def test_a_mask_may_overtake_its_image(recording) -> None:
 
 def test_each_mask_is_explained_by_the_mix_announced_before_it(recording) -> None:
     recording.add_mask(1, "", MASK, 0.0)
-    recording.add_mix(mix(1, night=1.0))
+    recording.add_generation(generation(1, {"night": 1.0}))
     recording.add_mask(2, "", MASK, 0.1)
-    recording.add_mix(mix(2, fog=0.4, night=0.6))
-    recording.add_mix(mix(2, fog=1.0))  # the latched message, heard again
+    recording.add_generation(generation(2, {"fog": 0.4, "night": 0.6}))
+    recording.add_generation(generation(2, {"fog": 1.0}))  # the latched message, heard again
     recording.add_mask(3, "", MASK, 0.2)
-    assert [record.mix.generation for record in recording.frames()] == [0, 1, 2]
-    assert [record.mix.heaviest for record in recording.frames()] == [BASE_MODEL, "night", "night"]
-    assert len(recording.mixes) == 2
-    assert BASE_MIX.heaviest == BASE_MODEL
+    assert [record.generation.number for record in recording.frames()] == [0, 1, 2]
+    assert [record.generation.mix.heaviest for record in recording.frames()] == [BASE_MODEL, "night", "night"]
+    assert len(recording.generations) == 2
 
 
 def test_nameless_stretches_are_called_after_their_neighbours(recording) -> None:

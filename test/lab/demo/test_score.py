@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from made_generations import generation
 
-from semla_ros.lab.demo.recording import FrameRecord, MixEvent
+from semla_ros.lab.demo.recording import FrameRecord
 from semla_ros.lab.demo.score import (
     as_truth_classes,
     class_table,
@@ -19,8 +20,7 @@ NAMES = ("road", "sidewalk", "car", "sky")
 
 
 def record(segment: str, **shares: float) -> FrameRecord:
-    mix = MixEvent(generation=1, scene_stamp_ns=1, shares=shares, reason="drift", received_s=0.0)
-    return FrameRecord(1, segment=segment, mix=mix)
+    return FrameRecord(1, segment=segment, generation=generation(1, shares))
 
 
 def test_masks_are_compared_by_class_name_and_not_by_index() -> None:

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from PIL import Image
 
 from semla_ros.lab.report.palette import domain_colour
@@ -9,7 +8,6 @@ from semla_ros.lab.report.pictures import (
     draw_legend,
     draw_mix,
     resize,
-    tile,
 )
 from semla_ros.results import BASE_MODEL
 
@@ -46,18 +44,6 @@ def test_masks_are_enlarged_without_new_colours() -> None:
     enlarged = resize(picture, 13, 11, smooth=False)
     assert enlarged.shape == (11, 13, 3)
     assert {tuple(colour) for colour in enlarged.reshape(-1, 3)} == {tuple(colour) for colour in PALETTE}
-
-
-def test_tiles_stand_in_reading_order() -> None:
-    pictures = [np.full((4, 6, 3), value, np.uint8) for value in (50, 100, 150)]
-    sheet = tile(pictures, columns=2, gap=2)
-    assert sheet.shape == (10, 14, 3)
-    assert [sheet[0, 0, 0], sheet[0, 8, 0], sheet[6, 0, 0]] == [50, 100, 150]
-
-
-def test_tiles_of_different_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one shape"):
-        tile([np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3, 3), np.uint8)], columns=2)
 
 
 def test_text_leaves_ink_on_the_canvas_and_the_file_is_a_png(tmp_path) -> None:
