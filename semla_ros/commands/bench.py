@@ -17,14 +17,8 @@ Exit status: 0 whether or not a goal is met, except for the soak: 1 where the no
 from __future__ import annotations
 
 import argparse
-import importlib
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
 
 from semla_ros.errors import ConfigError
 from semla_ros.resources import share_folder
@@ -32,18 +26,6 @@ from semla_ros.resources import share_folder
 NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "start", "node", "transport")
 NOT_IN_ALL = ("engines", "soak")
 _KNOWN = ", ".join((*NAMES, *NOT_IN_ALL))
-USUAL_SIZES = {
-    "fusion": ("tiny", "b"),
-    "frame": ("tiny", "b"),
-    "stall": ("tiny",),
-    "retrieval": ("tiny",),
-    "memory": ("tiny", "b"),
-    "start": ("tiny",),
-    "node": ("tiny",),
-    "transport": ("tiny",),
-    "engines": ("tiny", "b"),
-    "soak": ("tiny",),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,27 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the benchmarks; see the module for the exit status."""
     names = _chosen(arguments.names)
     _import_bench()
-    from bench import machine, report
+    from bench.run import run_benchmarks
 
-    console = Console(stderr=arguments.json)
-    results: dict[str, Any] = {"machine": machine.describe_machine()}
-    for name in names:
-        sizes = (arguments.size,) if arguments.size else USUAL_SIZES[name]
-        by_size = {}
-        for size in sizes:
-            with console.status(f"{name} at {size} size"):
-                by_size[size] = _measurement(name, size, arguments)()
-        results[name] = report.collect(by_size)
-        path = report.write(results, arguments.out)  # after each: a long run that is interrupted keeps what it has
-        if name == "stall":
-            report.draw_histogram(results[name], arguments.out / "stall.png")
-    if arguments.json:
-        json.dump(results, sys.stdout, indent=2)
-        print()
-    else:
-        report.show(results, console)
-        console.print(f"written to {path}")
-    return int(not results.get("soak", {}).get("passed", True))
+    return run_benchmarks(names, arguments)
 
 
 def _chosen(names: list[str]) -> tuple[str, ...]:
@@ -108,24 +72,3 @@ def _import_bench() -> None:
         raise ConfigError(f"the benchmarks are part of the source tree, and {folder} has none; run it from a checkout")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-
-
-def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callable[[], dict[str, object]]:
-    """The measurement of one benchmark at one size, ready to run."""
-    measure: Callable[..., dict[str, object]] = importlib.import_module(f"bench.{name}").measure
-    if name == "frame":
-        return lambda: measure(size, repeats=arguments.repeats, compiled=arguments.compiled)
-    if name in ("fusion", "engines"):
-        return lambda: measure(size, repeats=arguments.repeats)
-    if name in ("stall", "transport"):
-        return lambda: measure(size, seconds=arguments.seconds)
-    if name == "retrieval":
-        counts = tuple(count for count in (10, 100, 1000) if count < arguments.adapters)
-        return lambda: measure(size, counts=(*counts, arguments.adapters))
-    if name == "node":
-        return lambda: measure(arguments.model, arguments.library, seconds=arguments.seconds)
-    if name == "start":
-        return lambda: measure(arguments.model, arguments.library, repeats=arguments.repeats, against=arguments.against)
-    if name == "soak":
-        return lambda: measure(arguments.frames, arguments.model, arguments.library)
-    return lambda: measure(size)
