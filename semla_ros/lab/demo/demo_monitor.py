@@ -20,6 +20,7 @@ from std_msgs.msg import String
 
 from semla_ros.errors import SemlaError
 from semla_ros.image_codec import decode
+from semla_ros.lab.bags.label_map import raw_mask
 from semla_ros.lab.demo.recording import DiagnosticsSnapshot, Recording
 from semla_ros.nodes.messages import stamp_ns, statuses_of
 from semla_ros.results import Generation, ImageArray
@@ -63,7 +64,7 @@ class DemoMonitor(Node):
         self._recording.add_image(stamp_ns(header.stamp), header.frame_id, _rgb(message), time.monotonic())
 
     def _on_truth(self, message: Image) -> None:
-        self._recording.add_truth(stamp_ns(message.header.stamp), _ids(message))
+        self._recording.add_truth(stamp_ns(message.header.stamp), raw_mask(message))
 
     def _on_segment(self, message: String) -> None:
         told = json.loads(message.data)
@@ -75,7 +76,7 @@ class DemoMonitor(Node):
 
     def _on_mask(self, message: Image) -> None:
         header, now_s = message.header, time.monotonic()
-        self._recording.add_mask(stamp_ns(header.stamp), header.frame_id, _ids(message), now_s)
+        self._recording.add_mask(stamp_ns(header.stamp), header.frame_id, raw_mask(message), now_s)
 
     def _on_labels(self, message: String) -> None:
         classes = json.loads(message.data)["classes"]
@@ -113,14 +114,6 @@ def _rgb(message: Image) -> ImageArray:
             is_bigendian=bool(message.is_bigendian),
         )
     )
-
-
-def _ids(message: Image) -> ImageArray:
-    """Class ids of a mono8 mask, (H, W)."""
-    if message.encoding != "mono8":
-        raise SemlaError(f"expected a mask of encoding mono8, got '{message.encoding}'")
-    rows = np.frombuffer(memoryview(message.data), np.uint8).reshape(message.height, message.step)
-    return np.ascontiguousarray(rows[:, : message.width])
 
 
 class Monitor:

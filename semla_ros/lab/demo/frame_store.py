@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from semla_ros.errors import ImageError
-from semla_ros.results import ImageArray
+from semla_ros.results import ImageArray, MaskArray
 
 Key = tuple[str, int]  # kind ("image", "truth", "mask", "base") and stamp in nanoseconds
 
@@ -38,7 +38,7 @@ class FrameStore:
         self._places: dict[Key, _Place] = {}
         self._lock = threading.Lock()
 
-    def add(self, kind: str, stamp_ns: int, picture: ImageArray) -> None:
+    def add(self, kind: str, stamp_ns: int, picture: MaskArray) -> None:
         """Keep a uint8 picture, RGB (H, W, 3) or mask (H, W); a second one of the same kind and stamp replaces it.
 
         Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from semla_ros.lab.bags.label_map import LabelMap
 from semla_ros.lab.demo.recording import FrameRecord, Recording, shares_of
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix, iou_per_class, mean_iou
 from semla_ros.lab.world.drive import SEGMENT_FAMILIES
@@ -17,23 +18,9 @@ from semla_ros.results import BASE_MODEL, ImageArray, MaskArray
 UNSHIFTED_SEGMENT = "clear"  # what the base model was trained on; named "clear" in the drive
 
 
-def as_truth_classes(mask: MaskArray, mask_names: Sequence[str], truth_names: Sequence[str]) -> ImageArray:
-    """Renumber a mask into the classes of the truth, by name.
-
-    Args:
-        mask: Class index per pixel, shape (H, W).
-        mask_names: Name of each index of the mask.
-        truth_names: Name of each class of the truth.
-
-    Returns:
-        Index into `truth_names` per pixel, shape (H, W), uint8; 255 where the truth has no class of that name.
-    """
-    table = np.full(len(mask_names) + 1, 255, np.uint8)  # the last entry takes what is beyond the names: unlabelled
-    for index, name in enumerate(mask_names):
-        if name in truth_names:
-            table[index] = truth_names.index(name)
-    renumbered: ImageArray = table[np.minimum(mask.astype(np.intp), len(mask_names))]
-    return renumbered
+def as_truth_classes(mask: MaskArray, mask_names: Sequence[str], truth_names: Sequence[str]) -> MaskArray:
+    """A mask (H, W) renumbered by name into the classes of the truth; 255 where it has no class of that name."""
+    return LabelMap(dict(enumerate(mask_names)), truth_names)(mask)
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,15 @@ class DemoSettings:
     library: str = ""  # adapter library folder; empty = the model's own
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate_hz <= 60:
-            raise ConfigError(f"'rate_hz' must be between 0 (automatic) and 60, got {self.rate_hz:g}")
-        if not 0 <= self.drive_s <= 3600:
-            raise ConfigError(f"'duration_s' must be between 0 (automatic) and 3600, got {self.drive_s:g}")
-        for name, value in (("width", self.width), ("height", self.height)):
-            if not 32 <= value <= 4096:
-                raise ConfigError(f"image {name} must be between 32 and 4096 pixels, got {value}")
-        if not 0 <= self.seed < 2**31:
-            raise ConfigError(f"'seed' must be between 0 and {2**31 - 1}, got {self.seed}")
+        for name, value, low, high in (
+            ("rate_hz", self.rate_hz, 0, 60),
+            ("duration_s", self.drive_s, 0, 3600),
+            ("width", self.width, 32, 4096),
+            ("height", self.height, 32, 4096),
+            ("seed", self.seed, 0, 2**31 - 1),
+        ):
+            if not low <= value <= high:
+                raise ConfigError(f"'{name}' must be between {low} and {high}, got {value:g}")
 
     @property
     def duration_s(self) -> float:
