@@ -33,6 +33,7 @@ from semla_ros.library.manifest import ModelReference
 from semla_ros.resources import find_model, shipped_library
 
 DEFAULT_MODEL = "semla-tiny"
+NO_DIGEST = "without digests, so that a small damage cannot be seen"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -242,6 +243,7 @@ def adapter_rows(library: AdapterLibrary) -> list[dict[str, Any]]:
                 "family": entry.family,
                 "licence": entry.licence,
                 "note": entry.note,
+                "has_digest": bool(files.sha256),
                 "problem": None,
             }
         )
@@ -290,3 +292,5 @@ def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["problem"] is not None:
             print(f"broken: {row['problem']}")
+    if names := library.without_digest:
+        print(f"{NO_DIGEST}: {', '.join(names)}; 'semla library import {library.folder}' writes them")

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -151,7 +152,10 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
     from semla_ros.adaptation.scene_embedding import SceneEncoder
     from semla_ros.lab.training.adapter_training import train_adapter
     from semla_ros.lab.training.loop import Run
+    from semla_ros.library.adapter_files import AdapterReader
     from semla_ros.library.adapter_library import AdapterLibrary
+    from semla_ros.library.importing import completed_entry
+    from semla_ros.library.manifest import AdapterEntry, change_manifest
     from semla_ros.segmentation.checkpoint import load_model
     from semla_ros.segmentation.targets import lora_signature
 
@@ -182,6 +186,11 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
         # What was written must load before it joins the library.
         AdapterLibrary.load(staging, targets=lora_signature(base.model)).adapter(arguments.name).layers  # noqa: B018
         (staging / arguments.name).rename(target)
+        entry = completed_entry(AdapterEntry(), AdapterReader().read(arguments.library, arguments.name))
+        change_manifest(
+            arguments.library,
+            lambda manifest: replace(manifest, adapters={**manifest.adapters, arguments.name: entry}),
+        )
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     print(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,21 +16,31 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from semla_ros.errors import AdapterError
+from semla_ros.file_integrity import FileMark, mark_of, open_regular
 from semla_ros.library.domain_statistics import DomainStatistics, parse_statistics, statistics_name
 from semla_ros.library.lora_settings import LoraSettings, parse_lora_settings
 from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry
-from semla_ros.library.safetensors_header import Header, HeaderError, read_header
+from semla_ros.library.safetensors_header import Header, HeaderError, foreign, parse_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+PICKLED_NAME = "adapter_model.bin"
 KEY_START = "base_model.model."
 FLOAT_TYPES = ("F32", "F16", "BF16", "F64")
 MAX_SMALL_FILE_BYTES = 64 * 1024 * 1024  # configuration and statistics; a larger one is not what it claims to be
 
+# A value so far from the rest of its matrix is a damaged one. One flipped bit of an exponent multiplies a value by 2,
+# 4, 16, 256 or more, or makes it tiny. In the shipped adapters and those of the reference set the largest value is at
+# most 5.9 times the root mean square of its matrix; optimisers such as Adam bound each step of each value, so that no
+# trained value is far from all others. Both bounds must be broken: heavy tails have a second large value.
+OUTLIER_RMS = 16.0  # times the root mean square of all other values
+OUTLIER_SECOND = 4.0  # times the second largest
+
 Signature = Mapping[str, tuple[int, int]]  # module path -> (out features, in features)
+LoraLayers = dict[str, "tuple[Tensor, Tensor]"]  # module path -> A (r, in), B (out, r)
 
 
 def file_names(name: str) -> tuple[str, str, str]:
@@ -86,66 +99,76 @@ class AdapterReader:
             AdapterError: A file is missing, damaged, unsupported, made for another base model, or not the one that the
                 manifest names.
         """
-        folder = f"{library}/{name}"  # no Path: it would intern the name of each of thousands of adapters for good
-        for file_name in file_names(name):
-            path = f"{folder}/{file_name}"
-            if os.path.islink(path) and Path(folder).resolve() not in Path(path).resolve().parents:
+        with _blaming(name):
+            folder = f"{library}/{name}"  # no Path: it would intern the name of each of thousands of adapters for good
+            for file_name in file_names(name):
+                path = f"{folder}/{file_name}"
+                if os.path.islink(path) and Path(folder).resolve() not in Path(path).resolve().parents:
+                    raise AdapterError(
+                        f"adapter '{name}': {file_name} is a link that leaves its folder; copy the file instead"
+                    )
+            expected = entry.sha256 if entry else {}
+            settings = parse_lora_settings(_read(folder, name, CONFIG_NAME, expected), name)
+            statistics = parse_statistics(_read(folder, name, statistics_name(name), expected), name)
+            if not os.path.lexists(f"{folder}/{WEIGHTS_NAME}") and os.path.exists(f"{folder}/{PICKLED_NAME}"):
                 raise AdapterError(
-                    f"adapter '{name}': {file_name} is a link that leaves its folder; copy the file instead"
+                    f"adapter '{name}': {PICKLED_NAME} is a pickle, which is never read: convert it to safetensors"
                 )
-        expected = entry.sha256 if entry else {}
-        settings = parse_lora_settings(_read(folder, name, CONFIG_NAME, expected), name)
-        statistics = parse_statistics(_read(folder, name, statistics_name(name), expected), name)
-        try:
-            header = read_header(f"{folder}/{WEIGHTS_NAME}")
-        except (HeaderError, OSError) as error:
-            raise _unreadable(name, WEIGHTS_NAME, error) from None
+            with _blaming(name, WEIGHTS_NAME), open_regular(f"{folder}/{WEIGHTS_NAME}") as file:
+                header = parse_header(file, os.fstat(file.fileno()).st_size)
+            self._check(header, settings, name)
+            return AdapterFiles(
+                library,
+                name,
+                settings,
+                statistics,
+                sha256=expected.get(WEIGHTS_NAME, ""),
+                num_layers=len(header.tensors) // 2,
+                num_bytes=header.file_bytes,
+            )
+
+    def read_layers(self, files: AdapterFiles, verified: FileMark | None = None) -> tuple[LoraLayers, FileMark]:
+        """Matrices of an adapter, as stored; layers whose scaling differs have that put into A.
+
+        The file is read, not mapped: one that is overwritten meanwhile is then a wrong file, not the end of the
+        process. `safe_open` would besides leave some 64 bytes of each tensor behind for good, and each new scene reads
+        adapters.
+
+        Args:
+            files: The checked folder.
+            verified: Mark of the file whose values and digest were checked before; those of any other are checked now.
+
+        Returns:
+            Module path -> A (r, in), B (out, r), and the mark of the file that they are from.
+
+        Raises:
+            AdapterError: The file has changed since and is not sound, or holds values that are not finite or out of
+                all proportion to the others.
+        """
+        from safetensors.torch import load
+
+        name, settings, path = files.name, files.settings, f"{files.library}/{files.name}/{WEIGHTS_NAME}"
+        with _blaming(name, WEIGHTS_NAME):
+            with open_regular(path) as file:
+                mark = mark_of(os.fstat(file.fileno()))
+                content = file.read()
+            if mark != verified:
+                _check_digest(name, WEIGHTS_NAME, content, files.sha256)
+                self._check(parse_header(io.BytesIO(content), len(content)), settings, name)
+            layers = {}
+            tensors = load(content)
+            for module in layer_paths(tensors):
+                a, b = (tensors[key] for key in layer_keys(module))
+                if mark != verified:
+                    _check_values(name, f"A of layer '{module}'", a)
+                    _check_values(name, f"B of layer '{module}'", b)
+                ratio = settings.scaling_of(module) / settings.scaling if settings.scaling else 1.0
+                layers[module] = (a if ratio == 1.0 else a.float() * ratio, b)
+            return layers, mark
+
+    def _check(self, header: Header, settings: LoraSettings, name: str) -> None:
         if problem := self._problem(header, settings):
             raise AdapterError(f"adapter '{name}': {problem}")
-        return AdapterFiles(
-            library,
-            name,
-            settings,
-            statistics,
-            sha256=expected.get(WEIGHTS_NAME, ""),
-            num_layers=len(header.tensors) // 2,
-            num_bytes=header.file_bytes,
-        )
-
-
-def read_layers(files: AdapterFiles, *, is_verified: bool = False) -> dict[str, tuple[Tensor, Tensor]]:
-    """Matrices of an adapter, as stored; layers whose scaling differs have that put into A.
-
-    The file is read, not mapped: one that is overwritten meanwhile is then a wrong file, not the end of the process.
-    `safe_open` would besides leave some 64 bytes of each tensor behind for good, and each new scene reads adapters.
-
-    Args:
-        files: The checked folder.
-        is_verified: Values and digest were checked before.
-
-    Returns:
-        Module path -> A (r, in), B (out, r).
-
-    Raises:
-        AdapterError: The file has changed since, or holds values that are not finite.
-    """
-    from safetensors.torch import load
-
-    name, settings = files.name, files.settings
-    expected = {} if is_verified else {WEIGHTS_NAME: files.sha256}
-    content = _read(str(files.folder), name, WEIGHTS_NAME, expected, most_bytes=None)
-    layers = {}
-    try:
-        tensors = load(content)
-        for module in layer_paths(tensors):
-            a, b = (tensors[key] for key in layer_keys(module))
-            if not is_verified:
-                _check_finite(name, module, a, b)
-            ratio = settings.scaling_of(module) / settings.scaling if settings.scaling else 1.0
-            layers[module] = (a if ratio == 1.0 else a.float() * ratio, b)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise _unreadable(name, WEIGHTS_NAME, error) from None
-    return layers
 
 
 def read_base_statistics(library: Path, sha256: str) -> DomainStatistics:
@@ -210,47 +233,64 @@ def layers_problem(header: Header, settings: LoraSettings, targets: Signature | 
     return None
 
 
-def _read(
-    folder: str,
-    name: str,
-    file_name: str,
-    expected: Mapping[str, str],
-    *,
-    most_bytes: int | None = MAX_SMALL_FILE_BYTES,
-) -> bytes:
-    """Content of a file, held to the manifest's digest where it states one."""
-    try:
-        with open(f"{folder}/{file_name}", "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if most_bytes is not None and size > most_bytes:
-                raise AdapterError(f"adapter '{name}': {file_name} has {size} bytes, expected a small file")
-            data = file.read()
-    except OSError as error:
-        raise _unreadable(name, file_name, error) from None
-    digest = expected.get(file_name)
-    if digest and hashlib.sha256(data).hexdigest() != digest:
+def _read(folder: str, name: str, file_name: str, expected: Mapping[str, str]) -> bytes:
+    """Content of a small file, held to the manifest's digest where it states one."""
+    with _blaming(name, file_name), open_regular(f"{folder}/{file_name}") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_SMALL_FILE_BYTES:
+            raise AdapterError(f"adapter '{name}': {file_name} has {size} bytes, expected a small file")
+        data = file.read()
+        if what := foreign(data):
+            raise HeaderError(what)
+    _check_digest(name, file_name, data, expected.get(file_name, ""))
+    return data
+
+
+def _check_digest(name: str, file_name: str, data: bytes, expected: str) -> None:
+    if expected and hashlib.sha256(data).hexdigest() != expected:
         raise AdapterError(
             f"adapter '{name}': {file_name} is not the file that library.yaml names (SHA-256 differs); "
             "copy the folder again, or run 'semla library import' if the change is meant"
         )
-    return data
 
 
-def _check_finite(name: str, module: str, a: Tensor, b: Tensor) -> None:
-    for label, matrix in (("A", a), ("B", b)):
-        if not bool(matrix.isfinite().all()):
-            raise AdapterError(
-                f"adapter '{name}': {label} of layer '{module}' has values that are not finite; "
-                "train it again or remove its folder"
-            )
+def _check_values(name: str, what: str, matrix: Tensor) -> None:
+    """Refuse values that are not finite, and one that dwarfs all others of its matrix."""
+    import torch
+
+    sizes = matrix.flatten().float().abs()
+    largest, count = float(sizes.amax()) if sizes.numel() else 0.0, sizes.numel()
+    if not math.isfinite(largest):
+        raise AdapterError(
+            f"adapter '{name}': {what} has values that are not finite; train it again or remove its folder"
+        )
+    squares = float(torch.linalg.vector_norm(sizes, dtype=torch.float64)) ** 2
+    if count < 2 or largest <= OUTLIER_RMS * math.sqrt(max(squares - largest**2, 0.0) / (count - 1)):
+        return
+    second = float(sizes.topk(2).values[1])
+    if largest > OUTLIER_SECOND * second:
+        raise AdapterError(
+            f"adapter '{name}': {what} has one value of {largest:.3g} where the others are at most {second:.3g}: "
+            "the file is damaged; copy the folder again"
+        )
 
 
-def _unreadable(name: str, file_name: str, error: Exception) -> AdapterError:
-    reason = " ".join(str(error).split())
-    if isinstance(error, FileNotFoundError):
-        reason = "the file is missing"
-    elif isinstance(error, KeyError):
-        reason = f"tensor {error} is missing"
-    elif isinstance(error, OSError) and error.strerror:
-        reason = error.strerror
-    return AdapterError(f"adapter '{name}': {file_name}: {reason}; copy the folder again")
+@contextmanager
+def _blaming(name: str, file_name: str = "") -> Iterator[None]:
+    """Whatever fails inside belongs to an adapter, except that memory is short."""
+    try:
+        yield
+    except (AdapterError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if isinstance(error, FileNotFoundError):
+            reason = "the file is missing"
+        elif isinstance(error, KeyError):
+            reason = f"tensor {error} is missing"
+        elif isinstance(error, OSError) and error.strerror:
+            reason = error.strerror
+        elif not isinstance(error, ValueError | SafetensorError):
+            reason = f"{type(error).__name__}: {reason}"
+        where = f"{file_name}: " if file_name else ""
+        raise AdapterError(f"adapter '{name}': {where}{reason}; copy the folder again") from None

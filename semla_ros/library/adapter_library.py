@@ -22,20 +22,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.file_integrity import FileMark, mark_of
 from semla_ros.library.adapter_files import (
     AdapterFiles,
     AdapterReader,
+    LoraLayers,
     Signature,
     file_names,
     read_base_statistics,
-    read_layers,
 )
 from semla_ros.library.domain_statistics import DomainStatistics
 from semla_ros.library.manifest import (
@@ -46,9 +46,6 @@ from semla_ros.library.manifest import (
     is_plain_name,
     read_manifest,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -67,14 +64,14 @@ class Adapter:
 
     name: str
     scaling: float
-    _read: Callable[[], dict[str, tuple[Tensor, Tensor]]]
+    _read: Callable[[], LoraLayers]
 
     @cached_property
-    def layers(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def layers(self) -> LoraLayers:
         """Module path -> A (r, in), B (out, r), in the stored type.
 
         Raises:
-            AdapterError: The file has changed or holds values that are not finite.
+            AdapterError: See `AdapterReader.read_layers`.
         """
         return self._read()
 
@@ -100,6 +97,7 @@ class AdapterLibrary:
         manifest: LibraryManifest,
         problems: Mapping[str, str],
         base_statistics: DomainStatistics | None = None,
+        reader: AdapterReader | None = None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -114,7 +112,9 @@ class AdapterLibrary:
         self.spread: NDArray[np.float32] = np.array(
             [np.nan if spread is None else spread for spread in spreads], np.float32
         )
-        self._verified: set[str] = set()
+        self._reader = reader or AdapterReader()
+        self._verified: dict[str, FileMark] = {}  # weights files whose values and digests were found right
+        self._aside: dict[str, tuple[FileMark | None, ...]] = {}  # files of what was set aside
         self._lock = threading.Lock()
         self._again: Callable[[], AdapterLibrary] = lambda: self
 
@@ -160,7 +160,7 @@ class AdapterLibrary:
                 problems[name] = str(error)
         files = _of_one_length(files, encoder_dim, problems)
         dim = files[0].statistics.centroid.size if files else None
-        library = cls(folder, files, manifest, problems, _base_statistics(folder, manifest, dim, problems))
+        library = cls(folder, files, manifest, problems, _base_statistics(folder, manifest, dim, problems), reader)
         is_small = len(files) <= EAGER_ADAPTERS or eager_bytes == sys.maxsize
         if is_small and sum(item.num_bytes for item in files) <= eager_bytes:
             library = library._only_intact()
@@ -182,10 +182,29 @@ class AdapterLibrary:
     def reload(self) -> AdapterLibrary:
         """Read the folder again, held to the same model and encoder; this library stays as it is.
 
+        What was set aside stays so until one of its files has changed.
+
         Raises:
             LibraryError: As `load`.
         """
-        return self._again()
+        library = self._again()
+        for name, marks in list(self._aside.items()):
+            if name in library.names and marks == library._marks(name):
+                library.set_aside(name, self.problems[name])
+        return library
+
+    def set_aside(self, name: str, reason: str) -> None:
+        """Pass an adapter over from now on: it has failed in use."""
+        with self._lock:
+            if name in self._files:
+                self._aside[name] = self._marks(name)
+            self.problems[name] = reason
+        logger.warning("set aside: %s", reason)
+
+    @property
+    def without_digest(self) -> tuple[str, ...]:
+        """Adapters whose weights the manifest states no digest of: a small damage to them cannot be seen."""
+        return tuple(name for name, files in self._files.items() if not files.sha256)
 
     def adapter(self, name: str) -> Adapter:
         """One adapter.
@@ -218,15 +237,24 @@ class AdapterLibrary:
         """Likewise for the drift gate."""
         return self.manifest.drift
 
-    def _read_layers(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    def _read_layers(self, name: str) -> LoraLayers:
         try:
-            layers = read_layers(self._files[name], is_verified=name in self._verified)
+            layers, mark = self._reader.read_layers(self._files[name], self._verified.get(name))
         except AdapterError as error:
             with self._lock:
                 self.problems[name] = str(error)  # retrieval passes it over from now on
             raise
-        self._verified.add(name)
+        self._verified[name] = mark
         return layers
+
+    def _marks(self, name: str) -> tuple[FileMark | None, ...]:
+        marks: list[FileMark | None] = []
+        for file_name in file_names(name):
+            try:
+                marks.append(mark_of(os.stat(self._files[name].folder / file_name)))
+            except OSError:
+                marks.append(None)
+        return tuple(marks)
 
     def _only_intact(self) -> AdapterLibrary:
         """This library without the adapters whose values or digests are wrong."""
@@ -234,7 +262,7 @@ class AdapterLibrary:
             with suppress(AdapterError):  # told in `problems`
                 self._read_layers(name)
         intact = [files for name, files in self._files.items() if name not in self.problems]
-        library = AdapterLibrary(self.folder, intact, self.manifest, self.problems, self.base_statistics)
+        library = AdapterLibrary(self.folder, intact, self.manifest, self.problems, self.base_statistics, self._reader)
         library._verified = self._verified
         return library
 
@@ -247,14 +275,21 @@ def adapter_folders(folder: Path, manifest: LibraryManifest) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            found = {entry.name for entry in entries if is_plain_name(entry.name) and entry.is_dir()}
+            found = {entry.name for entry in entries if is_plain_name(entry.name)}
     except OSError as error:
         raise LibraryError(
             f"adapter library {folder}: {error.strerror or error}; give the folder that holds one folder per adapter"
         ) from None
-    found = {name for name in found if any(os.path.exists(f"{folder}/{name}/{item}") for item in file_names(name))}
+    found = {name for name in found if _holds_adapter(f"{folder}/{name}", name)}
     listed = list(manifest.adapters)
     return listed + sorted(found - set(listed))
+
+
+def _holds_adapter(path: str, name: str) -> bool:
+    """Whether a folder has a file of an adapter, whatever kind of file, or is a link that leads nowhere."""
+    if not os.path.isdir(path):
+        return os.path.islink(path) and not os.path.exists(path)
+    return any(os.path.lexists(f"{path}/{item}") for item in file_names(name))
 
 
 def _with_centroid(files: AdapterFiles, centroid: NDArray[np.float32]) -> AdapterFiles:
@@ -263,6 +298,8 @@ def _with_centroid(files: AdapterFiles, centroid: NDArray[np.float32]) -> Adapte
 
 def _read_one(folder: Path, name: str, reader: AdapterReader, manifest: LibraryManifest) -> AdapterFiles:
     path = f"{folder}/{name}"
+    if os.path.islink(path) and not os.path.exists(path):
+        raise AdapterError(f"adapter '{name}': its folder is a link that leads nowhere; copy the folder instead")
     if os.path.islink(path) and folder.resolve() not in Path(path).resolve().parents:
         raise AdapterError(f"adapter '{name}': its folder is a link that leaves the library; copy the folder instead")
     if not os.path.isdir(path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.file_integrity import atomic_folder, file_sha256
-from semla_ros.library.adapter_files import AdapterFiles, AdapterReader, Signature, file_names, read_layers
+from semla_ros.library.adapter_files import AdapterFiles, AdapterReader, Signature, file_names
 from semla_ros.library.adapter_library import AdapterLibrary, adapter_folders
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
@@ -16,9 +16,9 @@ from semla_ros.library.manifest import (
     AdapterEntry,
     LibraryManifest,
     ModelReference,
+    change_manifest,
     is_plain_name,
     read_manifest,
-    write_manifest,
 )
 
 _ALONG = ("CARD.md", "README.md", "LICENSE", "LICENSE.txt")  # copied with an adapter where they are there
@@ -54,33 +54,34 @@ def import_library(
     """
     if not folder.is_dir():
         raise LibraryError(f"adapter library {folder}: no such folder; give the one that holds one folder per adapter")
-    earlier = read_manifest(folder)
-    names = adapter_folders(folder, LibraryManifest())
-    if not names:
-        raise LibraryError(f"adapter library {folder}: no folder in it has an adapter_config.json")
-    order = [name for name in earlier.adapters if name in names]
-    entries: dict[str, AdapterEntry] = {}
-    lengths: dict[int, str] = {}
-    for name in [*order, *(name for name in names if name not in order)]:
-        files = read_checked(folder / name, targets)
-        lengths.setdefault(files.statistics.centroid.size, name)
-        if len(lengths) > 1:
-            (first, first_name), (second, second_name) = lengths.items()
-            raise LibraryError(
-                f"adapter library {folder}: centroid of '{first_name}' has {first} values, of '{second_name}' "
-                f"{second}; they are from different scene encoders: make them again with 'semla library index'"
-            )
-        entry = earlier.adapters.get(name, AdapterEntry())
-        entries[name] = _complete(entry, files, licence)
-    manifest = dataclasses.replace(
-        earlier,
-        base=base or earlier.base,
-        encoder=encoder or earlier.encoder,
-        adapters=entries,
-        note=note or earlier.note,
-    )
-    write_manifest(folder, manifest)
-    return manifest
+
+    def change(earlier: LibraryManifest) -> LibraryManifest:
+        names = adapter_folders(folder, LibraryManifest())
+        if not names:
+            raise LibraryError(f"adapter library {folder}: no folder in it has an adapter_config.json")
+        order = [name for name in earlier.adapters if name in names]
+        entries: dict[str, AdapterEntry] = {}
+        lengths: dict[int, str] = {}
+        for name in [*order, *(name for name in names if name not in order)]:
+            files = read_checked(folder / name, targets)
+            lengths.setdefault(files.statistics.centroid.size, name)
+            if len(lengths) > 1:
+                (first, first_name), (second, second_name) = lengths.items()
+                raise LibraryError(
+                    f"adapter library {folder}: centroid of '{first_name}' has {first} values, of '{second_name}' "
+                    f"{second}; they are from different scene encoders: make them again with 'semla library index'"
+                )
+            entry = earlier.adapters.get(name, AdapterEntry())
+            entries[name] = completed_entry(entry, files, licence)
+        return dataclasses.replace(
+            earlier,
+            base=base or earlier.base,
+            encoder=encoder or earlier.encoder,
+            adapters=entries,
+            note=note or earlier.note,
+        )
+
+    return change_manifest(folder, change)
 
 
 def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signature | None = None) -> str:
@@ -110,14 +111,20 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
     if target.exists() or target.is_symlink():
         raise AdapterError(f"adapter '{name}': {target} exists already; remove it, or give another name")
     files = read_checked(source, targets)
-    manifest = read_manifest(library) if library.is_dir() else LibraryManifest()
     origin = read_manifest(source.parent)
-    _check_fits(library, name, manifest, origin, files.statistics.centroid.size)
-    has_manifest = (library / MANIFEST_NAME).is_file()
-    if not has_manifest and not (library.is_dir() and adapter_folders(library, manifest)):
-        # The first adapter brings along what its own library states.
-        manifest = dataclasses.replace(origin, adapters={}, note="")
-        has_manifest = (source.parent / MANIFEST_NAME).is_file()
+    _check_fits(library, name, origin, files.statistics.centroid.size)
+
+    def change(manifest: LibraryManifest) -> LibraryManifest:
+        home = source.parent / BASE_STATISTICS_NAME
+        if not (library / MANIFEST_NAME).is_file() and adapter_folders(library, manifest) == [name]:
+            # The first adapter brings along what its own library states.
+            manifest = dataclasses.replace(origin, adapters={}, note="")
+        if manifest.base_domain is not None and not (library / BASE_STATISTICS_NAME).exists() and home.is_file():
+            shutil.copyfile(home, library / BASE_STATISTICS_NAME)
+        entry = origin.adapters.get(source.name, AdapterEntry())
+        entry = completed_entry(entry, AdapterReader().read(library, name))
+        return dataclasses.replace(manifest, adapters={**manifest.adapters, name: entry})
+
     with atomic_folder(target) as partial:
         for old, new in zip(file_names(source.name), file_names(name), strict=True):
             shutil.copyfile(source / old, partial / new)
@@ -125,13 +132,7 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
             if (source / extra).is_file() and not (source / extra).is_symlink():
                 shutil.copyfile(source / extra, partial / extra)
     try:
-        if has_manifest:
-            home = source.parent / BASE_STATISTICS_NAME
-            if manifest.base_domain is not None and not (library / BASE_STATISTICS_NAME).exists() and home.is_file():
-                shutil.copyfile(home, library / BASE_STATISTICS_NAME)
-            entry = origin.adapters.get(source.name, AdapterEntry())
-            entry = _complete(entry, AdapterReader().read(library, name))
-            write_manifest(library, dataclasses.replace(manifest, adapters={**manifest.adapters, name: entry}))
+        change_manifest(library, change)
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         raise
@@ -139,20 +140,22 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
 
 
 def read_checked(folder: Path, targets: Signature | None) -> AdapterFiles:
-    """Read an adapter's folder and check every value in it; see `AdapterReader.read`."""
-    files = AdapterReader(targets).read(folder.parent, folder.name)
-    read_layers(files)
+    """Read an adapter's folder and check every value in it; see `AdapterReader`."""
+    reader = AdapterReader(targets)
+    files = reader.read(folder.parent, folder.name)
+    reader.read_layers(files)
     return files
 
 
-def _complete(entry: AdapterEntry, files: AdapterFiles, licence: str = "") -> AdapterEntry:
+def completed_entry(entry: AdapterEntry, files: AdapterFiles, licence: str = "") -> AdapterEntry:
     """A manifest entry with the digests of an adapter's files, and what its statistics file tells."""
     digests = {name: file_sha256(files.folder / name) for name in file_names(files.name)}
     return dataclasses.replace(entry.completed(files.statistics), sha256=digests, licence=entry.licence or licence)
 
 
-def _check_fits(library: Path, name: str, manifest: LibraryManifest, origin: LibraryManifest, length: int) -> None:
+def _check_fits(library: Path, name: str, origin: LibraryManifest, length: int) -> None:
     """An adapter's origin and centroid against the library that it is to join."""
+    manifest = read_manifest(library)
     for what, ours, theirs in (
         ("base model", manifest.base, origin.base),
         ("scene encoder", manifest.encoder, origin.encoder),

@@ -141,6 +141,10 @@ def _whole(value: Any, what: str) -> int:
 
 
 def _number(value: Any, what: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise _SettingsError(f"{what}: an alpha must be a finite number, got {value!r}")
-    return float(value)
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:  # JSON knows integers of any length
+        number = math.inf
+    if not math.isfinite(number):
+        raise _SettingsError(f"{what}: an alpha must be a finite number, got {str(value)[:40]!r}")
+    return number

@@ -7,7 +7,7 @@ are held to it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ import yaml
 
 from semla_ros.config import Checked, DriftConfig, Range, RetrievalConfig, fixed, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
-from semla_ros.file_integrity import write_atomically
+from semla_ros.file_integrity import locked, open_regular, write_atomically
 from semla_ros.library.domain_statistics import DomainStatistics
 from semla_ros.results import BASE_MODEL
 
@@ -128,15 +128,24 @@ def read_manifest(folder: Path) -> LibraryManifest:
     """
     path = folder / MANIFEST_NAME
     try:
-        values = _load_yaml(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            values = _load_yaml(file.read().decode())
     except FileNotFoundError:
         return LibraryManifest()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise LibraryError(f"{path}: {' '.join(str(error).split())}") from None
     try:
         return _manifest(values or {})
     except ConfigError as error:
         raise LibraryError(f"{path}: {error}") from None
+
+
+def change_manifest(folder: Path, change: Callable[[LibraryManifest], LibraryManifest]) -> LibraryManifest:
+    """Read, change and write `library.yaml`, one writer at a time; what `change` raises leaves it as it was."""
+    with locked(folder):
+        manifest = change(read_manifest(folder))
+        write_manifest(folder, manifest)
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: LibraryManifest) -> Path:

@@ -14,6 +14,9 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+from semla_ros.file_integrity import open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -47,31 +50,50 @@ def read_header(path: str | Path) -> Header:
         HeaderError: The file is truncated, or not what the format says.
         OSError: It cannot be read.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        if len(start) < 8:
-            raise HeaderError(f"file of {size} bytes is truncated")
-        (length,) = struct.unpack("<Q", start)
-        if length > MAX_HEADER_BYTES or 8 + length > size:
-            raise HeaderError(f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors")
-        header = _parse(file.read(length))
+    with open_regular(path) as file:
+        return parse_header(file, os.fstat(file.fileno()).st_size)
+
+
+def parse_header(file: BinaryIO, size: int) -> Header:
+    """As `read_header`, of an open file of so many bytes.
+
+    Raises:
+        HeaderError: Whatever it holds, it is not what the format says.
+    """
+    start = file.read(8)
+    if len(start) < 8:
+        raise HeaderError(f"file of {size} bytes is truncated")
+    (length,) = struct.unpack("<Q", start)
+    if length > MAX_HEADER_BYTES or 8 + length > size:
+        is_pickle = start.startswith((b"PK\3\4", b"\x80\2"))  # torch's archive, or the stream itself
+        raise HeaderError(
+            foreign(start)
+            or ("a pickle, which is never read: convert it to safetensors" if is_pickle else "")
+            or f"header of {length} bytes in a file of {size} bytes: truncated, or not safetensors"
+        )
+    text = file.read(length)
+    try:
+        header = _parse(text)
+    except HeaderError:
+        raise
+    except Exception as error:  # JSON can say anything: infinite shapes, lists for types, thousands of levels
+        raise HeaderError(f"header cannot be parsed ({type(error).__name__}); not a safetensors file") from None
     if header.file_bytes != size:
         raise HeaderError(f"{header.file_bytes} bytes expected, {size} found: the file is truncated or damaged")
     return header
 
 
+def foreign(start: bytes) -> str:
+    """What stands in place of a file's content, by its first bytes; empty where nothing does."""
+    return "a git-lfs pointer, not the file itself: run 'git lfs pull'" if start.startswith(b"version ") else ""
+
+
 @functools.lru_cache(maxsize=16)  # adapters of one library mostly have the same layers
 def _parse(text: bytes) -> Header:
-    try:
-        entries = json.loads(text)
-        metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
-        tensors = {
-            name: TensorEntry(entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in entries.items()
-        }
-        spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise HeaderError(f"header cannot be parsed ({type(error).__name__}); not a safetensors file") from None
+    entries = json.loads(text)
+    metadata = {str(key): str(value) for key, value in entries.pop("__metadata__", {}).items()}
+    tensors = {name: TensorEntry(entry["dtype"], tuple(map(int, entry["shape"]))) for name, entry in entries.items()}
+    spans = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
     end = 0
     for first, last, name in spans:
         entry = tensors[name]

@@ -237,10 +237,13 @@ def test_add_copies_an_adapter_whole(library: Path, tmp_path: Path, capsys: pyte
     assert sorted(state_of(target)) == [
         *(f"fog/{name}" for name in ("CARD.md", "adapter_config.json", "adapter_model.safetensors")),
         "fog/fog_statistics.npz",
+        "library.yaml",
         *(f"mist/{name}" for name in ("CARD.md", "adapter_config.json", "adapter_model.safetensors")),
         "mist/mist_statistics.npz",
     ]
-    assert AdapterLibrary.load(target).names == ("fog", "mist")
+    added = AdapterLibrary.load(target)
+    assert added.names == ("fog", "mist")
+    assert added.without_digest == ()
 
 
 def test_an_added_adapter_joins_the_manifest_with_what_its_origin_knows(
@@ -421,7 +424,7 @@ def test_add_leaves_no_trace_where_the_manifest_cannot_be_written(
     write_adapter(target / "rain")
     write_manifest(target, LibraryManifest())
     before = state_of(target)
-    monkeypatch.setattr("semla_ros.library.importing.write_manifest", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("semla_ros.library.manifest.write_manifest", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         add_adapter(target, library / "fog")
     assert state_of(target) == before

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_parts import write_adapter
 
-from semla_ros.library.adapter_files import AdapterReader, read_layers
+from semla_ros.library.adapter_files import AdapterReader, LoraLayers
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.safetensors_header import HeaderError, read_header
 
@@ -27,8 +27,13 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "fog" / "adapter_model.safetensors"
 
 
+def layers_of(weights: Path) -> LoraLayers:
+    reader = AdapterReader()
+    return reader.read_layers(reader.read(weights.parents[1], "fog"))[0]
+
+
 def assert_layers_are_read(weights: Path) -> None:
-    a, b = read_layers(AdapterReader().read(weights.parents[1], "fog"))["layer"]
+    a, b = layers_of(weights)["layer"]
     assert torch.equal(a, LAYER["layer"][0])
     assert torch.equal(b, LAYER["layer"][1])
 
@@ -65,7 +70,7 @@ def test_a_tensor_that_does_not_lie_where_its_shape_says_is_refused(tmp_path: Pa
 def test_an_overwritten_file_does_not_change_what_was_read(weights: Path) -> None:
     layers = {"layer": (torch.ones(4, 25_000), torch.ones(5, 4))}
     write_adapter(weights.parent, layers, np.zeros(3))
-    a, _ = read_layers(AdapterReader().read(weights.parents[1], "fog"))["layer"]
+    a, _ = layers_of(weights)["layer"]
     weights.write_bytes(b"short")  # a mapped file would end the process here
     assert bool((a == 1).all())
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
-import io
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import AdapterError, LibraryError
-from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.file_integrity import file_sha256
 from semla_ros.lab.training.samples import image_files, read_image
 from semla_ros.library.domain_statistics import (
     DomainStatistics,
@@ -25,14 +24,13 @@ from semla_ros.library.domain_statistics import (
 from semla_ros.library.manifest import (
     MANIFEST_NAME,
     AdapterEntry,
+    LibraryManifest,
     ModelReference,
+    change_manifest,
     read_manifest,
-    write_manifest,
 )
 
-logger = logging.getLogger(__name__)
-
-SAVE_EVERY_BATCHES = 20  # embeddings at most lost by an interruption, in batches
+STATE_NAME = ".index.part"  # in the adapter's folder until its centroid is written
 
 
 def index_adapter(
@@ -46,7 +44,7 @@ def index_adapter(
     """Embed a domain's images and write `<name>_statistics.npz` into the adapter's folder.
 
     Where the library has a `library.yaml`, spread, number of images and digest are put into it. An interrupted run is
-    gone on with: finished embeddings lie in `.index.npz` of the folder until the centroid is written.
+    gone on with: finished embeddings lie in a hidden file of the folder until the centroid is written.
 
     Args:
         folder: The adapter's folder, `<library>/<name>`.
@@ -67,55 +65,62 @@ def index_adapter(
     if not folder.is_dir():
         raise AdapterError(f"adapter '{name}': there is no folder {folder}; train or add the adapter first")
     library = folder.parent
-    manifest = read_manifest(library)
     used = ModelReference(id=encoder.id, sha256=encoder.sha256)
+    _check_encoder(library, read_manifest(library), used)
+    files = image_files(images, "images")
+    with _State(folder / STATE_NAME, encoder) as state:
+        statistics = statistics_of(_embed_files(files, images, encoder, state, batch_size, on_progress))
+        file = folder / statistics_name(name)
+        write_statistics(file, statistics)
+        if (library / MANIFEST_NAME).is_file():
+            change_manifest(library, lambda manifest: _with_statistics(manifest, library, file, statistics, used))
+        state.path.unlink(missing_ok=True)
+    return statistics
+
+
+def _check_encoder(library: Path, manifest: LibraryManifest, used: ModelReference) -> None:
     if difference := manifest.encoder.difference(used):
         raise LibraryError(
             f"adapter library {library}: its scene encoder has {difference}, the one given; "
             "one library takes one encoder"
         )
-    files = image_files(images, "images")
-    embeddings = _embed_files(files, images, encoder, folder / ".index.npz", batch_size, on_progress)
-    statistics = statistics_of(embeddings)
-    file = folder / statistics_name(name)
-    write_statistics(file, statistics)
-    if (library / MANIFEST_NAME).is_file():
-        entry = manifest.adapters.get(name, AdapterEntry())
-        digests = {**entry.sha256, file.name: file_sha256(file)}
-        entry = dataclasses.replace(entry, sha256=digests, images=0, spread_mean=None, spread_p95=None)
-        adapters = {**manifest.adapters, name: entry.completed(statistics)}
-        reference = manifest.encoder if manifest.encoder.id else used
-        write_manifest(library, dataclasses.replace(manifest, encoder=reference, adapters=adapters))
-    (folder / ".index.npz").unlink(missing_ok=True)
-    return statistics
+
+
+def _with_statistics(
+    manifest: LibraryManifest, library: Path, file: Path, statistics: DomainStatistics, used: ModelReference
+) -> LibraryManifest:
+    _check_encoder(library, manifest, used)  # again: another process may have written in the meantime
+    name = file.parent.name
+    entry = manifest.adapters.get(name, AdapterEntry())
+    digests = {**entry.sha256, file.name: file_sha256(file)}
+    entry = dataclasses.replace(entry, sha256=digests, images=0, spread_mean=None, spread_p95=None)
+    return dataclasses.replace(
+        manifest,
+        encoder=manifest.encoder if manifest.encoder.id else used,
+        adapters={**manifest.adapters, name: entry.completed(statistics)},
+    )
 
 
 def _embed_files(
     files: Sequence[Path],
     root: Path,
     encoder: SceneEncoder,
-    state_file: Path,
+    state: _State,
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> NDArray[np.float32]:
     """Embeddings of all files, shape (N, D); those of an interrupted run are not computed again."""
     keys = [_file_key(path, root) for path in files]
-    done = _read_state(state_file, encoder)
+    done = state.done
     todo = [index for index, key in enumerate(keys) if key not in done]
     batches = [todo[first : first + batch_size] for first in range(0, len(todo), batch_size)]
     if on_progress:
         on_progress(len(files) - len(todo), len(files))
-    try:
-        for number, batch in enumerate(batches, start=1):
-            vectors = encoder.embed_batch([read_image(files[index]) for index in batch])
-            done.update(zip([keys[index] for index in batch], vectors, strict=True))
-            if number % SAVE_EVERY_BATCHES == 0:
-                _write_state(state_file, encoder, done)
-            if on_progress:
-                on_progress(len(files) - len(todo) + sum(map(len, batches[:number])), len(files))
-    except BaseException:
-        _write_state(state_file, encoder, done)
-        raise
+    for number, batch in enumerate(batches, start=1):
+        vectors = encoder.embed_batch([read_image(files[index]) for index in batch])
+        state.add([keys[index] for index in batch], vectors)
+        if on_progress:
+            on_progress(len(files) - len(todo) + sum(map(len, batches[:number])), len(files))
     return np.stack([done[key] for key in keys])
 
 
@@ -126,27 +131,48 @@ def _file_key(path: Path, root: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read_state(path: Path, encoder: SceneEncoder) -> dict[str, NDArray[np.float32]]:
-    """Finished embeddings of an interrupted run with the same encoder; none where there was no such run."""
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            if str(state["encoder"]) != _encoder_key(encoder) or state["vectors"].shape[1:] != (encoder.dim,):
-                return {}
-            return dict(zip(state["keys"].tolist(), state["vectors"].astype(np.float32), strict=True))
-    except Exception as error:  # numpy raises whatever the damage leads to
-        logger.warning("%s is damaged (%s): starting over", path, error)
-        return {}
+class _State:
+    """Finished embeddings of a run that may be interrupted: a line that names the encoder, then one record an image.
 
+    Raises:
+        LibraryError: Another process indexes the same adapter.
+    """
 
-def _write_state(path: Path, encoder: SceneEncoder, done: dict[str, NDArray[np.float32]]) -> None:
-    if not done:
-        return
-    buffer = io.BytesIO()
-    np.savez(buffer, encoder=_encoder_key(encoder), keys=np.array(list(done)), vectors=np.stack(list(done.values())))
-    write_atomically(path, buffer.getvalue())
+    def __init__(self, path: Path, encoder: SceneEncoder) -> None:
+        self.path = path
+        self._record = np.dtype([("key", "S64"), ("vector", np.float32, (encoder.dim,))])
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise LibraryError(f"{path.parent}: another process is indexing this adapter") from None
+        first = f"{encoder.id} {encoder.sha256}\n".encode()
+        self._file.seek(0)
+        content = self._file.read()
+        if not content.startswith(first):  # of another encoder, or new
+            self._file.truncate(0)
+            self._file.write(first)
+            content = first
+        whole = (len(content) - len(first)) // self._record.itemsize
+        self._file.truncate(len(first) + whole * self._record.itemsize)  # a record that was cut off is lost
+        records = np.frombuffer(content, self._record, whole, len(first))
+        self.done: dict[str, NDArray[np.float32]] = {
+            record["key"].decode(errors="replace"): record["vector"]
+            for record in records
+            if np.isfinite(record["vector"]).all()
+        }
 
+    def add(self, keys: Sequence[str], vectors: NDArray[np.float32]) -> None:
+        """Append finished embeddings, shape (N, D)."""
+        self.done.update(zip(keys, vectors, strict=True))
+        records = np.empty(len(keys), self._record)
+        records["key"], records["vector"] = [key.encode() for key in keys], vectors
+        self._file.write(records.tobytes())
+        self._file.flush()
 
-def _encoder_key(encoder: SceneEncoder) -> str:
-    return f"{encoder.id} {encoder.sha256}"
+    def __enter__(self) -> _State:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
