@@ -13,19 +13,20 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from torch import Tensor
 
 from semla_ros.adaptation.background import NewestWins
 from semla_ros.adaptation.drift_gate import DriftGate
-from semla_ros.adaptation.fusion import Fuser, PreparedModel
+from semla_ros.adaptation.fusion import Fuser, MixError, PreparedModel
 from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.swap_gate import SwapGate
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import Engine, EngineOutput
-from semla_ros.errors import AdapterError, SemlaError
+from semla_ros.errors import NotFiniteError, SemlaError
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.pipeline_status import PipelineStatus, Tally
@@ -34,6 +35,10 @@ from semla_ros.segmentation.model import CatSeg
 from semla_ros.timing import RestartWatch, Stopwatch
 
 logger = logging.getLogger(__name__)
+
+
+class _FrozenError(Exception):
+    """Adaptation was frozen while a turn of it was under way."""
 
 
 class PerceptionPipeline:
@@ -67,12 +72,14 @@ class PerceptionPipeline:
         self._scene: FloatArray | None = None  # embedding that the present mix was retrieved for
         self._restarts = RestartWatch()
         self._is_frozen = False
+        self._commit_lock = threading.RLock()  # held while a generation is put into use, inside of the swap gate
+        self._starts_over = False  # asked by another thread: the next turn begins with a gate that knows nothing
         self._tally = Tally()
         self.on_generation: list[Callable[[Generation], None]] = []
         self._generation = Generation(
             number=0, mix=AdapterMix(), class_names=tuple(parts.class_names), vocabulary_version=0
         )
-        self._put_into_use(self._fuser.prepare(self._generation.mix), self._generation)
+        self._fuser.commit(self._fuser.prepare(self._generation.mix), parts.engine.set_text)
         parts.engine.warm_up()
 
     @classmethod
@@ -100,9 +107,7 @@ class PerceptionPipeline:
         Returns:
             The mask with its generation, stamp, camera and frame id.
         """
-        with self._swap_gate.frame():
-            output = self._parts.engine.segment(frame.image, want_confidence)
-            generation = self._generation
+        (output,), generation = self._outputs(lambda: [self._parts.engine.segment(frame.image, want_confidence)])
         return self._answered(frame, output, generation)
 
     def segment_batch(self, frames: Sequence[Frame], want_confidence: bool = True) -> list[Segmentation]:
@@ -115,10 +120,45 @@ class PerceptionPipeline:
         Returns:
             One answer for each frame; latencies are those of the whole batch.
         """
-        with self._swap_gate.frame():
-            outputs = self._parts.engine.segment_batch([frame.image for frame in frames], want_confidence)
-            generation = self._generation
+        images = [frame.image for frame in frames]
+        outputs, generation = self._outputs(lambda: self._parts.engine.segment_batch(images, want_confidence))
         return [self._answered(frame, output, generation) for frame, output in zip(frames, outputs, strict=True)]
+
+    def _outputs(self, run: Callable[[], list[EngineOutput]]) -> tuple[list[EngineOutput], Generation]:
+        """What the engine answers, and the generation that did.
+
+        Where the weights in use give no finite answer, the base model gives one, and their adapters are set aside.
+        """
+        with self._swap_gate.frame():
+            if self._fuser.in_use is None:
+                self._serve_base("the weights in use are not known")
+            try:
+                return run(), self._generation
+            except NotFiniteError as error:
+                mix = self._generation.mix
+                if not mix.names:
+                    raise
+                for name in mix.names:
+                    self._library.set_aside(
+                        name, f"adapter '{name}' is set aside until its files change: with the mix {mix}, {error}"
+                    )
+                self._serve_base(f"the mix {mix} gives no mask: {error}")
+            return run(), self._generation
+
+    def _serve_base(self, reason: str) -> None:
+        """Put the base model into use between two forward passes, and have the next turn look at the scene anew."""
+        with self._commit_lock:
+            self._fuser.use_base(self._parts.engine.set_text)
+            self._note_base(reason)
+
+    def _note_base(self, reason: str) -> None:
+        present = self._generation
+        self._generation = replace(
+            present, number=present.number + 1, mix=AdapterMix(), scene_stamp_ns=None, reason="failure"
+        )
+        self._starts_over = True
+        self._tally.count_failure(f"{reason}: the base model serves")
+        self._announce(self._generation)
 
     def _answered(self, frame: Frame, output: EngineOutput, generation: Generation) -> Segmentation:
         segmentation = Segmentation(
@@ -157,6 +197,10 @@ class PerceptionPipeline:
     def _adapt(self, frame: Frame, watch: Stopwatch) -> AdaptationStep:
         if self._is_frozen:
             return self._step("frozen", frame, watch)
+        if self._starts_over:
+            self._starts_over = False
+            self._restarts.forget()
+            self._start_over()
         self._notice_restart(frame.stamp_ns)
         if not self._drift_gate.should_embed(frame.stamp_ns):
             return self._step("throttled", frame, watch)
@@ -165,11 +209,12 @@ class PerceptionPipeline:
         decision = self._drift_gate.update(embedding, frame.stamp_ns)
         if not decision.has_drifted:
             return self._step("dwell" if decision.is_dwelling else "steady", frame, watch, drift=decision.drift)
-        with watch.stage("retrieve"):
-            mix = self._retriever.retrieve(decision.smoothed)
-        self._renew("drift", mix=mix, scene=decision.smoothed, scene_stamp_ns=frame.stamp_ns, watch=watch)
+        try:
+            generation = self._fuse_scene("drift", decision.smoothed, frame.stamp_ns, watch)
+        except _FrozenError:
+            return self._step("frozen", frame, watch, drift=decision.drift)
         self._drift_gate.accept(frame.stamp_ns)
-        return self._step("fused", frame, watch, drift=decision.drift, mix=mix)
+        return self._step("fused", frame, watch, drift=decision.drift, mix=generation.mix)
 
     def process(self, frame: Frame) -> tuple[Segmentation, AdaptationStep]:
         """Adapt, then segment, in this thread: the same frames always give the same masks."""
@@ -213,8 +258,7 @@ class PerceptionPipeline:
     def update(self, *, retrieval: RetrievalConfig | None = None, drift: DriftConfig | None = None) -> Generation:
         """Change settings of the running pipeline; a new retrieval setting acts on the present scene at once."""
         with self._change("settings"):
-            if drift is not None:
-                self._drift, self._drift_gate = drift, DriftGate(drift)
+            gate = None if drift is None else DriftGate(drift)
             if retrieval is not None:
                 present = self._retrieval, self._retriever
                 self._retrieval, self._retriever = retrieval, Retriever(self._library, retrieval)
@@ -223,6 +267,8 @@ class PerceptionPipeline:
                 except Exception:
                     self._retrieval, self._retriever = present
                     raise
+            if drift is not None and gate is not None:  # last, when nothing can fail any more
+                self._drift, self._drift_gate = drift, gate
             return self._generation
 
     def apply_mix(self, mix: AdapterMix, reason: str) -> Generation:
@@ -231,8 +277,12 @@ class PerceptionPipeline:
             return self._renew(reason, mix=mix)
 
     def freeze(self, is_frozen: bool) -> None:
-        """Keep the present mix (True), or follow the scene again (False)."""
-        self._is_frozen = is_frozen
+        """Keep the present mix (True), or follow the scene again (False).
+
+        A turn in flight changes nothing any more once this has returned, and is not waited for.
+        """
+        with self._commit_lock:
+            self._is_frozen = is_frozen
 
     def reset_adaptation(self) -> Generation:
         """Return to the base model; adaptation starts over with the next frame unless it is frozen."""
@@ -259,10 +309,12 @@ class PerceptionPipeline:
             return self._generation
 
     def reset_gate(self) -> None:
-        """Forget drift and latencies, as when a recording starts over; the present mix stays in use."""
-        with self._adaptation_lock:
-            self._restarts.forget()
-            self._start_over()
+        """Forget drift and latencies, as when a recording starts over; the present mix stays in use.
+
+        Returns at once: the next turn of the adaptation path begins with it.
+        """
+        self._starts_over = True
+        self._tally.clear_statistics()
 
     # State
 
@@ -346,6 +398,7 @@ class PerceptionPipeline:
             adaptation_latency_ms=tally.adaptation_latency.summary(),
             library_size=len(self._library.names),
             library_problems=dict(self._library.problems),
+            adapters_without_digest=self._library.without_digest,
             adapted_weights_bytes=self._fuser.num_bytes,
             resident_adapters=self._fuser.resident_adapters,
             engine_notes=tuple(getattr(self._parts.engine, "notes", ())),
@@ -372,19 +425,28 @@ class PerceptionPipeline:
                 raise
 
     def _retrieve_anew(self, reason: str) -> None:
-        """Retrieve for the scene in memory, if there is one and adaptation is not frozen.
+        """Retrieve for the scene in memory, if there is one and adaptation is not frozen."""
+        if self._scene is not None and not self._is_frozen:
+            with suppress(_FrozenError):
+                self._fuse_scene(reason, self._scene, self._generation.scene_stamp_ns, Stopwatch())
 
-        An adapter that turns out to be gone or damaged is passed over: the change that was asked for is not to blame.
+    def _fuse_scene(self, reason: str, scene: FloatArray, stamp_ns: int | None, watch: Stopwatch) -> Generation:
+        """Retrieve for a scene and fuse.
+
+        Adapters that turn out to be gone or damaged are set aside, and the scene is retrieved for again without them.
         """
-        while self._scene is not None and not self._is_frozen:
-            known = set(self._library.problems)
+        while True:
+            with watch.stage("retrieve"):
+                mix = self._retriever.retrieve(scene)
             try:
-                self._renew(reason, mix=self._retriever.retrieve(self._scene), scene=self._scene)
-                return
-            except AdapterError as error:
-                if known == set(self._library.problems):
-                    raise
-                logger.warning("retrieving again without what cannot be used: %s", error)
+                return self._renew(reason, mix=mix, scene=scene, scene_stamp_ns=stamp_ns, watch=watch)
+            except MixError as error:
+                self._set_aside(error)
+
+    def _set_aside(self, error: MixError) -> None:
+        for name in error.names:
+            self._library.set_aside(name, str(error))
+        self._tally.count_failure(str(error))
 
     def _renew(
         self,
@@ -399,39 +461,58 @@ class PerceptionPipeline:
         """Prepare and commit the next generation; what is not given stays as it is in the present one.
 
         A mix without a scene was not retrieved for one: the scene in memory and its stamp are forgotten.
+
+        Raises:
+            MixError: Adapters of the mix that was given cannot be used; of the present one they are left out.
+            _FrozenError: Adaptation was frozen before a mix for a scene was put into use.
         """
         watch = watch or Stopwatch()
-        present = self._generation
-        if scene_stamp_ns is None and (mix is None or scene is not None):
-            scene_stamp_ns = present.scene_stamp_ns
-        generation = Generation(
-            number=present.number + 1,
-            mix=present.mix if mix is None else mix,
-            class_names=class_names or present.class_names,
-            vocabulary_version=present.vocabulary_version + (class_names is not None),
-            scene_stamp_ns=scene_stamp_ns,
-            reason=reason,
-        )
-        with watch.stage("prepare"):
-            prepared = self._fuser.prepare(generation.mix)
-        with self._swap_gate.swap(), watch.stage("commit"):
-            self._put_into_use(prepared, generation)
+        generation: Generation | None = None
+        while generation is None:
+            present = self._generation
+            with watch.stage("prepare"):
+                prepared = self._fuser.prepare(mix) if mix is not None else self._prepare_present()
+            made = Generation(
+                number=present.number + 1,
+                mix=prepared.mix,
+                class_names=class_names or present.class_names,
+                vocabulary_version=present.vocabulary_version + (class_names is not None),
+                scene_stamp_ns=present.scene_stamp_ns if mix is None else scene_stamp_ns,
+                reason=reason,
+            )
+            with self._swap_gate.swap(), self._commit_lock, watch.stage("commit"):
+                if scene is not None and self._is_frozen:
+                    raise _FrozenError
+                if self._generation is present:
+                    self._put_into_use(prepared, made)
+                    generation = made
+                elif mix is not None and set(mix.names) & set(present.mix.names):
+                    # The frame path had to fall back to the base model, and has set those adapters aside.
+                    raise MixError(f"the mix {mix} was given up: {self._tally.last_error}", ())
         if mix is not None:
             self._scene = scene
         self._tally.fusions += 1
         self._announce(generation)
         return generation
 
+    def _prepare_present(self) -> PreparedModel:
+        """The present mix once more, for another vocabulary, without what cannot be used any longer."""
+        mix = self._generation.mix
+        while True:
+            try:
+                return self._fuser.prepare(mix)
+            except MixError as error:
+                self._set_aside(error)
+                mix = mix.only(*(set(mix.names) - set(error.names)))
+
     def _put_into_use(self, prepared: PreparedModel, generation: Generation) -> None:
         """Weights, class embeddings and description change together, or not at all."""
         earlier = self._fuser.in_use
-        self._fuser.commit(prepared)
         try:
-            self._parts.engine.set_text(prepared.text_features)
-        except Exception:
-            if earlier is not None:
-                self._fuser.revert(earlier)
-                self._parts.engine.set_text(earlier.text_features)
+            self._fuser.commit(prepared, self._parts.engine.set_text)
+        except BaseException as error:
+            if self._fuser.in_use is not earlier:
+                self._note_base(f"the generation before cannot be restored after {type(error).__name__}: {error}")
             raise
         self._generation = generation
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ class PipelineStatus:
         library_size: Adapters that can be used.
         library_problems: Adapter name -> why it cannot be used.
         adapted_weights_bytes: Memory of base, live and standby weights.
+        adapters_without_digest: Adapters whose files are held to nothing, so that a small damage may go unseen.
         resident_adapters: Adapters whose matrices are in memory.
     """
 
@@ -56,12 +58,14 @@ class PipelineStatus:
     adapted_weights_bytes: int
     resident_adapters: tuple[str, ...]
     engine_notes: tuple[str, ...] = ()
+    adapters_without_digest: tuple[str, ...] = ()
 
 
 class Tally:
-    """The pipeline's counters. Each field has one writer: the frame path or the adaptation path."""
+    """The pipeline's counters. Each field has one writer, the frame path or the adaptation path, but failures."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.failures = 0
         self.embeddings = 0
         self.retrievals = 0
@@ -90,8 +94,9 @@ class Tally:
 
     def count_failure(self, error: str) -> None:
         """Remember what went wrong."""
-        self.failures += 1
-        self.last_error = error
+        with self._lock:
+            self.failures += 1
+            self.last_error = error
 
     def clear_statistics(self) -> None:
         """Forget latencies and drift, as a recording that starts over asks for; counters go on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -106,6 +106,17 @@ class AdapterMix:
                 f"weights of a mix must be >= 0 and sum to 1 with base_weight, got {self.weights} + {self.base_weight}"
             )
 
+    def only(self, *names: str) -> AdapterMix:
+        """The same mix with these adapters of it; the base model gets the weight of the others."""
+        kept = np.array([name in names for name in self.names], bool)
+        return replace(
+            self,
+            names=tuple(name for name in self.names if name in names),
+            weights=self.weights[kept],
+            distances=self.distances[kept],
+            base_weight=self.base_weight + float(self.weights[~kept].sum()),
+        )
+
     def as_dict(self) -> dict[str, float]:
         """Weights by adapter name, heaviest first."""
         return {name: float(weight) for name, weight in zip(self.names, self.weights, strict=True)}
@@ -146,7 +157,8 @@ class Generation:
         class_names: The vocabulary, index in the mask -> name.
         vocabulary_version: Grows with every change of the class list.
         scene_stamp_ns: Stamp of the frame whose scene embedding chose the mix; None for the base model.
-        reason: Why it was made: "base", "drift", "vocabulary", "library", "parameters", "reset".
+        reason: Why it was made: "base", "drift", "vocabulary", "library", "parameters", "reset", "failure" (the base
+            model, because the mix before could not serve any more).
     """
 
     number: int

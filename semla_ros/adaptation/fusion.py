@@ -8,8 +8,9 @@ starts from the base weights, so nothing drifts, and a mix gives the same bits e
 from __future__ import annotations
 
 import copy
+import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -25,7 +26,23 @@ from semla_ros.segmentation.targets import lora_targets
 if TYPE_CHECKING:
     from semla_ros.library.adapter_library import AdapterLibrary
 
+logger = logging.getLogger(__name__)
 TEXT_TOWER = "sem_seg_head.predictor.clip_model.transformer."
+
+
+Terms = list[tuple[LayerStack, float]]  # what a slab is fused from: stacks with their weights
+
+
+class MixError(AdapterError):
+    """Adapters of a mix cannot be used.
+
+    Attributes:
+        names: Which.
+    """
+
+    def __init__(self, message: str, names: Sequence[str]) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +52,15 @@ class PreparedModel:
     Attributes:
         mix: What it is fused from.
         text_features: Class embeddings of the fused text tower, shape (T, C), unit norm.
+        base_text: Those of the base model for the same classes.
+        terms: What each slab is fused from.
         ticket: Which `prepare` made it; only the latest one can be committed.
     """
 
     mix: AdapterMix
     text_features: Tensor
+    base_text: Tensor
+    terms: Sequence[Terms]
     ticket: int
 
 
@@ -57,7 +78,7 @@ class Fuser:
             saves that memory and computes the fused weights within the commit.
 
     Attributes:
-        in_use: What was committed last; None before the first commit, while the weights are the base weights.
+        in_use: What serves; None before the first commit, and where not even the base model could be put into use.
         slabs: The adapted weights, by shape.
     """
 
@@ -80,6 +101,7 @@ class Fuser:
         self._ticket = 0
         self._committed = 0
         self.in_use: PreparedModel | None = None
+        self._earlier: PreparedModel | None = None  # what was in use where nothing is
         self.set_tokens(token_ids)
 
     def set_tokens(self, token_ids: Tensor) -> None:
@@ -89,6 +111,7 @@ class Fuser:
             token_ids: One prompt per class, shape (T, L), int64; see `CatSeg.encode_text`.
         """
         self._token_ids = token_ids.to(self._device)
+        self._base_text: Tensor | None = None
 
     def set_library(self, library: AdapterLibrary) -> None:
         """Use another library from now on; adapters that it lacks stay usable while the present mix holds them."""
@@ -106,45 +129,93 @@ class Fuser:
             What `commit` takes. It is void once `prepare` is called again.
 
         Raises:
-            AdapterError: An adapter is missing or damaged, does not fit the model, or would make a weight overflow. The
-                model in use is unchanged.
+            MixError: Adapters are missing or damaged, or do not fit the model. The model in use is unchanged.
         """
         self._ticket += 1
         with torch.no_grad(), torch.cuda.stream(self._stream):
-            self.fuse_standby(mix)
-            text_features = self._encode_text(mix)
+            terms = self.fuse_standby(mix)
+            text_features = self._encode_text(mix) if mix.names else self._base_text
+        assert text_features is not None
+        assert self._base_text is not None
         if self._stream is not None:
             self._stream.synchronize()
-        return PreparedModel(mix, text_features, self._ticket)
+        return PreparedModel(mix, text_features, self._base_text, terms, self._ticket)
 
-    def fuse_standby(self, mix: AdapterMix) -> None:
+    def fuse_standby(self, mix: AdapterMix) -> Sequence[Terms]:
         """The first half of `prepare`: write the weights of a mix into the slabs that have a standby copy."""
         self._forget_all_but((*(self.in_use.mix.names if self.in_use else ()), *mix.names))
         terms = self._terms(mix)
-        for slab, slab_terms in zip(self.slabs, terms, strict=True):
-            slab.check_finite(slab_terms)
-        for slab, slab_terms in zip(self.slabs, terms, strict=True):
-            if slab.standby is not slab.live:
-                slab.fuse(slab_terms, self._scratch)
+        for slab, slab_terms in zip(self.slabs, terms, strict=True):  # what commit needs is allocated now
+            slab.buffers(sum(stack.rank for stack, _ in slab_terms), self._scratch)
+        if self._base_text is None:
+            self._base_text = self._text_of([[] for _ in self.slabs])
+        self._fuse_where(terms, lambda slab: slab.standby is not slab.live)
+        return terms
 
-    def commit(self, prepared: PreparedModel) -> None:
-        """Put a prepared model's weights into use. No forward pass may run meanwhile."""
+    def commit(self, prepared: PreparedModel, set_text: Callable[[Tensor], None] = lambda _: None) -> None:
+        """Put a prepared model into use, all of it or nothing. No forward pass may run meanwhile.
+
+        Args:
+            prepared: From the latest `prepare`.
+            set_text: Takes its class embeddings over, or raises and keeps the former ones.
+
+        Raises:
+            BaseException: Whatever failed. `in_use` tells what serves: as a rule the same as before; the base model
+                where the way back fails, too.
+        """
         if prepared.ticket != self._ticket or prepared.ticket == self._committed:
             raise ValueError(f"prepared model {prepared.ticket} is void, the latest is {self._ticket}")
-        with torch.no_grad():
-            self._fuse_in_place(prepared.mix)
-            for slab in self.slabs:
-                slab.swap()
-        if self._stream is not None:
-            torch.cuda.synchronize(self._device)
         self._committed = prepared.ticket
+        earlier, live = self.in_use, [slab.live for slab in self.slabs]
+        try:
+            with torch.no_grad():
+                self._fuse_where(prepared.terms, lambda slab: slab.standby is slab.live)
+                for slab in self.slabs:
+                    slab.swap()
+                self._synchronize()
+            set_text(prepared.text_features)
+        except BaseException:
+            self._go_back(earlier, live, set_text)
+            raise
         self.in_use = prepared
         self._forget_all_but(prepared.mix.names)
 
-    def revert(self, earlier: PreparedModel) -> None:
-        """Undo the last commit: fuse an earlier mix again. No forward pass may run meanwhile."""
-        self.commit(self.prepare(earlier.mix))
-        self.in_use = earlier
+    def use_base(self, set_text: Callable[[Tensor], None]) -> None:
+        """Put the base model into use, for the classes in use. No forward pass may run meanwhile.
+
+        Raises:
+            Exception: `set_text` failed. Nothing may serve before this has succeeded: `in_use` is None.
+        """
+        if (earlier := self.in_use or self._earlier) is None:
+            raise ValueError("nothing was committed yet")
+        self._earlier, self.in_use = earlier, None
+        for slab in self.slabs:
+            slab.use_base()
+        self._synchronize()
+        set_text(earlier.base_text)
+        terms: list[Terms] = [[] for _ in self.slabs]
+        self.in_use = PreparedModel(AdapterMix(), earlier.base_text, earlier.base_text, terms, earlier.ticket)
+
+    def _go_back(
+        self, earlier: PreparedModel | None, live: Sequence[Tensor], set_text: Callable[[Tensor], None]
+    ) -> None:
+        """Undo what `commit` did to the weights; the class embeddings change last, and so have not."""
+        if earlier is None or not earlier.mix.names:
+            for slab in self.slabs:
+                slab.use_base()
+            return
+        try:
+            with torch.no_grad():
+                for slab, before, terms in zip(self.slabs, live, earlier.terms, strict=True):
+                    slab.restore(before, terms, self._scratch)
+                self._synchronize()
+        except BaseException:
+            logger.exception("the earlier weights cannot be restored: the base model serves")
+            self.use_base(set_text)
+
+    def _synchronize(self) -> None:
+        if self._stream is not None:
+            torch.cuda.synchronize(self._device)
 
     @property
     def resident_adapters(self) -> tuple[str, ...]:
@@ -170,7 +241,7 @@ class Fuser:
             slabs.append(WeightSlab(modules, shadows, has_standby=is_double or bool(is_text)))
         return slabs
 
-    def _terms(self, mix: AdapterMix) -> list[list[tuple[LayerStack, float]]]:
+    def _terms(self, mix: AdapterMix) -> list[Terms]:
         """For each slab the stacks of the mix with their weights, heaviest adapter first."""
         pairs = zip(mix.names, mix.weights, strict=True)
         weighted = [(self._stacks(name), float(weight)) for name, weight in pairs if weight]
@@ -181,22 +252,53 @@ class Fuser:
 
     def _stacks(self, name: str) -> list[LayerStack | None]:
         if name not in self._resident:
-            adapter = self._library.adapter(name)
-            self._resident[name] = [slab.stack(adapter.layers, adapter.scaling, name) for slab in self.slabs]
+            try:
+                adapter = self._library.adapter(name)
+                self._resident[name] = [slab.stack(adapter.layers, adapter.scaling, name) for slab in self.slabs]
+            except AdapterError as error:
+                raise MixError(str(error), [name]) from None
         return self._resident[name]
 
-    def _fuse_in_place(self, mix: AdapterMix) -> None:
-        in_place = [slab.standby is slab.live for slab in self.slabs]
-        if not any(in_place):
-            return
-        for slab, slab_terms, is_in_place in zip(self.slabs, self._terms(mix), in_place, strict=True):
-            if is_in_place:
+    def _fuse_where(self, terms: Sequence[Terms], is_meant: Callable[[WeightSlab], bool]) -> None:
+        for slab, slab_terms in zip(self.slabs, terms, strict=True):
+            if is_meant(slab):
                 slab.fuse(slab_terms, self._scratch)
 
     def _encode_text(self, mix: AdapterMix) -> Tensor:
+        """Class embeddings of a mix whose weights are in the standby copy.
+
+        Raises:
+            MixError: They cannot be had. Named are the adapters with which alone they cannot be had either, or all.
+        """
+        try:
+            return self._checked_text()
+        except Exception as error:
+            failure = error
+        singles = {name: self._terms(mix.only(name)) for name in mix.names}
+        self._text_of([[] for _ in self.slabs])  # raises where no adapter is to blame
+        names = [name for name, terms in singles.items() if not self._has_text(terms)]
+        if not names and not isinstance(failure, AdapterError):
+            raise failure  # memory, say: another time it may work
+        names = names or list(mix.names)
+        listed = "', '".join(names)
+        raise MixError(f"adapter '{listed}': {failure}; replace or remove its folder", names) from None
+
+    def _has_text(self, terms: Sequence[Terms]) -> bool:
+        try:
+            self._text_of(terms)
+        except Exception:
+            return False
+        return True
+
+    def _text_of(self, terms: Sequence[Terms]) -> Tensor:
+        """Class embeddings of other terms than those in the standby copy, which this overwrites."""
+        self._fuse_where(terms, lambda slab: slab.is_shadowed)
+        return self._checked_text()
+
+    def _checked_text(self) -> Tensor:
         text_features = self._shadow.encode_text(self._token_ids)
         if not bool(text_features.isfinite().all()):
-            raise AdapterError(f"class embeddings of the mix {mix.as_dict()} are not finite; check these adapters")
+            raise AdapterError("class embeddings are not finite")
         return text_features
 
     def _forget_all_but(self, names: Sequence[str]) -> None:

@@ -231,6 +231,9 @@ def adaptation_report(
         "Engine": status.engine,
         "Engine notes": "; ".join(status.engine_notes),
         "Adapters in library": str(status.library_size),
+        "Adapters without digests": ", ".join(
+            sorted(status.adapters_without_digest, key=lambda name: name not in mix.names)
+        ),
         "Adapters in memory": str(len(status.resident_adapters)),
         "Adapted weights (MB)": f"{status.adapted_weights_bytes / 1e6:.1f}",
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_parts import RANKS, tiny_adapter, tiny_model
 from torch import Tensor
 
 from semla_ros.adaptation.fusion import Fuser
+from semla_ros.adaptation.weight_slabs import WeightSlab
 from semla_ros.errors import AdapterError
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.model import CatSeg
@@ -224,17 +226,61 @@ def test_single_memory_saves_most_of_the_standby_copy() -> None:
     assert sizes["single"] < sizes["double"]
 
 
-def test_reverting_puts_the_earlier_weights_back() -> None:
+@pytest.mark.parametrize("memory", ["double", "single"])
+@pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("earlier", ["day", ""], ids=["from an adapter", "from the base model"])
+def test_whatever_fails_in_a_commit_the_weights_are_those_of_what_is_in_use(
+    memory: str, is_lasting: bool, earlier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every write, product, allocation, swap and the hand-over of the text fail in turn."""
     model = tiny_model()
-    fuser = make_fuser(model, make_library(model))
-    put(fuser, mix_of(day=1.0))
-    earlier, before = fuser.in_use, weights_of(model)
-    put(fuser, mix_of(fog=1.0))
-    assert earlier is not None
-    fuser.revert(earlier)
-    after = weights_of(model)
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert fuser.in_use is earlier
+    expected = {"": weights_of(model)}
+    fuser = make_fuser(model, make_library(model), memory=memory)
+    for name in ("fog", "day"):
+        put(fuser, mix_of(**{name: 1.0}))
+        expected[name] = weights_of(model)
+    texts: list[Tensor] = []
+    count = limit = 0
+
+    def counted(function: Callable[..., object]) -> Callable[..., object]:
+        def run(*arguments: object, **options: object) -> object:
+            nonlocal count
+            count += 1
+            if count == limit or (is_lasting and count > limit):
+                raise (MemoryError, RuntimeError, KeyboardInterrupt)[limit % 3]("on purpose")
+            return function(*arguments, **options)
+
+        return run
+
+    for limit in range(1, 1000):
+        put(fuser, mix_of(**{earlier: 1.0}) if earlier else AdapterMix())
+        before = fuser.in_use
+        prepared = fuser.prepare(mix_of(fog=1.0))
+        count = 0
+        with monkeypatch.context() as patch:
+            for name in ("mul", "baddbmm", "addmm", "empty", "zeros"):
+                patch.setattr(torch, name, counted(getattr(torch, name)))
+            for owner, name in ((Tensor, "copy_"), (WeightSlab, "fuse"), (WeightSlab, "swap"), (WeightSlab, "restore")):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            try:
+                fuser.commit(prepared, counted(texts.append))  # type: ignore[arg-type]
+            except (MemoryError, RuntimeError, KeyboardInterrupt):
+                failed = True
+            else:
+                failed = False
+        if fuser.in_use is None:  # nothing may serve before the base model does
+            fuser.use_base(texts.append)
+        assert fuser.in_use is not None
+        if not failed:
+            break
+        in_use = fuser.in_use
+        assert in_use is before or not in_use.mix.names
+        assert is_lasting or in_use is before
+        after = weights_of(model)
+        wanted = expected[in_use.mix.names[0] if in_use.mix.names else ""]
+        assert all(torch.equal(after[name], wanted[name]) for name in wanted), limit
+    assert limit > len(fuser.slabs)
+    assert all(torch.equal(weights_of(model)[name], value) for name, value in expected["fog"].items())
 
 
 def test_the_model_gives_the_same_logits_as_one_with_the_sums_written_in() -> None:

@@ -135,8 +135,14 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         WeightSlab(modules, {}, has_standby=True)
 
 
-def test_finite_matrices_whose_product_overflows_are_refused() -> None:
+@pytest.mark.parametrize("size", [1e30, 10.0])
+def test_finite_matrices_whose_product_is_out_of_proportion_are_refused(size: float) -> None:
     slab = WeightSlab(make_modules(1), {}, has_standby=True)
-    stack = slab.stack({"block.0": (torch.full((2, IN), 1e30), torch.full((OUT, 2), 1e30))}, 1.0, "huge")
-    with pytest.raises(AdapterError, match="overflow"):
-        slab.check_finite([(stack, 1.0)])  # type: ignore[list-item]
+    with pytest.raises(AdapterError, match=r"'huge': layer 'block.0'.*32 times"):
+        slab.stack({"block.0": (torch.full((2, IN), size), torch.full((OUT, 2), size))}, 1.0, "huge")
+
+
+def test_base_weights_of_zero_bound_nothing() -> None:
+    modules = make_modules(1)
+    nn.init.zeros_(modules["block.0"].weight)  # type: ignore[arg-type]
+    assert WeightSlab(modules, {}, has_standby=True).stack(make_layers(["block.0"], 2, 1), 1.0, "a") is not None
