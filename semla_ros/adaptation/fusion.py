@@ -257,6 +257,10 @@ class Fuser:
                 self._resident[name] = [slab.stack(adapter.layers, adapter.scaling, name) for slab in self.slabs]
             except AdapterError as error:
                 raise MixError(str(error), [name]) from None
+            except (MemoryError, RuntimeError):  # of the device
+                raise
+            except Exception as error:
+                raise MixError(f"adapter '{name}': cannot be used ({type(error).__name__}: {error})", [name]) from None
         return self._resident[name]
 
     def _fuse_where(self, terms: Sequence[Terms], is_meant: Callable[[WeightSlab], bool]) -> None:
