@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from semla_ros.library.adapter_library import AdapterLibrary
 
 logger = logging.getLogger(__name__)
+_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 TEXT_TOWER = "sem_seg_head.predictor.clip_model.transformer."
 
 
@@ -276,13 +277,15 @@ class Fuser:
         """
         try:
             return self._checked_text()
+        except _NO_MEMORY:
+            raise
         except Exception as error:
             failure = error
         singles = {name: self._terms(mix.only(name)) for name in mix.names}
         self._text_of([[] for _ in self.slabs])  # raises where no adapter is to blame
         names = [name for name, terms in singles.items() if not self._has_text(terms)]
         if not names and not isinstance(failure, AdapterError):
-            raise failure  # memory, say: another time it may work
+            raise failure  # of the device: another time it may work
         names = names or list(mix.names)
         listed = "', '".join(names)
         raise MixError(f"adapter '{listed}': {failure}; replace or remove its folder", names) from None
@@ -290,6 +293,8 @@ class Fuser:
     def _has_text(self, terms: Sequence[Terms]) -> bool:
         try:
             self._text_of(terms)
+        except _NO_MEMORY:
+            raise
         except Exception:
             return False
         return True

@@ -17,7 +17,7 @@ from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.cli import main
-from semla_ros.errors import DatasetError
+from semla_ros.errors import DatasetError, LibraryError
 from semla_ros.lab.training.library_index import index_adapter
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.importing import add_adapter
@@ -241,6 +241,9 @@ def test_add_copies_an_adapter_whole(library: Path, tmp_path: Path, capsys: pyte
         *(f"mist/{name}" for name in ("CARD.md", "adapter_config.json", "adapter_model.safetensors")),
         "mist/mist_statistics.npz",
     ]
+    assert (
+        "without digests, so that a small damage cannot be seen: fog, night, snow" in semla(capsys, "list", library)[1]
+    )
     added = AdapterLibrary.load(target)
     assert added.names == ("fog", "mist")
     assert added.without_digest == ()
@@ -365,6 +368,32 @@ def test_an_interrupted_index_is_gone_on_with(library: Path, images: Path) -> No
     whole = index_adapter(library / "night", images, encoder())
     np.testing.assert_array_equal(resumed.centroid, whole.centroid)
     assert resumed.spread_p95 == whole.spread_p95
+
+
+def test_a_state_that_was_cut_off_loses_one_image_and_damaged_ones_are_made_again(library: Path, images: Path) -> None:
+    whole = index_adapter(library / "night", images, encoder())
+    with pytest.raises(KeyboardInterrupt):
+        index_adapter(library / "fog", images, encoder(MeanColour(fails_after=30)), batch_size=4)
+    state = library / "fog" / ".index.part"
+    content = bytearray(state.read_bytes()[:-3])
+    content[-2 * (64 + 4 * DIM + 4)] ^= 1
+    state.write_bytes(content)
+    tower = MeanColour()
+    np.testing.assert_array_equal(index_adapter(library / "fog", images, encoder(tower)).centroid, whole.centroid)
+    assert tower.images == 50 - 26
+
+
+def test_one_adapter_is_indexed_by_one_process_at_a_time_and_others_beside_it(library: Path, images: Path) -> None:
+    write_manifest(library, LibraryManifest())
+
+    def meanwhile(done: int, _: int) -> None:
+        if done == 0:
+            with pytest.raises(LibraryError, match="another process"):
+                index_adapter(library / "fog", images, encoder())
+            index_adapter(library / "night", images, encoder())
+
+    index_adapter(library / "fog", images, encoder(), on_progress=meanwhile)
+    assert set(read_manifest(library).adapters) == {"fog", "night"}
 
 
 def test_an_index_does_not_go_on_with_that_of_another_encoder(library: Path, images: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -140,7 +141,7 @@ class _State:
 
     def __init__(self, path: Path, encoder: SceneEncoder) -> None:
         self.path = path
-        self._record = np.dtype([("key", "S64"), ("vector", np.float32, (encoder.dim,))])
+        self._record = np.dtype([("key", "S64"), ("vector", np.float32, (encoder.dim,)), ("check", np.uint32)])
         self._file = path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +161,7 @@ class _State:
         self.done: dict[str, NDArray[np.float32]] = {
             record["key"].decode(errors="replace"): record["vector"]
             for record in records
-            if np.isfinite(record["vector"]).all()
+            if record["check"] == _check_of(record)
         }
 
     def add(self, keys: Sequence[str], vectors: NDArray[np.float32]) -> None:
@@ -168,6 +169,7 @@ class _State:
         self.done.update(zip(keys, vectors, strict=True))
         records = np.empty(len(keys), self._record)
         records["key"], records["vector"] = [key.encode() for key in keys], vectors
+        records["check"] = [_check_of(record) for record in records]
         self._file.write(records.tobytes())
         self._file.flush()
 
@@ -176,3 +178,7 @@ class _State:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _check_of(record: np.void) -> int:
+    return zlib.crc32(record["key"] + record["vector"].tobytes())
