@@ -188,8 +188,6 @@ class ModelBank:
 
     def reset_gate(self, camera: str) -> None:
         """Forget the drift of a camera's scene: its stamps have jumped back."""
-        if self._speaker is not None:
-            self._speaker.forget(camera)
         self.of(camera).reset_gate()
 
     def failure_age_s(self, scope: str, failures: int) -> float | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from itertools import takewhile
 
-SCENE_HANDOVER_NS = 2_000_000_000  # a camera silent for so long no longer speaks for the vehicle's scene
+SCENE_HANDOVER_NS = 2_000_000_000
 
 
 class SceneSpeaker:
     """The first camera in the list that delivers looks at the scene.
+
+    A camera speaks once its own stamps have gone on by more than `SCENE_HANDOVER_NS` since the latest frame of a camera
+    before it in the list arrived, or where none has. Stamps of two cameras are never compared: their clocks may differ.
 
     Cameras look different even in the same weather: mixed, they would seem to drift with every frame.
 
@@ -20,14 +23,13 @@ class SceneSpeaker:
     def __init__(self, cameras: Sequence[str]) -> None:
         self._cameras = tuple(cameras)
         self._newest_stamp_ns: dict[str, int] = {}
+        self._waited_ns = dict.fromkeys(cameras, math.inf)
 
     def speaks(self, camera: str, stamp_ns: int) -> bool:
-        """Whether a frame is the scene's; to be asked once for each frame of every camera."""
+        """Whether a frame is the scene's; to be asked once for each frame of every camera, as they arrive."""
+        self._waited_ns[camera] += max(0, stamp_ns - self._newest_stamp_ns.get(camera, stamp_ns))
         self._newest_stamp_ns[camera] = stamp_ns
-        oldest = stamp_ns - SCENE_HANDOVER_NS
-        earlier = takewhile(lambda name: name != camera, self._cameras)
-        return all(self._newest_stamp_ns.get(name, oldest - 1) < oldest for name in earlier)
-
-    def forget(self, camera: str) -> None:
-        """Count a camera as silent until its next frame."""
-        self._newest_stamp_ns.pop(camera, None)
+        for later in self._cameras[self._cameras.index(camera) + 1 :]:
+            self._waited_ns[later] = 0
+            self._newest_stamp_ns.pop(later, None)
+        return self._waited_ns[camera] > SCENE_HANDOVER_NS
