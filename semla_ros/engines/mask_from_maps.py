@@ -1,10 +1,14 @@
 """From small probability maps to a mask at the camera's size.
 
 The mask is the arg-max of the bilinearly resized maps, found with a running maximum over the classes: the resized maps
-of all classes together (T x H x W) never exist.
+of all classes together (T x H x W) never exist. Of an image above 4K it is found for every second pixel in both
+directions, or fewer: the maps have one value for dozens of pixels there, and 8K would take seconds on a CPU.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,6 +21,7 @@ from semla_ros.engines.base import mask_dtype
 from semla_ros.results import MaskArray
 
 CLASSES_AT_ONCE = 8  # resized together on a GPU
+MOST_PIXELS, LONGEST_SIDE = 4096 * 2160, 1 << 14  # 4K of cinema; a larger mask is enlarged
 
 
 def mask_from_maps(
@@ -33,11 +38,17 @@ def mask_from_maps(
         Mask, shape `size`, uint8 (uint16 above 254 classes), the first of equally probable classes; confidence, shape
         `size`, 0..255, or None.
     """
-    best, index = _on_cpu(maps.numpy(), size) if maps.device.type == "cpu" else _on_device(maps, size)
-    confidence = None
-    if want_confidence:
-        confidence = np.rint(np.clip(best, 0.0, 1.0) * 255.0).astype(np.uint8)
+    step = max(1, math.ceil(math.sqrt(math.prod(size) / MOST_PIXELS)), math.ceil(max(size) / LONGEST_SIDE))
+    small = (-(-size[0] // step), -(-size[1] // step))
+    best, index = _on_cpu(maps.numpy(), small) if maps.device.type == "cpu" else _on_device(maps, small)
+    confidence = np.rint(np.clip(best, 0.0, 1.0) * 255.0).astype(np.uint8) if want_confidence else None
+    if step > 1:
+        index, confidence = _enlarged(index, size), None if confidence is None else _enlarged(confidence, size)
     return index, confidence
+
+
+def _enlarged(picture: Any, size: tuple[int, int]) -> Any:
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def _empty_mask(size: tuple[int, int], class_count: int) -> MaskArray:
@@ -51,8 +62,9 @@ def _on_cpu(maps: NDArray[np.float32], size: tuple[int, int]) -> tuple[NDArray[n
     # OpenCV's linear resize has the sampling of the published one (pixel centres, clamped at the border) and is
     # several times faster than torch's on one core.
     best = np.asarray(cv2.resize(maps[0], (width, height), interpolation=cv2.INTER_LINEAR))
+    resized = np.empty_like(best)  # one for all: fresh pages cost more than what is written to them
     for number, one in enumerate(maps[1:], start=1):
-        resized = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR)
+        cv2.resize(one, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
         index[resized > best] = number
         np.maximum(best, resized, out=best)
     return best, index

@@ -1,5 +1,6 @@
 import re
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,7 @@ from small_model import small_model
 
 import semla_ros.engines.torch_engine as torch_engine
 from semla_ros.config import InferenceConfig
+from semla_ros.engines import mask_from_maps as mask_from_maps_module
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.engines.torch_engine import TorchEngine, choose_device
 from semla_ros.errors import EngineError, ImageError
@@ -77,6 +79,28 @@ def test_a_mask_at_any_size_equals_the_arg_max_over_full_maps(size: tuple[int, i
     assert mask.dtype == np.uint16
     assert np.array_equal(mask[clear], full.argmax(dim=0).numpy()[clear])
     assert np.abs(confidence - best.numpy() * 255).max() <= 0.51
+
+
+def test_a_mask_above_4k_differs_at_the_borders_of_classes_alone_and_costs_no_more(monkeypatch) -> None:
+    maps = torch.rand(6, 8, 12, generator=torch.Generator().manual_seed(0))
+    exact, confidence = mask_from_maps(maps, (433, 770), True)
+    largest: list[int] = []
+    on_cpu = mask_from_maps_module._on_cpu
+    monkeypatch.setattr(mask_from_maps_module, "MOST_PIXELS", 433 * 770 / 4)
+    monkeypatch.setattr(mask_from_maps_module, "LONGEST_SIDE", 1000)
+    monkeypatch.setattr(
+        mask_from_maps_module, "_on_cpu", lambda maps, size: largest.append(size[0] * size[1]) or on_cpu(maps, size)
+    )
+    mask, coarse = mask_from_maps(maps, (433, 770), True)
+    differs = mask != exact
+    assert 0 < differs.mean() < 0.02
+    around = np.ones((5, 5))
+    borders = cv2.dilate(exact, around) != cv2.erode(exact, around)
+    assert borders[differs].all()
+    assert np.abs(coarse.astype(int) - confidence).max() <= 8
+    for size in ((1, 500_000), (500_000, 1), (3, 1001)):
+        assert mask_from_maps(maps, size, True)[0].shape == size
+    assert max(largest) < 433 * 770 / 4 * 1.02
 
 
 def test_up_to_254_classes_fit_a_byte_and_more_do_not() -> None:
