@@ -96,14 +96,16 @@ class AdapterMix:
 
     def __post_init__(self) -> None:
         count = len(self.names)
+        if len({*self.names, BASE_MODEL}) <= count:
+            raise ValueError(f"each adapter of a mix must have a name of its own, not '{BASE_MODEL}', got {self.names}")
         if self.weights.shape != (count,) or self.distances.shape != (count,):
             raise ValueError(
                 f"mix of {count} adapters has weights {self.weights.shape}, distances {self.distances.shape}"
             )
         total = float(self.weights.sum()) + self.base_weight
-        if not np.isfinite(total) or abs(total - 1.0) > 1e-6 or (self.weights < 0).any():
+        if not np.isfinite(total) or abs(total - 1.0) > 1e-6 or min((self.base_weight, *self.weights)) < 0:
             raise ValueError(
-                f"weights of a mix must be >= 0 and sum to 1 with base_weight, got {self.weights} + {self.base_weight}"
+                f"weights of a mix and base_weight must be >= 0 and sum to 1, got {self.weights} + {self.base_weight}"
             )
 
     def only(self, *names: str) -> AdapterMix:

@@ -1,6 +1,7 @@
 """A mix is written and read in one place."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -59,6 +60,23 @@ def test_what_weighs_most_may_be_the_base_model() -> None:
     assert str(mix) == "fog 30.0%, base model 70.0%"
     assert AdapterMix().heaviest == BASE_MODEL
     assert str(AdapterMix()) == "base model 100.0%"
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "base_weight", "words"),
+    [
+        (("fog",), [1.5], -0.5, "base_weight must be >= 0"),
+        (("fog", "day"), [-0.5, 0.5], 1.0, "must be >= 0"),
+        (("fog", "fog"), [0.5, 0.5], 0.0, "a name of its own"),
+        (("fog", "base model"), [0.5, 0.5], 0.0, "not 'base model'"),
+        (("fog",), [math.nan], 0.5, "sum to 1"),
+        ((), [], math.nan, "sum to 1"),
+    ],
+)
+def test_a_mix_that_adds_up_by_mistake_is_none(names: tuple, weights: list, base_weight: float, words: str) -> None:
+    numbers = np.array(weights, np.float64)
+    with pytest.raises(ValueError, match=words):
+        AdapterMix(names=names, weights=numbers, distances=np.zeros(len(names)), base_weight=base_weight)
 
 
 def test_statuses_that_are_no_mix_are_refused() -> None:
