@@ -20,6 +20,7 @@ from semla_ros.torchvision_compat import import_open_clip_file
 SINGLE_TEMPLATE = "A photo of a {} in the scene"
 TEMPLATE_SETS = ("single", "select", "imagenet")  # 1, 8 and 80 templates
 _KNOWN_WORDS_SHOWN = 80
+MOST_CLASSES = 65_535  # a mask has 16 bits, and one value means "no class"
 
 
 @functools.lru_cache(maxsize=1)
@@ -145,13 +146,14 @@ class Vocabulary:
             `CatSeg.encode_text`; rows of 0 pad, also in place of absent synonyms. L is `context_length`.
 
         Raises:
-            VocabularyError: The list is empty, a name is empty, given twice, too long or has an unknown word.
+            VocabularyError: The list is empty or too long, a name is empty, too long or has an unknown word, or two
+                classes have the same prompts.
         """
-        check_class_names(class_names)
         prompts = templates(template)
+        words = [synonyms(name)[: 1 if len(prompts) == 1 else None] for name in class_names]
+        _check_class_names(class_names, words)
         if len(prompts) == 1:
-            return torch.stack([self._padded(prompts[0].format(synonyms(name)[0])) for name in class_names])
-        words = [synonyms(name) for name in class_names]
+            return torch.stack([self._padded(prompts[0].format(names[0])) for names in words])
         most = max(map(len, words))
         ids = torch.zeros(len(words), len(prompts), most, self.context_length, dtype=torch.int64)
         for row, names in enumerate(words):
@@ -167,19 +169,21 @@ class Vocabulary:
         return row
 
 
-def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse a list that cannot be a vocabulary.
+def _check_class_names(class_names: Sequence[str], words: Sequence[Sequence[str]]) -> None:
+    """Refuse a list that cannot be a vocabulary; `words` are those of each class that go into prompts.
 
-    Raises:
-        VocabularyError: The list is empty, a name is empty or given twice.
+    To CLIP, which sees neither case nor spaces, two classes may be the same; one of them could never win.
     """
-    if not class_names:
-        raise VocabularyError("the class list is empty; give at least one class name")
-    seen: dict[str, int] = {}
-    for index, name in enumerate(class_names):
-        if not synonyms(name):
+    if not 0 < len(class_names) <= MOST_CLASSES:
+        wrong = f"has {len(class_names)} names" if class_names else "is empty"
+        raise VocabularyError(f"the class list {wrong}; give 1 to {MOST_CLASSES} class names")
+    seen: dict[frozenset[tuple[int, ...]], int] = {}
+    for index, names in enumerate(words):
+        if not names:
             raise VocabularyError(f"class {index} has an empty name")
-        key = " ".join(name.lower().split())
-        if key in seen:
-            raise VocabularyError(f"class '{name.strip()}' is given twice, as class {seen[key]} and {index}")
-        seen[key] = index
+        first = seen.setdefault(frozenset(tuple(_tokenizer().encode(name)) for name in names), index)
+        if first != index:
+            raise VocabularyError(
+                f"classes {first} and {index}, '{class_names[first]}' and '{class_names[index]}', have the same prompt "
+                f"('{', '.join(names)}'), so that one of them can never win: leave one out, or begin its name otherwise"
+            )

@@ -50,7 +50,10 @@ def test_case_and_spaces_do_not_matter(vocabulary: Vocabulary) -> None:
     [
         ([], "class list is empty"),
         (["road", " "], "class 1 has an empty name"),
-        (["road", "sky", "Road "], "'Road' is given twice, as class 0 and 2"),
+        (["road"] * 65_536, "has 65536 names; give 1 to 65535"),
+        (["road", "sky", "Road "], "classes 0 and 2, 'road' and 'Road ', have the same prompt"),
+        (["road", "person", "PERSON, pedestrian"], "'person' and 'PERSON, pedestrian', have the same prompt"),
+        (["traffic sign", "traffic &amp;amp; sign", "traffic  Sign"], "classes 0 and 2"),
         (["road " * 20], "reads at most 16"),
         (["traffic unicorn"], "'unicorn' is a word this model was not trained with; it knows: .*pedestrian"),
     ],
@@ -60,6 +63,12 @@ def test_a_class_list_that_cannot_work_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(VocabularyError, match=message):
         vocabulary.tokenize(names)
+
+
+def test_with_an_ensemble_classes_are_the_same_only_with_the_same_words(vocabulary: Vocabulary) -> None:
+    assert len(vocabulary.tokenize(["person", "person, pedestrian"], "select")) == 2
+    with pytest.raises(VocabularyError, match="one of them can never win"):
+        vocabulary.tokenize(["pedestrian, person", "person,  Pedestrian"], "select")
 
 
 def test_template_sets_have_the_published_sizes() -> None:
