@@ -13,7 +13,7 @@ import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from numpy.typing import NDArray
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
 from semla_ros.results import Frame, Generation, Level, Status
@@ -76,24 +76,46 @@ def compressed_message(header: Header, pixels: NDArray[Any]) -> CompressedImage:
     return message
 
 
-def rescaled_camera_info(source: CameraInfo, header: Header, width: int, height: int) -> CameraInfo:
-    """A camera's calibration for an image of another size, under the image's header.
+def camera_info_message(
+    source: CameraInfo, header: Header, image_size: tuple[int, int], mask_size: tuple[int, int]
+) -> tuple[CameraInfo, str]:
+    """A camera's calibration for a mask of its image, under the image's header.
 
-    The intrinsics scale with the image; distortion and rectification do not depend on its size.
+    By REP 104, K and P are those of the full sensor, of which the image is the region of interest, binned. Where the
+    mask has another size, its calibration is that of a camera without either. Distortion and rectification hold for
+    any size.
+
+    Args:
+        source: The calibration as it came.
+        header: Of the image.
+        image_size: Width and height in pixels.
+        mask_size: Likewise.
+
+    Returns:
+        The calibration, and what is wrong with it, empty where nothing: one of another size is passed on unchanged.
     """
-    info = copy.copy(source)
+    info, roi = copy.copy(source), source.roi
     info.header = header
-    if (source.width, source.height) == (width, height) or not source.width or not source.height:
-        return info
-    scale_x, scale_y = width / source.width, height / source.height
-    scale = np.array([[scale_x], [scale_y], [1.0]])
-    info.width, info.height = width, height
-    info.k = (source.k.reshape(3, 3) * scale).reshape(-1)
-    info.p = (source.p.reshape(3, 4) * scale).reshape(-1)
-    info.roi = copy.copy(source.roi)
-    info.roi.x_offset, info.roi.width = round(source.roi.x_offset * scale_x), round(source.roi.width * scale_x)
-    info.roi.y_offset, info.roi.height = round(source.roi.y_offset * scale_y), round(source.roi.height * scale_y)
-    return info
+    if not source.width and not source.height and not source.k[0]:  # a camera that is not calibrated
+        return info, ""
+    window = np.array([roi.width or source.width, roi.height or source.height], float)
+    binning = np.maximum([source.binning_x, source.binning_y], 1)
+    if (abs(window / binning - image_size) >= 1).any():
+        width, height = window / binning
+        return info, (
+            f"the calibration is of {width:g}x{height:g} pixels, the images have {image_size[0]}x{image_size[1]}: it "
+            "is passed on as it is; let the camera driver publish that of its images"
+        )
+    if mask_size == image_size:
+        return info, ""
+    scale_x, scale_y = np.array(mask_size) / image_size / binning
+    to_mask = np.array([[scale_x, 0, -scale_x * roi.x_offset], [0, scale_y, -scale_y * roi.y_offset], [0, 0, 1]])
+    info.width, info.height = mask_size
+    info.k = (to_mask @ source.k.reshape(3, 3)).reshape(-1)
+    info.p = (to_mask @ source.p.reshape(3, 4)).reshape(-1)
+    info.binning_x = info.binning_y = 0
+    info.roi = RegionOfInterest(do_rectify=roi.do_rectify)
+    return info, ""
 
 
 def diagnostic_message(reports: Iterable[Status], now: Time, hardware_id: str) -> DiagnosticArray:

@@ -57,6 +57,7 @@ class Outputs:
 
     Attributes:
         infos: Camera -> its newest calibration.
+        info_problems: Camera -> what is wrong with the one that was published last; empty where nothing.
     """
 
     def __init__(self, node: Node, parameters: ParameterServices) -> None:
@@ -67,6 +68,7 @@ class Outputs:
         self._lock = threading.Lock()
         self._palette_of: tuple[Sequence[str], Any] = ((), None)
         self.infos: dict[str, CameraInfo] = {}
+        self.info_problems: dict[str, str] = {}
 
     def create(self, pipelines: Mapping[str, PerceptionPipeline]) -> None:
         """Create the publishers that are not there yet, and let each pipeline announce its generations."""
@@ -125,7 +127,11 @@ class Outputs:
                 publishers[camera, "overlay/compressed"].publish(messages.compressed_message(header, picture))
         if (info := self.infos.get(camera)) is not None and wants("camera_info"):
             height, width = mask.shape
-            publishers[camera, "camera_info"].publish(messages.rescaled_camera_info(info, header, width, height))
+            size = frame.image.shape[1], frame.image.shape[0]
+            scaled, self.info_problems[camera] = messages.camera_info_message(info, header, size, (width, height))
+            publishers[camera, "camera_info"].publish(scaled)
+        else:
+            self.info_problems.pop(camera, None)
 
     def _overlay(self, image: Any, mask: Any, names: Sequence[str], alpha: float) -> Any:
         if self._palette_of[0] is not names:

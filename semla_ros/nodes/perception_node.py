@@ -75,7 +75,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         config = parameters.settings.node
         shared = (self._bank, self._frames, self._troubles)
         NodeServices(self, self._aside, *shared, config.watch_library_s)
-        Reporter(self, parameters, *shared)
+        Reporter(self, parameters, self._outputs, *shared)
         threshold = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-JUMP_BACK_NS), on_clock_change=True
         )

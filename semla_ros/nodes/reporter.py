@@ -9,6 +9,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
 from semla_ros.nodes.messages import diagnostic_message
+from semla_ros.nodes.outputs import Outputs
 from semla_ros.nodes.parameter_services import ParameterServices
 from semla_ros.nodes.rclpy_internals import lifecycle_state
 from semla_ros.results import Status
@@ -24,10 +25,16 @@ class Reporter:
     """Reports at every period: the node, each camera of an active one, and each model that is loaded."""
 
     def __init__(
-        self, node: Node, parameters: ParameterServices, bank: ModelBank, frames: FrameLoop, troubles: Troubles
+        self,
+        node: Node,
+        parameters: ParameterServices,
+        outputs: Outputs,
+        bank: ModelBank,
+        frames: FrameLoop,
+        troubles: Troubles,
     ) -> None:
         self._node, self._parameters, self._bank = node, parameters, bank
-        self._frames, self._troubles = frames, troubles
+        self._outputs, self._frames, self._troubles = outputs, frames, troubles
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         node.create_timer(parameters.settings.node.diagnostics.period_s, self._report)
 
@@ -50,7 +57,10 @@ class Reporter:
             topic = self._node.resolve_topic_name(self._parameters.image_topic(camera))
             snapshot, is_enabled = statistics.snapshot(now_s, config.hold_s), self._frames.is_enabled
             hint = partial(why_silent, self._node, topic, settings.node.image_transport)
-            reports.append(camera_report(name, camera, topic, snapshot, config, is_enabled=is_enabled, hint=hint))
+            problem = self._outputs.info_problems.get(camera, "")
+            reports.append(
+                camera_report(name, camera, topic, snapshot, config, is_enabled=is_enabled, problem=problem, hint=hint)
+            )
         for scope, pipeline in self._bank.pipelines.items():
             status = pipeline.status()
             age_s = self._bank.failure_age_s(scope, status.failures)

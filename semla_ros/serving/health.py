@@ -82,6 +82,7 @@ def camera_report(
     config: DiagnosticsConfig,
     *,
     is_enabled: bool,
+    problem: str = "",
     hint: Callable[[], str] = lambda: "check that the camera runs, and its topic name",
 ) -> Status:
     """One camera of an active node: rates, age, latencies, and what became of its images.
@@ -93,6 +94,7 @@ def camera_report(
         snapshot: Its statistics.
         config: Thresholds.
         is_enabled: Whether the node answers images at all.
+        problem: What else is wrong with it; empty where nothing.
         hint: Gives what to do where no image comes.
     """
     worries = _Worries()
@@ -101,6 +103,8 @@ def camera_report(
         worries.add(Level.STALE, f"no image on {topic} {since}: {hint()}")
     elif is_enabled:
         _judge_flow(worries, snapshot, config)
+    if problem:
+        worries.add(Level.WARN, problem)
     values = {
         "Topic": topic,
         "Image rate (Hz)": f"{snapshot.image_rate_hz:.2f}",

@@ -89,7 +89,7 @@ def test_what_nobody_listens_to_is_not_made(node: Node, monkeypatch: pytest.Monk
         raise AssertionError("made although nobody listens")
 
     for module, name in (
-        (messages, "compressed_message"), (messages, "rescaled_camera_info"), ("semla_ros.nodes.outputs", "overlay"),
+        (messages, "compressed_message"), (messages, "camera_info_message"), ("semla_ros.nodes.outputs", "overlay"),
         ("semla_ros.nodes.outputs", "palette_of"),
     ):  # fmt: skip
         monkeypatch.setattr(f"{module}.{name}" if isinstance(module, str) else f"{module.__name__}.{name}", forbidden)

@@ -120,7 +120,7 @@ def test_lazy_outputs_come_with_their_subscribers(graph: Graph, perception: Perc
     received = {name: graph.collect(kind, f"{perception.prefix}/{name}") for name, kind in topics.items()}
     info_publisher = graph.node.create_publisher(CameraInfo, f"/{perception.namespace}/camera_info", 1)
     wait_for(lambda: info_publisher.get_subscription_count() == 1, "subscription to camera_info")
-    info = CameraInfo(width=16, height=12)
+    info = CameraInfo(width=16, height=12, binning_x=2, binning_y=2)  # of the sensor; the images are 8x6
     info.k = [10.0, 0.0, 8.0, 0.0, 10.0, 6.0, 0.0, 0.0, 1.0]
 
     def all_there() -> Image | None:
@@ -141,7 +141,7 @@ def test_lazy_outputs_come_with_their_subscribers(graph: Graph, perception: Perc
     assert np.abs(overlay - expected).max() <= 1
     assert decode_compressed(received["overlay/compressed"][-1].data).shape == (6, 8, 3)
     calibration = received["camera_info"][-1]
-    assert (calibration.width, calibration.height, calibration.k[0], calibration.k[2]) == (8, 6, 5.0, 4.0)
+    assert (calibration.width, calibration.height, calibration.k[0], calibration.k[2]) == (16, 12, 10.0, 8.0)
     assert calibration.header.frame_id == "cam"
 
 

@@ -83,6 +83,9 @@ def test_all_published_images_and_the_calibration_shrink_alike(graph: Graph) -> 
     calibration = received["camera_info"][-1]
     assert (calibration.k[0], calibration.k[4]) == (5.0, 5.0)
     assert (calibration.k[2], calibration.k[5]) == (4.0, 3.0)
+    info.width = 32
+    repeat_until(send, lambda: received["camera_info"][-1].width == 32, "a calibration of another size as it is")
+    repeat_until(send, lambda: "the calibration is of 32x12 pixels" in client.status("camera").message, "a warning")
     assert process.stop() == 0, process.output
 
 

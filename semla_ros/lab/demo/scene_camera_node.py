@@ -220,9 +220,8 @@ class SceneCameraNode(Node):
             "frames": self._config.frame_count, "finished": False, "frames_sent": self._sent + 1,
         })  # fmt: skip
         self._truth.publish(messages.image_message(header, frame.scene.mask))
-        self._camera_info.publish(
-            messages.rescaled_camera_info(self._info, header, self._info.width, self._info.height)
-        )
+        size = self._info.width, self._info.height
+        self._camera_info.publish(messages.camera_info_message(self._info, header, size, size)[0])
         self._image.publish(messages.image_message(header, frame.scene.image))
         self._sent += 1
 
