@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from semla_ros.errors import ConfigError
@@ -19,13 +22,21 @@ from semla_ros.errors import ConfigError
 T = TypeVar("T")
 UNITS = {"s": "s", "ms": "ms", "hz": "Hz"}  # end of a setting's name -> its unit
 LARGEST = {int: 2**31 - 1, float: 1e9}  # where a range has no upper end: what 32 bit hold, and no infinity
+SMALLEST = 1e-9  # where a float has no lower end but 0: its inverse is no infinity either
+CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")  # a relative ROS topic name
+LONGEST_CAMERA_NAME, MOST_CAMERAS = 100, 64  # of the 247 characters of a full topic name, others need some too
+# 8K in both forms (7680x4320, 8192x4320) and still cameras of full format; it takes half a second and half a gigabyte.
+MAX_IMAGE_PIXELS = 50_000_000
 # Settings of earlier releases -> what became of them.
 GONE = {"compat": "defects of the published code are no settings any more; docs/compat.md says how to compare with it"}
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `lower` to `upper` (None: no end but `LARGEST`), the ends included unless they are open."""
+    """Numbers from `lower` to `upper` (None: no end but `LARGEST`), the ends included unless they are open.
+
+    An open lower end is 0, and stands for `SMALLEST`.
+    """
 
     lower: float
     upper: float | None = None
@@ -46,9 +57,10 @@ class Range:
     def check(self, name: str, value: float) -> None:
         """Raise ConfigError where a number lies outside, is not finite, or needs more than 32 bit."""
         most = self.most(int if isinstance(value, int) else float)
-        is_high_enough = value > self.lower if self.is_open_below else value >= self.lower
-        if not is_high_enough or not (value < most if self.is_open_above else value <= most):
-            limit = f" and at most {most:.0f}" if is_high_enough and self.upper is None else ""
+        least = SMALLEST if self.is_open_below else self.lower
+        if not value >= least or not (value < most if self.is_open_above else value <= most):
+            limit = f" and at most {most:.0f}" if value > most and self.upper is None else ""
+            limit = f" and at least {SMALLEST:g}" if self.lower < value < least else limit
             raise ConfigError(f"'{name}' must be {self}{limit}, got {value!r}")
 
 
@@ -189,7 +201,7 @@ class InferenceConfig(Checked):
     device: str = fixed("auto", "auto, cpu, cuda or cuda:<index>")
     engine: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = fixed("auto", "What runs the forward pass")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = fixed("fp32", "auto: the fastest that agrees with fp32")
-    threads: Count = fixed(0, "CPU threads of the forward pass; 0 = all physical cores but one")
+    threads: Annotated[int, Range(0, 256)] = fixed(0, "CPU threads of the forward pass; 0 = all physical cores but one")
     compile: bool = fixed(False, "torch.compile the forward pass")
     memory: Literal["double", "single"] = fixed(
         "double", "double: new weights are prepared beside those in use; single: less memory, longer swap"
@@ -208,6 +220,16 @@ class SemlaConfig(Checked):
     drift: DriftConfig | None = None  # likewise
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.model.strip()), "model", "the id or the path of a model", self.model)
+        for name in ("model", "model_dir", "library"):
+            value = getattr(self, name)
+            try:
+                Path(value).expanduser().exists()
+            except (OSError, RuntimeError, ValueError) as error:  # too long, nobody's home, a NUL
+                raise ConfigError(f"'{name}' must be a path that can be looked at, got {value!r}: {error}") from None
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosticsConfig(Checked):
@@ -215,7 +237,7 @@ class DiagnosticsConfig(Checked):
 
     prefix: ClassVar[str] = "diagnostics."
 
-    period_s: Positive = fixed(1.0, "Time between two reports on /diagnostics")
+    period_s: Annotated[float, Range(0.01)] = fixed(1.0, "Time between two reports on /diagnostics")
     stale_after_s: Positive = live(2.0, "STALE where a camera sent no image for so long")
     max_age_ms: Positive = live(1000.0, "WARN where the median mask leaves so long after, or before, its stamp")
     max_latency_ms: Positive = live(500.0, "WARN where the 95th percentile of a frame's time in the node is above")
@@ -240,6 +262,8 @@ class NodeConfig(Checked):
     )
     max_batch: Count = fixed(0, "Cameras answered by one pass of a shared model; 0 = all on a GPU, one on a CPU")
     cv_bridge: Literal["auto", "never", "always"] = fixed("auto", "auto: where it is installed and not known to crash")
+    max_image_pixels: Annotated[int, Range(1)] = fixed(MAX_IMAGE_PIXELS, "Larger images are dropped as broken")
+    max_rate_hz: NonNegative = fixed(0.0, "Images of a camera that come faster on average are dropped; 0 = none are")
     mask_scale: Annotated[float, Range(0, 1, is_open_below=True)] = fixed(
         1.0, "Width and height of published images relative to the camera's"
     )
@@ -252,9 +276,13 @@ class NodeConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(not 0 < self.watch_library_s < 0.01, "watch_library_s", "0 or at least 0.01", self.watch_library_s)
         _require(len(set(self.cameras)) == len(self.cameras), "cameras", "free of repetitions", self.cameras)
+        _require(len(self.cameras) <= MOST_CAMERAS, "cameras", f"at most {MOST_CAMERAS}", self.cameras)
         for name in self.cameras:
-            _require(name.replace("/", "").replace("_", "").isalnum(), "cameras", "made of topic name parts", name)
+            is_topic = CAMERA_NAME.fullmatch(name) and len(name) <= LONGEST_CAMERA_NAME
+            expected = f"topic names like 'front' or 'left/wide' of at most {LONGEST_CAMERA_NAME} characters"
+            _require(bool(is_topic), "cameras", expected, name)
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:
@@ -311,8 +339,17 @@ def _coerce(hint: Any, value: Any, start: str, name: str) -> Any:
     if origin is tuple:
         is_list = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
         _require(is_list, name, "a list of strings", value, start)
-        return tuple(value)
+        for item in value:
+            _require(_is_text(item), name, "free of control characters", item, start)
+        return () if list(value) == [""] else tuple(value)  # an empty list of strings has no type in ROS
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        _require(isinstance(value, float) or abs(value) < 2**63, name, "a number of 64 bits", value, start)
         return float(value)
     _require(type(value) is hint, name, f"of type {getattr(hint, '__name__', hint)}", value, start)
+    _require(hint is not str or _is_text(value), name, "free of control characters", value, start)
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be published, and shown in one line."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in value)

@@ -2,19 +2,24 @@
 
 Raw images are read where they lie: `rgb8` is returned as a view of the message's own buffer, whatever its `step`; every
 other encoding costs one conversion and no copy before it. What does not add up is refused with the encoding, size and
-step in the message, because a picture read with the wrong step looks plausible and is wrong.
+step in the message, because a picture read with the wrong step looks plausible and is wrong. So is what has too many
+pixels, before any of them is decoded: a PNG of 250 kB may hold 250 megapixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
 
+from semla_ros.config import MAX_IMAGE_PIXELS
 from semla_ros.errors import ImageError
 from semla_ros.results import ImageArray
 
@@ -78,12 +83,13 @@ _LAYOUTS: dict[str, _Layout] = {
 ENCODINGS = tuple(_LAYOUTS)
 
 _COMPRESSED_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # the camera's own orientation, as in raw images
+_HEADER_BYTES = 1 << 16  # hold the size in nearly all files; the rest is copied only where they do not
 
 
-def decode_message(message: Any) -> ImageArray:
+def decode_message(message: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
     """`decode` a `sensor_msgs/Image`, or `decode_compressed` a `CompressedImage`, which has no `encoding`."""
     if not hasattr(message, "encoding"):
-        return decode_compressed(message.data, message.format)
+        return decode_compressed(message.data, message.format, max_pixels)
     return decode(
         encoding=message.encoding,
         width=message.width,
@@ -91,11 +97,19 @@ def decode_message(message: Any) -> ImageArray:
         step=message.step,
         data=message.data,
         is_bigendian=bool(message.is_bigendian),
+        max_pixels=max_pixels,
     )
 
 
 def decode(
-    *, encoding: str, width: int, height: int, step: int, data: Buffer, is_bigendian: bool = False
+    *,
+    encoding: str,
+    width: int,
+    height: int,
+    step: int,
+    data: Buffer,
+    is_bigendian: bool = False,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> ImageArray:
     """Read the fields of a `sensor_msgs/Image`.
 
@@ -106,12 +120,14 @@ def decode(
         step: Bytes per row, padding included.
         data: `step` bytes for each row; the padding of the last row may be missing.
         is_bigendian: Byte order of 16-bit samples.
+        max_pixels: Of one picture.
 
     Returns:
         RGB, shape (height, width, 3), uint8; for `rgb8` a view of `data`.
 
     Raises:
-        ImageError: The encoding is not known, or width, height, step and length of the data do not fit each other.
+        ImageError: The encoding is not known, there are too many pixels, or width, height, step and length of the data
+            do not fit each other.
     """
     layout = _LAYOUTS.get(encoding)
     if layout is None:
@@ -121,6 +137,7 @@ def decode(
     what = f"{encoding} image of {width}x{height} pixels with step {step}"
     if width < 1 or height < 1:
         raise ImageError(f"{what}: width and height must be at least 1; check the camera driver")
+    check_pixels(what, width, height, max_pixels)
     if width % layout.block[0] or height % layout.block[1]:
         raise ImageError(f"{what}: expected a width and height in multiples of {layout.block[0]}x{layout.block[1]}")
     row_bytes = width * layout.pixel_bytes
@@ -148,23 +165,34 @@ def is_tight(*, encoding: str, width: int, height: int, step: int, size: int) ->
     return width > 0 and height > 0 and step == width * layout.pixel_bytes and size == step * height
 
 
-def decode_compressed(data: Buffer, image_format: str = "") -> ImageArray:
+def check_pixels(what: str, width: int, height: int, max_pixels: int = MAX_IMAGE_PIXELS) -> None:
+    """Raise ImageError where an image, named by `what`, has more pixels than are taken."""
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{what}: {width}x{height} pixels are more than max_image_pixels ({max_pixels}); send smaller images or "
+            "raise that"
+        )
+
+
+def decode_compressed(data: Buffer, image_format: str = "", max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
     """Read the fields of a `sensor_msgs/CompressedImage` that holds a JPEG or PNG.
 
     Args:
         data: The file's bytes.
         image_format: The message's `format`, for the error message; what the bytes say counts.
+        max_pixels: Of one picture; the file's header is asked before anything is decoded.
 
     Returns:
         RGB, shape (H, W, 3), uint8.
 
     Raises:
-        ImageError: The bytes are no complete JPEG or PNG.
+        ImageError: The bytes are no complete JPEG or PNG, or there are too many pixels.
     """
     encoded = np.frombuffer(data, np.uint8)
     what = f"compressed image of {encoded.size} bytes (format '{image_format}')"
     if not _is_complete(encoded):
         raise ImageError(f"{what}: no complete JPEG or PNG; check the transport and image_transport's settings")
+    check_pixels(what, *_size_of(encoded, what), max_pixels)
     try:
         image = cv2.imdecode(encoded, _COMPRESSED_FLAGS)
     except cv2.error as error:
@@ -180,3 +208,16 @@ def _is_complete(encoded: NDArray[np.uint8]) -> bool:
     if head.startswith(b"\xff\xd8"):
         return b"\xff\xd9" in tail
     return head.startswith(b"\x89PNG\r\n\x1a\n") and b"IEND" in tail
+
+
+def _size_of(encoded: NDArray[np.uint8], what: str) -> tuple[int, int]:
+    """Width and height by the header of a JPEG or PNG, which is read no further."""
+    reader = JpegImageFile if encoded[0] == 0xFF else PngImageFile
+    for part in (encoded[:_HEADER_BYTES], encoded):
+        try:
+            width, height = reader(BytesIO(part.tobytes())).size
+        except Exception as error:  # Pillow's readers raise errors of many types
+            reason = error
+        else:
+            return width, height
+    raise ImageError(f"{what}: its header cannot be read ({reason})")

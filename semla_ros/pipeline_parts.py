@@ -20,7 +20,7 @@ from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.manifest import LibraryManifest, read_manifest
 from semla_ros.resources import find_model, shipped_library
-from semla_ros.segmentation.checkpoint import LoadedModel, load_model
+from semla_ros.segmentation.checkpoint import LoadedModel, load_model, model_file
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature
 
@@ -68,6 +68,7 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
     if device.type == "cpu":  # before the weights: thousands of small steps, which several threads make slower
         torch.set_num_threads(choose_threads(config.inference.threads))
     path = find_model(config.model, config.model_dir)
+    model_file(path)  # before the encoder of what is no model is looked for
     library_folder = Path(config.library).expanduser() if config.library else shipped_library(config.model)
     if library is None and not library_folder.is_dir():
         missing = f"adapter library {library_folder} is not there"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import time
+import zlib
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 
 from semla_ros.errors import ImageError
-from semla_ros.image_codec import ENCODINGS, decode, decode_compressed, decode_message
+from semla_ros.image_codec import ENCODINGS, check_pixels, decode, decode_compressed, decode_message
 from semla_ros.nodes.cv_bridge_codec import CvBridgeDecoder, choose_decoder, why_unsafe
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
@@ -132,18 +137,79 @@ def test_a_truncated_file_is_refused_rather_than_filled_with_grey(suffix: str) -
             decode_compressed(data, "bgr8; jpeg compressed bgr8")
 
 
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of one grey, small enough for a message and as large as it says."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row, packer = bytes(1 + width), zlib.compressobj()
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def test_what_has_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = bomb(16_000, 16_000)
+    assert len(picture) < 300_000
+    monkeypatch.setattr(cv2, "imdecode", None)
+    for decoded in (
+        lambda: decode_compressed(picture, "png"),
+        lambda: decode(encoding="rgb8", width=16_000, height=16_000, step=48_000, data=b""),
+        lambda: decode_message(SimpleNamespace(format="png", data=picture)),
+        lambda: decode(encoding="mono8", width=2**32 - 1, height=2**32 - 1, step=2**32 - 1, data=b""),
+    ):
+        started_s = time.perf_counter()
+        with pytest.raises(ImageError, match=r"\d+x\d+ pixels are more than max_image_pixels \(50000000\)"):
+            decoded()
+        assert time.perf_counter() - started_s < 0.5
+
+
+def test_8k_is_taken_by_default_and_the_limit_is_the_largest_that_is() -> None:
+    check_pixels("8K", 8192, 4320)
+    image = np.zeros((6, 8, 3), np.uint8)
+    for name in (".png", ".jpg"):
+        encoded = cv2.imencode(name, image)[1].tobytes()
+        assert decode_compressed(encoded, name, 48).shape == image.shape
+        with pytest.raises(ImageError, match="8x6 pixels are more than max_image_pixels"):
+            decode_compressed(encoded, name, 47)
+
+
+@pytest.mark.parametrize("name", [".png", ".jpg"])
+def test_whatever_stands_before_the_size_a_damaged_header_is_an_error_and_a_whole_one_is_read(name: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    encoded = cv2.imencode(name, image)[1].tobytes()
+    if name == ".jpg":  # more than the part of a file that is looked at first
+        encoded = encoded[:2] + (b"\xff\xe1\xff\xff" + bytes(0xFFFD)) * 3 + encoded[2:]
+    assert decode_compressed(encoded).shape == image.shape
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        damaged = bytearray(encoded)
+        for place in rng.integers(0, 40, 3):
+            damaged[place] = rng.integers(0, 256)
+        try:
+            decoded = decode_compressed(bytes(damaged), max_pixels=10_000)
+        except ImageError:
+            continue
+        assert decoded.shape[0] * decoded.shape[1] <= 10_000
+
+
 def test_cv_bridge_is_refused_where_it_would_crash_or_is_missing() -> None:
-    assert choose_decoder("never") is decode_message
+    assert choose_decoder("never", 9)[1] == "built in"
     reason = why_unsafe()
     if reason:
-        assert choose_decoder("auto") is decode_message
+        assert choose_decoder("auto", 9)[1] == "built in"
         with pytest.raises(Exception, match="cv_bridge is set to 'always', but"):
-            choose_decoder("always")
+            choose_decoder("always", 9)
     else:  # both exist: they must agree
         from sensor_msgs.msg import Image
 
-        by_cv_bridge = choose_decoder("auto")
+        by_cv_bridge = choose_decoder("auto", 96)[0]
         assert isinstance(by_cv_bridge, CvBridgeDecoder)
+        with pytest.raises(ImageError, match="max_image_pixels"):
+            choose_decoder("auto", 95)[0](
+                Image(**{**encode(np.zeros((8, 12, 3), np.uint8), "rgb8"), "is_bigendian": 0})
+            )
         image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
         for encoding in ("rgb8", "bgr8", "rgba8", "bgra8", "mono8"):
             message = Image(**{**encode(image, encoding), "is_bigendian": 0})

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ImageError, SemlaError
+from semla_ros.image_codec import check_pixels
 from semla_ros.labels import overlay, palette_of
 from semla_ros.results import BASE_MODEL, Frame, ImageArray, Segmentation
 from semla_ros.serving.memory import peak_resident_bytes
@@ -100,10 +101,11 @@ def read_image(path: Path) -> ImageArray:
     """
     try:
         with Image.open(path) as picture:
+            check_pixels(str(path), *picture.size)
             return np.array(picture.convert("RGB"))
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
         raise ImageError(f"{path}: cannot be read: {reason}") from None
 

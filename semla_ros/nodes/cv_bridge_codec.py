@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,15 @@ def why_unsafe() -> str:
     return ""
 
 
-def choose_decoder(setting: str) -> Callable[[Any], ImageArray]:
+def choose_decoder(setting: str, max_pixels: int) -> tuple[Callable[[Any], ImageArray], str]:
     """What decodes image messages by the `cv_bridge` parameter: a `CvBridgeDecoder`, or `image_codec.decode_message`.
 
     Args:
         setting: "auto", "never" or "always".
+        max_pixels: Larger images are refused.
+
+    Returns:
+        It, and its name for reports.
 
     Raises:
         ConfigError: "always", but it is not installed or would crash.
@@ -45,15 +50,17 @@ def choose_decoder(setting: str) -> Callable[[Any], ImageArray]:
         raise ConfigError(f"cv_bridge is set to 'always', but {reason}; set it to 'auto' or 'never'")
     if reason:
         logger.debug("images are decoded without cv_bridge: %s", reason)
-    return decode_message if reason or setting == "never" else CvBridgeDecoder()
+    built_in = partial(decode_message, max_pixels=max_pixels)
+    return (built_in, "built in") if reason or setting == "never" else (CvBridgeDecoder(max_pixels), "cv_bridge")
 
 
 class CvBridgeDecoder:
     """As `image_codec.decode_message`, by cv_bridge where it may."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_pixels: int) -> None:
         from cv_bridge import CvBridge
 
+        self._max_pixels = max_pixels
         self._bridge = CvBridge()
 
     def __call__(self, message: Any) -> ImageArray:
@@ -62,8 +69,8 @@ class CvBridgeDecoder:
         Raises:
             ImageError: The message cannot be decoded.
         """
-        if not _suits_cv_bridge(message):
-            return decode_message(message)
+        if not _suits_cv_bridge(message) or message.width * message.height > self._max_pixels:
+            return decode_message(message, self._max_pixels)
         try:
             return np.ascontiguousarray(self._bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
         except Exception as error:  # CvBridgeError, cv2.error, KeyError, depending on what is wrong

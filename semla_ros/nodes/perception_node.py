@@ -173,9 +173,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _configure(self) -> None:
         if self._parameter_services.problem:
             raise ConfigError(self._parameter_services.problem)
-        decode = choose_decoder(self._parameter_services.settings.node.cv_bridge)
-        self._frames.make_frame = partial(make_frame, decode)
-        self._frames.image_codec = "built in" if decode is decode_message else "cv_bridge"
+        config = self._parameter_services.settings.node
+        decode, self._frames.image_codec = choose_decoder(config.cv_bridge, config.max_image_pixels)
+        self._frames.make_frame, self._frames.max_rate_hz = partial(make_frame, decode), config.max_rate_hz
         try:
             self._load_model()
         except BaseException:

@@ -106,7 +106,7 @@ def load_model(
     Raises:
         CheckpointError: The file cannot be read, or is not a whole and sound checkpoint of this architecture.
     """
-    file = _model_file(Path(path))
+    file = model_file(Path(path))
     tensors, header = _read(file)
     try:
         tensors = normalise_names(tensors)
@@ -186,7 +186,8 @@ def save_model(
     return file_sha256(target)
 
 
-def _model_file(path: Path) -> Path:
+def model_file(path: Path) -> Path:
+    """The file of a model, where its folder is given too; raises CheckpointError."""
     if path.is_dir():
         if (path / SEGMENTER_FILE).is_file():
             return path / SEGMENTER_FILE

@@ -12,6 +12,7 @@ from semla_ros.timing import LatencySummary, LatencyWindow
 OVERTAKEN = "overtaken"  # a newer image of the camera came before this one's turn
 BROKEN = "broken image"
 DISABLED = "disabled"  # by the enable service
+TOO_FAST = "too fast"  # above max_rate_hz
 FAILED = "failed"  # the segmentation raised an error
 STOPPED = "stopped"  # the node was deactivated while it waited
 

@@ -16,13 +16,15 @@ from typing import Any, Protocol
 
 from semla_ros.errors import ImageError
 from semla_ros.results import Frame, Segmentation
-from semla_ros.serving.camera_statistics import BROKEN, DISABLED, FAILED, OVERTAKEN, STOPPED, CameraStatistics
+from semla_ros.serving.camera_statistics import BROKEN, DISABLED, FAILED, OVERTAKEN, STOPPED, TOO_FAST, CameraStatistics
+from semla_ros.serving.memory import give_back_memory
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.troubles import Troubles
 from semla_ros.timing import RestartWatch
 
 logger = logging.getLogger(__name__)
 RESTARTS_TOLD_EVERY_S = 5.0
+LARGE_PIXELS, LARGE_OVER_S = 4096 * 2160, 2.0  # what malloc keeps of larger images is given back so long after the last
 
 
 class Outputs(Protocol):
@@ -115,6 +117,7 @@ class FrameLoop:
         image_codec: Name of what decodes, for reports.
         statistics: What became of each camera's images.
         is_enabled: Whether images are answered; else they are dropped as they come.
+        max_rate_hz: How many images of a camera are taken per second on average; 0 = all.
     """
 
     def __init__(
@@ -129,7 +132,9 @@ class FrameLoop:
         self._outputs, self._clock, self._troubles = outputs, clock, troubles
         self.make_frame, self.image_codec = make_frame, "built in"
         self.statistics = {camera: CameraStatistics() for camera in cameras}
-        self.is_enabled = True
+        self.is_enabled, self.max_rate_hz = True, 0.0
+        self._large_s: float | None = None  # when the last large image was decoded, by `time.monotonic`
+        self._due_s: dict[str, float] = {}  # when a camera's next image is taken, by `time.monotonic`
         self._restarts: dict[str, RestartWatch] = {}
         self._told_s = -math.inf  # when a restart was logged last
         self._slots = CameraSlots(())
@@ -162,8 +167,19 @@ class FrameLoop:
         statistics.receive(now_s)
         if not self.is_enabled:
             statistics.drop(now_s, DISABLED)
+        elif self.max_rate_hz and self._is_too_fast(camera):
+            statistics.drop(now_s, TOO_FAST)
         elif self._slots.put(Turn(camera, message)) is not None:
             statistics.drop(now_s, OVERTAKEN)
+
+    def _is_too_fast(self, camera: str) -> bool:
+        """Whether an image comes before its time; one that came late lets the next one come as much earlier."""
+        now_s, period_s = time.monotonic(), 1.0 / self.max_rate_hz
+        due_s = self._due_s.get(camera, now_s)
+        if now_s < due_s:
+            return True
+        self._due_s[camera] = max(due_s, now_s - period_s) + period_s
+        return False
 
     def _now_s(self) -> float:
         return float(self._clock.now().nanoseconds) / 1e9
@@ -202,10 +218,19 @@ class FrameLoop:
     def _decode(self, turn: Turn) -> None:
         turn.lap("wait")
         frame = self.make_frame(turn.camera, turn.message)
+        self._tidy_up(frame.image.size // 3 > LARGE_PIXELS)
         turn.has_stamp = bool(frame.stamp_ns)
         # Adaptation goes by stamps; the mask's header stays what it is.
         turn.frame = frame if turn.has_stamp else replace(frame, stamp_ns=int(self._now_s() * 1e9))
         turn.lap("decode")
+
+    def _tidy_up(self, is_large: bool) -> None:
+        """Give back the memory of large images once none has come for a while."""
+        if is_large:
+            self._large_s = time.monotonic()
+        elif self._large_s is not None and time.monotonic() - self._large_s > LARGE_OVER_S:
+            self._large_s = None
+            give_back_memory()
 
     def _segment(self, bank: ModelBank, turns: Sequence[Turn]) -> None:
         for turn in turns:

@@ -29,14 +29,8 @@ _GROUPS = (SemlaConfig, NodeConfig, RetrievalConfig, DriftConfig, InferenceConfi
 
 
 def _to_ros(value: Any) -> Any:
-    """Config value to ROS value. An empty string array has no type on the wire, so `['']` stands for it."""
-    return (list(value) or [""]) if isinstance(value, tuple) else value
-
-
-def _from_ros(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return tuple(item for item in value if item != "")
-    return value
+    """Value as ROS has it. An empty string array has no type on the wire, so `['']` stands for it."""
+    return (list(value) or [""]) if isinstance(value, (list, tuple)) else value
 
 
 SPECS: Mapping[str, Setting] = {
@@ -106,10 +100,10 @@ class Settings:
             raise ConfigError(unknown[0])
         given = {name: value for name, value in given.items() if name in SPECS and value is not None}
         explicit = frozenset(given) if explicit is None else frozenset(explicit) & frozenset(given)
-        values = {name: _to_ros(_from_ros(given.get(name, spec.default))) for name, spec in SPECS.items()}
+        values = {name: _to_ros(given.get(name, spec.default)) for name, spec in SPECS.items()}
 
         def group(cls: type[Any], **nested: Any) -> Any:
-            own = {name: _from_ros(values[cls.prefix + name]) for name in settings_of(cls)}
+            own = {name: values[cls.prefix + name] for name in settings_of(cls)}
             return from_mapping(cls, {**own, **nested})
 
         retrieval, drift = group(RetrievalConfig), group(DriftConfig)

@@ -67,7 +67,7 @@ def test_every_number_has_a_range() -> None:
         ({"mask_scale": 0.0}, ["mask_scale"]),
         ({"engine": "tensorflow"}, ["engine", "tensorrt"]),
         ({"inference": "tiled"}, ["inference", "sliding", "tiled"]),
-        ({"diagnostics.period_s": 0.0}, ["diagnostics.period_s", "positive"]),
+        ({"diagnostics.period_s": 0.0}, ["diagnostics.period_s", "at least 0.01"]),
         ({"diagnostics.max_drop_ratio": 1.5}, ["diagnostics.max_drop_ratio"]),
         ({"compat.unsafe_softmax": False}, ["compat.unsafe_softmax", "docs/compat.md"]),
     ],
