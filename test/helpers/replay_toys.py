@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,10 +134,10 @@ class ToyPipeline:
         )
 
     def status(self) -> PipelineStatus:
-        counts = {item.name: 0 for item in fields(PipelineStatus)}
+        counts = {item.name: 0 for item in fields(PipelineStatus) if item.default is MISSING}
         names = {"engine": "toy", "last_action": "", "last_error": "", "library_problems": {}, "resident_adapters": ()}
         latencies = {"frame_latency_ms": {}, "adaptation_latency_ms": {}}
-        return PipelineStatus(**{**counts, **names, **latencies, "generation": self.generation, "engine_notes": ()})
+        return PipelineStatus(**{**counts, **names, **latencies, "generation": self.generation})
 
     def close(self) -> None:
         self.is_closed = True
