@@ -23,6 +23,7 @@ PASSED_ON = (
     ("library", "", "Adapter library folder; empty: as in params_file"),
     ("device", "", "auto, cpu, cuda or cuda:<index>; empty: as in params_file"),
     ("image_transport", "", "raw or compressed; empty: as in params_file"),
+    ("respawn", "false", "Start the node again 2 s after it ended by itself, as watchdog_s lets it"),
     ("log_level", "info", "debug, info, warn or error"),
 )
 

@@ -15,6 +15,7 @@ ARGUMENTS = (
     ("namespace", "", "Namespace of the node and its topics"),
     ("use_sim_time", "false", "Take the time from /clock, as with a recording"),
     ("params_file", str(SHARE / "config" / "perception.yaml"), "Parameter file; the arguments below count before it"),
+    ("respawn", "false", "Start the node again 2 s after it ended by itself, as watchdog_s lets it"),
     ("autostart", "true", "Configure and activate without a lifecycle manager"),
     ("log_level", "info", "debug, info, warn or error"),
     ("image_topic", "image", "Topic of the camera's images"),
@@ -58,6 +59,8 @@ def make_node(context: LaunchContext) -> list[Action]:
             name="perception",
             namespace=value_of("namespace"),
             output="screen",
+            respawn=value_of("respawn").lower() == "true",
+            respawn_delay=2.0,
             emulate_tty=True,
             parameters=parameters,
             remappings=[

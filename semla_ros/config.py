@@ -269,6 +269,9 @@ class NodeConfig(Checked):
     )
     overlay_alpha: Ratio = live(0.5, "Opacity of the class colours in the overlay")
     watch_library_s: NonNegative = fixed(2.0, "Time between looks at the library folder for changes; 0 = never")
+    watchdog_s: NonNegative = fixed(
+        0.0, "End the process with status 70 where the frame path hangs for so long; 0 = never. For a supervisor"
+    )
     release_on_deactivate: bool = fixed(
         False, "Give back the model's memory, a GPU's too, on deactivate; activate then loads it again"
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -52,6 +53,7 @@ class PerceptionPipeline:
 
     Attributes:
         on_generation: Called with each new generation, in the thread that made it.
+        warm_up_s: How long the engine took to warm up.
     """
 
     def __init__(self, parts: PipelineParts) -> None:
@@ -80,7 +82,9 @@ class PerceptionPipeline:
             number=0, mix=AdapterMix(), class_names=tuple(parts.class_names), vocabulary_version=0
         )
         self._fuser.commit(self._fuser.prepare(self._generation.mix), parts.engine.set_text)
+        started_s = time.monotonic()
         parts.engine.warm_up()
+        self.warm_up_s = time.monotonic() - started_s
 
     @classmethod
     def load(cls, config: SemlaConfig, *, library: AdapterLibrary | None = None) -> PerceptionPipeline:

@@ -1,14 +1,16 @@
-"""Time: milliseconds by stage, their percentiles, and stamps that jump back."""
+"""Time: milliseconds by stage, their percentiles, stages that do not end, and stamps that jump back."""
 
 from __future__ import annotations
 
 import math
+import statistics
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -87,6 +89,61 @@ class LatencyWindow:
         """Forget the latencies; the count of runs goes on."""
         with self._lock:
             self._samples.clear()
+
+
+class Hang(NamedTuple):
+    """A stage that takes too long.
+
+    Attributes:
+        stage: Its name.
+        for_s: Seconds since it began.
+        bound_s: Seconds above which that was too long.
+        inside: What is known of the inside of that stage.
+    """
+
+    stage: str
+    for_s: float
+    bound_s: float
+    inside: str = ""
+
+    def __str__(self) -> str:
+        return (
+            f"the frame path hangs: for {self.for_s:.1f} s in stage '{self.stage}'{self.inside}, which has not taken "
+            f"{self.bound_s:.1f} s before; restart the node if that stays so, or let watchdog_s end it by itself"
+        )
+
+
+class StageClock:
+    """What a thread is doing, and whether it takes suspiciously long. Written by that thread, read by any.
+
+    A stage takes too long above `LEAST_S` and above `TIMES` its median of late, both plus a second for each
+    `PIXELS_PER_S` of its image beyond Full HD. Goes by the steady clock.
+    """
+
+    LEAST_S, TIMES, PIXELS_PER_S, FULL_HD = 2.3, 5.0, 8e6, 1920 * 1080
+
+    def __init__(self) -> None:
+        self._present = "", time.monotonic(), math.inf  # stage, since when, bound
+        self._spent_s: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=32))
+
+    def expect(self, stage: str, seconds: float) -> None:
+        """Forget how long a stage took, but for one time."""
+        self._spent_s[stage].clear()
+        self._spent_s[stage].append(seconds)
+
+    def enter(self, stage: str, pixels: float = 0.0) -> None:
+        """End the present stage and begin the next one, with an image of so many pixels; "" is idle."""
+        now_s = time.monotonic()
+        self._spent_s[self._present[0]].append(now_s - self._present[1])
+        usual_s = statistics.median_high(self._spent_s[stage] or (0.0,))
+        bound_s = max(self.LEAST_S, self.TIMES * usual_s) + max(0.0, pixels - self.FULL_HD) / self.PIXELS_PER_S
+        self._present = stage, now_s, bound_s if stage else math.inf
+
+    def hang(self) -> Hang | None:
+        """The present stage, where it takes too long."""
+        stage, since_s, bound_s = self._present
+        for_s = time.monotonic() - since_s
+        return Hang(stage, for_s, bound_s) if for_s > bound_s else None
 
 
 class RestartWatch:

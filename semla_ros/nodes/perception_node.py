@@ -1,7 +1,8 @@
 """The lifecycle node `perception`: camera images in, masks and what explains them out.
 
 Threads (docs/decisions/0001-executor-and-threads.md): callbacks store the newest image and answer what is quick; one
-thread decodes, segments and publishes; one makes slow changes; the pipeline's own one adapts.
+thread decodes, segments and publishes; one makes slow changes; one reports and guards by the steady clock; the
+pipeline's own one adapts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
+from rclpy.signals import uninstall_signal_handlers
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from semla_ros.errors import ConfigError, SemlaError
@@ -39,8 +41,10 @@ from semla_ros.serving.frame_loop import FrameLoop
 from semla_ros.serving.memory import give_back_memory, keep_large_blocks
 from semla_ros.serving.model_bank import Load, ModelBank, load_pipeline
 from semla_ros.serving.parameters import QOS_PREFIX
+from semla_ros.serving.process_end import EndGuard
 from semla_ros.serving.ros_logging import forward_logs, stop_forwarding
 from semla_ros.serving.troubles import Troubles
+from semla_ros.serving.watch import LOOK_S, HangWatch, SteadyJobs
 from semla_ros.timing import JUMP_BACK_NS
 
 logger = logging.getLogger("semla_ros.nodes.perception_node")  # also where this module is the program
@@ -74,17 +78,25 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         guard_transitions(self, self._one_at_a_time)
         config = parameters.settings.node
         shared = (self._bank, self._frames, self._troubles)
-        NodeServices(self, self._aside, *shared, config.watch_library_s)
-        Reporter(self, parameters, self._outputs, *shared)
+        services = NodeServices(self, self._aside, *shared)
+        report = Reporter(self, parameters, self._outputs, *shared).report
+        self._hang_watch = HangWatch(self._frames, config.watchdog_s, report)
+        jobs = [(LOOK_S, self._hang_watch.look), (config.diagnostics.period_s, report)]
+        if config.watch_library_s:
+            jobs.append((config.watch_library_s, services.look_at_library))
+        self._jobs = SteadyJobs(jobs, self._troubles.is_ending)
         threshold = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-JUMP_BACK_NS), on_clock_change=True
         )
-        # Rates and ages of before mean nothing where the ROS clock has jumped back or changed its source.
+        # Ages of before mean nothing where the ROS clock has jumped back or changed its source.
         self._jump_handle = self.get_clock().create_jump_callback(
-            threshold, post_callback=lambda _: self._frames.clear_statistics()
+            threshold, post_callback=lambda _: self._frames.clear_ages()
         )
+        self._jobs.start()
         if config.autostart:
             self._aside.run(self._autostart)
+        else:
+            self._hang_watch.is_ready = True
 
     # Transitions
 
@@ -112,9 +124,12 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return guarded
 
     def _autostart(self) -> None:
-        with self._transition_lock:
-            if self.context.ok() and self.trigger_configure() == SUCCESS and self.context.ok():
-                self.trigger_activate()
+        try:
+            with self._transition_lock:
+                if self.context.ok() and self.trigger_configure() == SUCCESS and self.context.ok():
+                    self.trigger_activate()
+        finally:
+            self._hang_watch.is_ready = True
 
     def _run_transition(self, name: str, work: Callable[[], None]) -> TransitionCallbackReturn:
         """Run a transition; what fails is told on /diagnostics, and the node stays in the state before."""
@@ -257,8 +272,15 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._deactivate()
         self._release()
 
+    def doing(self) -> str:
+        """What the node is busy with, for who wants to end it."""
+        hang = self._frames.hang()
+        return "; ".join(filter(None, (self._troubles.progress, hang and f"{hang}"))) or "nothing known to hang"
+
     def close(self) -> None:
         """Stop and release everything, and wait for every thread; the node is destroyed afterwards."""
+        self._jobs.close()
+        self._hang_watch.close()
         self._aside.close()
         self._stop_all()
         self._jump_handle.unregister()
@@ -266,7 +288,12 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
 
 def spin(node: PerceptionNode) -> None:
-    """Serve until the process is told to end, then end every thread."""
+    """Serve until the process is told to end, then end every thread; to be called in the main thread.
+
+    Whatever hangs, the process ends within 5 s of SIGINT or SIGTERM.
+    """
+    uninstall_signal_handlers()  # rclpy's do nothing where the main thread hangs
+    EndGuard(node.context.try_shutdown, node.doing)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
-from semla_ros.nodes.messages import diagnostic_message
+from semla_ros.nodes.messages import diagnostic_message, to_stamp
 from semla_ros.nodes.outputs import Outputs
 from semla_ros.nodes.parameter_services import ParameterServices
 from semla_ros.nodes.rclpy_internals import lifecycle_state
@@ -18,11 +19,12 @@ from semla_ros.serving.health import adaptation_report, camera_report, node_repo
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.troubles import Troubles
 
+CLOCK_SILENT_S = 2.0
 _TYPES = {"raw": "sensor_msgs/msg/Image", "compressed": "sensor_msgs/msg/CompressedImage"}
 
 
 class Reporter:
-    """Reports at every period: the node, each camera of an active one, and each model that is loaded."""
+    """Reports when it is asked to: the node, each camera of an active one, and each model that is loaded."""
 
     def __init__(
         self,
@@ -36,30 +38,51 @@ class Reporter:
         self._node, self._parameters, self._bank = node, parameters, bank
         self._outputs, self._frames, self._troubles = outputs, frames, troubles
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        node.create_timer(parameters.settings.node.diagnostics.period_s, self._report)
+        self._clock = node.get_clock()
+        self._ros_time = (0, time.monotonic())  # latest time of a clock that may stand still, and when it changed
 
-    def _report(self) -> None:
-        now = self._node.get_clock().now()
+    def report(self) -> None:
+        """Report once. Needs neither the executor nor a clock that goes."""
+        now = self._clock.now()
+        if now.nanoseconds != self._ros_time[0]:
+            self._ros_time = now.nanoseconds, time.monotonic()
+        stamp = now.to_msg() if now.nanoseconds else to_stamp(time.time_ns())
         try:
-            reports = self._reports(now.nanoseconds / 1e9)
+            reports = self._reports()
+            self._publisher.publish(diagnostic_message(reports, stamp, self._parameters.hardware_id))
         except Exception as error:  # a model that is being released meanwhile; the next report is a second away
             if self._node.context.ok():
                 reason = self._troubles.reason(error)
                 self._node.get_logger().warning(f"no diagnostics: {reason}", throttle_duration_sec=5.0)
-            return
-        self._publisher.publish(diagnostic_message(reports, now.to_msg(), self._parameters.hardware_id))
 
-    def _reports(self, now_s: float) -> list[Status]:
+    def _clock_problem(self) -> str:
+        """What is wrong with a simulated clock; empty where nothing is, and for the system's."""
+        latest_ns, changed_s = self._ros_time
+        silent_s = time.monotonic() - changed_s
+        if not self._clock.ros_time_is_active or silent_s < CLOCK_SILENT_S:
+            return ""
+        if latest_ns:
+            return f"/clock stands still for {silent_s:.1f} s: masks go on, the ages of frames mean nothing meanwhile"
+        return (
+            "use_sim_time is set and nothing is heard on /clock: masks go on, the ages of frames are unknown; "
+            "let a player or simulator publish /clock, or set use_sim_time to false"
+        )
+
+    def _reports(self) -> list[Status]:
         name, state, settings = self._node.get_name(), lifecycle_state(self._node), self._parameters.settings
         config = settings.node.diagnostics
-        reports = [node_report(name, state, settings, self._bank, self._frames, self._troubles)]
+        hang, clock_problem = self._frames.hang(), self._clock_problem()
+        parts = self._bank, self._frames, self._troubles
+        reports = [node_report(name, state, settings, *parts, hang=hang, clock_problem=clock_problem)]
         for camera, statistics in self._frames.statistics.items() if state == "active" else ():
             topic = self._node.resolve_topic_name(self._parameters.image_topic(camera))
-            snapshot, is_enabled = statistics.snapshot(now_s, config.hold_s), self._frames.is_enabled
+            snapshot = statistics.snapshot(time.monotonic(), config.hold_s)
             hint = partial(why_silent, self._node, topic, settings.node.image_transport)
-            problem = self._outputs.info_problems.get(camera, "")
+            problem, is_enabled = self._outputs.info_problems.get(camera, ""), self._frames.is_enabled
             reports.append(
-                camera_report(name, camera, topic, snapshot, config, is_enabled=is_enabled, problem=problem, hint=hint)
+                camera_report(
+                    name, camera, topic, snapshot, config, is_enabled=is_enabled, problem=problem, hint=hint, hang=hang
+                )
             )
         for scope, pipeline in self._bank.pipelines.items():
             status = pipeline.status()

@@ -1,4 +1,4 @@
-"""The node's own services, and the watch on its adapter library's folder."""
+"""The node's own services, and the reload of an adapter library whose folder has changed."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ logger = logging.getLogger(__name__)
 class NodeServices:
     """Serves `reload_library`, `freeze_adaptation`, `reset_adaptation` and `enable`: what was done, or why not."""
 
-    def __init__(
-        self, node: Node, aside: Aside, bank: ModelBank, frames: FrameLoop, troubles: Troubles, watch_library_s: float
-    ) -> None:
+    def __init__(self, node: Node, aside: Aside, bank: ModelBank, frames: FrameLoop, troubles: Troubles) -> None:
         self._node, self._aside, self._bank, self._frames, self._troubles = node, aside, bank, frames, troubles
         group = ReentrantCallbackGroup()
         for kind, name, work in (
@@ -37,8 +35,6 @@ class NodeServices:
             callback = aside.serving(self._serving(name, work))
             node.create_service(kind, f"~/{name}", callback, callback_group=group)
         node.create_service(SetBool, "~/enable", self._enable)
-        if watch_library_s:
-            node.create_timer(watch_library_s, self._look_at_library)
 
     def _serving(self, name: str, work: Callable[[Any], str]) -> Serve:
         """A service that needs a model: `work` makes a message of the request, or raises."""
@@ -89,7 +85,8 @@ class NodeServices:
         response.message = "images are answered" if request.data else "images are dropped"
         return response
 
-    def _look_at_library(self) -> None:
+    def look_at_library(self) -> None:
+        """Reload the library aside where its folder has changed."""
         if self._bank.pipelines:
             self._aside.run(self._reload_if_changed)
 

@@ -27,8 +27,9 @@ class CameraSnapshot:
         dropped: Reason -> images, ever.
         recent_received: Images within the window.
         recent_dropped: Reason -> images within the window.
-        image_rate_hz: Images per second within the window.
-        mask_rate_hz: Masks per second within the window.
+        image_rate_hz: Images per second, up to this moment.
+        mask_rate_hz: Masks per second, likewise.
+        span_s: Seconds that the rates are of: the window, or the time since the first image.
         silence_s: Time since the latest image; None before the first.
         latency_ms: By stage, within the window; the latest one where that is older.
         age_ms: Time between stamp and publication, likewise; None before the first mask.
@@ -44,6 +45,7 @@ class CameraSnapshot:
     recent_dropped: Mapping[str, int]
     image_rate_hz: float
     mask_rate_hz: float
+    span_s: float
     silence_s: float | None
     latency_ms: Mapping[str, LatencySummary] = field(default_factory=dict)
     age_ms: LatencySummary | None = None
@@ -53,7 +55,7 @@ class CameraSnapshot:
 
 
 class CameraStatistics:
-    """Counts for one camera. Thread-safe; all times are seconds of the node's clock."""
+    """Counts for one camera. Thread-safe; all times are seconds of the steady clock, `time.monotonic`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,23 +66,29 @@ class CameraStatistics:
         self._latest_s: float | None = None  # arrival of the latest image
         self._has_stamps = True
         self._restarts: deque[float] = deque(maxlen=4096)
+        self._age = LatencyWindow()
         self._forget()
 
     def _forget(self) -> None:
         self._arrivals: deque[float] = deque(maxlen=4096)
         self._answers: deque[float] = deque(maxlen=4096)
         self._drops: deque[tuple[float, str]] = deque(maxlen=4096)
-        self._latency, self._age = LatencyWindow(), LatencyWindow()
+        self._latency = LatencyWindow()
 
     def clear(self) -> None:
-        """Forget rates and latencies, as when the clock jumps back; the counters go on."""
+        """Forget rates, latencies and ages, as at a new start; the counters go on."""
         with self._lock:
             self._forget()
+        self.clear_ages()
+
+    def clear_ages(self) -> None:
+        """Forget the ages of frames, as where the clock that they go by has jumped."""
+        self._age.clear()
 
     def restart(self, now_s: float) -> None:
-        """The camera's stamps have jumped back: count that, and forget what `clear` does."""
+        """The camera's stamps have jumped back: count that, and forget the ages."""
+        self.clear_ages()
         with self._lock:
-            self._forget()
             self._restarts.append(now_s)
 
     def receive(self, now_s: float) -> None:
@@ -98,22 +106,30 @@ class CameraStatistics:
             if error:
                 self._last_error = error
 
-    def answer(self, now_s: float, latency_ms: Mapping[str, float], age_ms: float | None) -> None:
-        """Count a published mask; its age is None where the image carried no stamp."""
+    def answer(
+        self, now_s: float, latency_ms: Mapping[str, float], age_ms: float | None, has_stamp: bool = True
+    ) -> None:
+        """Count a published mask.
+
+        Args:
+            now_s: This moment.
+            latency_ms: By stage.
+            age_ms: Time since its stamp; None where there is no clock to tell. Means nothing without a stamp.
+            has_stamp: Whether the image carried one.
+        """
         with self._lock:
             self._answered += 1
             self._answers.append(now_s)
-            self._has_stamps = age_ms is not None
-            if age_ms is not None:
+            self._has_stamps = has_stamp
+            if age_ms is not None and has_stamp:
                 self._age.add({"age": age_ms}, now_s)
             self._latency.add(latency_ms, now_s)
 
     def snapshot(self, now_s: float, window_s: float) -> CameraSnapshot:
-        """Everything at once, with rates over the last `window_s` seconds."""
+        """Everything at once, with rates over the last `window_s` seconds, or since the first image."""
         with self._lock:
             since = now_s - window_s
-            if self._latest_s is not None:
-                self._latest_s = min(self._latest_s, now_s)  # the clock may have jumped back since
+            start_s = max(since, self._arrivals[0]) if self._arrivals else now_s
             recent = Counter(reason for time_s, reason in self._drops if time_s >= since)
             return CameraSnapshot(
                 received=self._received,
@@ -121,8 +137,9 @@ class CameraStatistics:
                 dropped=dict(self._dropped),
                 recent_received=sum(time_s >= since for time_s in self._arrivals),
                 recent_dropped=dict(recent),
-                image_rate_hz=_rate_hz(self._arrivals, since),
-                mask_rate_hz=_rate_hz(self._answers, since),
+                image_rate_hz=_rate_hz(self._arrivals, start_s, now_s),
+                mask_rate_hz=_rate_hz(self._answers, start_s, now_s),
+                span_s=now_s - start_s,
                 silence_s=None if self._latest_s is None else now_s - self._latest_s,
                 latency_ms=self._latency.summary(since),
                 age_ms=self._age.summary(since).get("age"),
@@ -132,9 +149,8 @@ class CameraStatistics:
             )
 
 
-def _rate_hz(times_s: deque[float], since_s: float) -> float:
-    """Events per second between the first and the last one since `since_s`."""
-    recent = [time_s for time_s in times_s if time_s >= since_s]
-    if len(recent) < 2 or recent[-1] <= recent[0]:
-        return 0.0
-    return (len(recent) - 1) / (recent[-1] - recent[0])
+def _rate_hz(times_s: deque[float], start_s: float, now_s: float) -> float:
+    """Events per second after `start_s` until now: where nothing happens any more, it falls."""
+    if len(times_s) == times_s.maxlen:  # earlier ones have been forgotten
+        start_s = max(start_s, times_s[0])
+    return sum(time_s > start_s for time_s in times_s) / (now_s - start_s) if now_s > start_s else 0.0

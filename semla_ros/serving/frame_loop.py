@@ -20,11 +20,12 @@ from semla_ros.serving.camera_statistics import BROKEN, DISABLED, FAILED, OVERTA
 from semla_ros.serving.memory import give_back_memory
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.troubles import Troubles
-from semla_ros.timing import RestartWatch
+from semla_ros.timing import Hang, RestartWatch, StageClock
 
 logger = logging.getLogger(__name__)
 RESTARTS_TOLD_EVERY_S = 5.0
 LARGE_PIXELS, LARGE_OVER_S = 4096 * 2160, 2.0  # what malloc keeps of larger images is given back so long after the last
+UNKNOWN_PIXELS = 7680 * 4320  # of a compressed image before it is decoded: allow for the largest that is usual
 
 
 class Outputs(Protocol):
@@ -109,7 +110,8 @@ class FrameLoop:
     Args:
         cameras: Their names; the order is the order of turns.
         outputs: Where masks go.
-        clock: What stamps go by; `now().nanoseconds`, as rclpy's.
+        clock: What stamps go by; `now().nanoseconds`, as rclpy's, which is 0 as long as there is none. Everything else
+            goes by the steady clock.
         troubles: Knows what an error says, and whether the process is being ended.
 
     Attributes:
@@ -138,32 +140,44 @@ class FrameLoop:
         self._restarts: dict[str, RestartWatch] = {}
         self._told_s = -math.inf  # when a restart was logged last
         self._slots = CameraSlots(())
+        self._stages = StageClock()
+        self._bank: ModelBank | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, bank: ModelBank, most: int) -> None:
         """Answer images by the bank's models, at most so many in one forward pass."""
         self._slots = CameraSlots(self._cameras)
         self._restarts = {camera: RestartWatch() for camera in self._cameras}
-        self.clear_statistics()
+        for statistics in self.statistics.values():
+            statistics.clear()
+        self._bank, self._stages = bank, StageClock()
+        self._stages.expect("segment", bank.warm_up_s)  # the first frame may be as slow
         self._thread = threading.Thread(target=self._run, args=(bank, most), name="semla-frames")
         self._thread.start()
 
     def stop(self) -> None:
         """Take no more images, finish those under way, and join the thread."""
         for turn in self._slots.close():
-            self.statistics[turn.camera].drop(self._now_s(), STOPPED)
+            self.statistics[turn.camera].drop(time.monotonic(), STOPPED)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
-    def clear_statistics(self) -> None:
-        """Forget rates, latencies and ages, which mean nothing once the clock has jumped; counters go on."""
+    def clear_ages(self) -> None:
+        """Forget the ages of frames, which mean nothing once the clock has jumped."""
         for statistics in self.statistics.values():
-            statistics.clear()
+            statistics.clear_ages()
+
+    def hang(self) -> Hang | None:
+        """The stage of the images under way, where it takes too long; inside the model, what its engine tells."""
+        hang, bank = self._stages.hang(), self._bank
+        if hang is None or hang.stage != "segment" or bank is None or (inner := bank.stage) is None:
+            return hang
+        return hang._replace(inside=f", there in '{inner.name}' for {time.monotonic() - inner.since_s:.1f} s")
 
     def receive(self, camera: str, message: Any) -> None:
         """Let an image wait for its turn; returns at once."""
-        now_s, statistics = self._now_s(), self.statistics[camera]
+        now_s, statistics = time.monotonic(), self.statistics[camera]
         statistics.receive(now_s)
         if not self.is_enabled:
             statistics.drop(now_s, DISABLED)
@@ -181,9 +195,6 @@ class FrameLoop:
         self._due_s[camera] = max(due_s, now_s - period_s) + period_s
         return False
 
-    def _now_s(self) -> float:
-        return float(self._clock.now().nanoseconds) / 1e9
-
     def _run(self, bank: ModelBank, most: int) -> None:
         """Answer images until the slots are closed. Whatever one image brings about, the next one gets its turn."""
         while taken := self._slots.take(most):
@@ -200,6 +211,7 @@ class FrameLoop:
                 if turn.result is not None:
                     with self._dropping(turn):
                         self._publish(turn, turn.result)
+            self._stages.enter("")
             if self._troubles.is_ending():
                 return
 
@@ -213,15 +225,16 @@ class FrameLoop:
                 return
             reason, text = BROKEN if isinstance(error, ImageError) else FAILED, self._troubles.reason(error)
             for turn in turns:
-                self.statistics[turn.camera].drop(self._now_s(), reason, text)
+                self.statistics[turn.camera].drop(time.monotonic(), reason, text)
 
     def _decode(self, turn: Turn) -> None:
         turn.lap("wait")
+        self._stages.enter("decode", _pixels_of(turn.message))
         frame = self.make_frame(turn.camera, turn.message)
         self._tidy_up(frame.image.size // 3 > LARGE_PIXELS)
         turn.has_stamp = bool(frame.stamp_ns)
         # Adaptation goes by stamps; the mask's header stays what it is.
-        turn.frame = frame if turn.has_stamp else replace(frame, stamp_ns=int(self._now_s() * 1e9))
+        turn.frame = frame if turn.has_stamp else self._stamped(frame)
         turn.lap("decode")
 
     def _tidy_up(self, is_large: bool) -> None:
@@ -232,7 +245,11 @@ class FrameLoop:
             self._large_s = None
             give_back_memory()
 
+    def _stamped(self, frame: Frame) -> Frame:
+        return replace(frame, stamp_ns=self._clock.now().nanoseconds or time.time_ns())
+
     def _segment(self, bank: ModelBank, turns: Sequence[Turn]) -> None:
+        self._stages.enter("segment", sum(turn.frame.image.size / 3 for turn in turns))
         for turn in turns:
             self._notice_restart(bank, turn.camera, turn.frame.stamp_ns)
         wants_confidence = any(self._outputs.wants(turn.camera, "confidence") for turn in turns)
@@ -248,12 +265,17 @@ class FrameLoop:
                 self._told_s = time.monotonic()
                 logger.info("stamps jumped back by %.1f s: statistics start anew", jump_s)
             bank.reset_gate(camera)
-            self.statistics[camera].restart(self._now_s())
+            self.statistics[camera].restart(time.monotonic())
 
     def _publish(self, turn: Turn, result: Segmentation) -> None:
+        self._stages.enter("publish", turn.frame.image.size / 3)
         self._outputs.publish(turn.message, turn.frame, result)
         turn.lap("publish")
         latency_ms = {**turn.latency_ms, "total": sum(turn.latency_ms.values())}
-        now_s = self._now_s()
-        age_ms = 1e3 * now_s - turn.frame.stamp_ns / 1e6 if turn.has_stamp else None
-        self.statistics[turn.camera].answer(now_s, latency_ms, age_ms)
+        age_ms = (now_ns - turn.frame.stamp_ns) / 1e6 if (now_ns := self._clock.now().nanoseconds) else None
+        self.statistics[turn.camera].answer(time.monotonic(), latency_ms, age_ms, turn.has_stamp)
+
+
+def _pixels_of(message: Any) -> float:
+    """Size that an image message claims; of a compressed one that is not known."""
+    return float(message.width * message.height) if hasattr(message, "width") else UNKNOWN_PIXELS

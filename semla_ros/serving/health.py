@@ -13,7 +13,7 @@ from semla_ros.serving.memory import gpu_mb, resident_mb
 from semla_ros.serving.model_bank import ModelBank, device_of
 from semla_ros.serving.parameters import Settings
 from semla_ros.serving.troubles import Troubles
-from semla_ros.timing import LatencySummary
+from semla_ros.timing import Hang, LatencySummary
 
 ANOTHER_CLOCK_S = 60.0  # no camera is so late: its stamps are of another time
 MANY_RESTARTS = 3  # a recording that loops does so less often within the window
@@ -35,7 +35,15 @@ class _Worries:
 
 
 def node_report(
-    node_name: str, lifecycle: str, settings: Settings, bank: ModelBank, frames: FrameLoop, troubles: Troubles
+    node_name: str,
+    lifecycle: str,
+    settings: Settings,
+    bank: ModelBank,
+    frames: FrameLoop,
+    troubles: Troubles,
+    *,
+    hang: Hang | None = None,
+    clock_problem: str = "",
 ) -> Status:
     """The node as a whole: state, model, memory, and why it is not working if it is not.
 
@@ -46,15 +54,23 @@ def node_report(
         bank: Its models.
         frames: Its frame path.
         troubles: What is wrong with it.
+        hang: The stage in which the frame path hangs.
+        clock_problem: What is wrong with the clock; empty where nothing is.
     """
     worries = _Worries()
+    if hang is not None:
+        worries.add(Level.ERROR, str(hang))
     if troubles.problem:
         worries.add(Level.ERROR, troubles.problem)
     elif troubles.progress:
         worries.add(Level.OK, troubles.progress)
     elif not frames.is_enabled:
         worries.add(Level.OK, "switched off: call the enable service with true to go on")
-    for sentence in (troubles.latest_refusal(settings.node.diagnostics.hold_s), troubles.library_problem):
+    for sentence in (
+        troubles.latest_refusal(settings.node.diagnostics.hold_s),
+        troubles.library_problem,
+        clock_problem,
+    ):
         if sentence:
             worries.add(Level.WARN, sentence)
     pipeline = next(iter(bank.pipelines.values()), None)
@@ -84,6 +100,7 @@ def camera_report(
     is_enabled: bool,
     problem: str = "",
     hint: Callable[[], str] = lambda: "check that the camera runs, and its topic name",
+    hang: Hang | None = None,
 ) -> Status:
     """One camera of an active node: rates, age, latencies, and what became of its images.
 
@@ -96,9 +113,12 @@ def camera_report(
         is_enabled: Whether the node answers images at all.
         problem: What else is wrong with it; empty where nothing.
         hint: Gives what to do where no image comes.
+        hang: The stage in which the frame path hangs.
     """
     worries = _Worries()
-    if snapshot.silence_s is None or snapshot.silence_s > config.stale_after_s:
+    if hang is not None:
+        worries.add(Level.ERROR, str(hang))
+    elif snapshot.silence_s is None or snapshot.silence_s > config.stale_after_s:
         since = "yet" if snapshot.silence_s is None else f"for {snapshot.silence_s:.1f} s"
         worries.add(Level.STALE, f"no image on {topic} {since}: {hint()}")
     elif is_enabled:
@@ -117,6 +137,8 @@ def camera_report(
     if snapshot.silence_s is not None:
         values["Time since image (s)"] = f"{snapshot.silence_s:.2f}"
     ages = {} if snapshot.age_ms is None else {"Frame age": snapshot.age_ms}
+    if not ages and snapshot.answered and snapshot.has_stamps:
+        values["Frame age"] = "unknown"
     values |= _milliseconds(ages | {f"Latency {stage}": spread for stage, spread in snapshot.latency_ms.items()})
     values["Last error"] = snapshot.last_error
     what = f"camera {camera}" if camera else "camera"
@@ -151,7 +173,8 @@ def _judge_flow(worries: _Worries, snapshot: CameraSnapshot, config: Diagnostics
             Level.WARN,
             f"a frame takes {total.p95:.0f} ms (95th percentile): use smaller images, fewer classes or a faster device",
         )
-    if 0 < snapshot.mask_rate_hz < config.min_rate_hz:
+    is_settled = snapshot.span_s * config.min_rate_hz >= 2.0 or snapshot.span_s >= config.hold_s
+    if snapshot.mask_rate_hz < config.min_rate_hz and is_settled:
         worries.add(
             Level.WARN,
             f"{snapshot.mask_rate_hz:.1f} masks per second are fewer than {config.min_rate_hz:g}: "

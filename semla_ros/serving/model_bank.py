@@ -17,6 +17,7 @@ from semla_ros.serving.parameters import Settings, explicit_only
 from semla_ros.serving.scene_speaker import SceneSpeaker
 
 if TYPE_CHECKING:
+    from semla_ros.engines.base import Stage
     from semla_ros.pipeline import PerceptionPipeline
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,17 @@ class ModelBank:
         """Where the adapters come from; None while nothing is loaded."""
         library = getattr(self.any, "library", None) if self.pipelines else None
         return None if library is None else Path(library.folder)
+
+    @property
+    def stage(self) -> Stage | None:
+        """What an engine is doing this moment; None between two frames, or where no engine tells."""
+        stages = (getattr(getattr(item, "engine", None), "stage", None) for item in list(self.pipelines.values()))
+        return next(filter(None, stages), None)
+
+    @property
+    def warm_up_s(self) -> float:
+        """How long the slowest model took to warm up."""
+        return max((float(getattr(item, "warm_up_s", 0.0)) for item in self.pipelines.values()), default=0.0)
 
     def library_has_changed(self) -> bool:
         """Look at the library's folder; True once for each completed change."""

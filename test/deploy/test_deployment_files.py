@@ -41,6 +41,8 @@ def test_the_unit_ends_the_node_as_ctrl_c_does_and_has_its_sections() -> None:
     unit = (ROOT / "deploy" / "semla-perception.service").read_text(encoding="utf-8")
     assert re.findall(r"^\[(\w+)\]$", unit, re.MULTILINE) == ["Unit", "Service", "Install"]
     assert "\nKillSignal=SIGINT\n" in unit
+    # The node is a child of launch, and so are its words to systemd.
+    assert all(f"\n{line}\n" in unit for line in ("Type=notify", "NotifyAccess=all", "WatchdogSec=30"))
 
 
 def test_other_enclaves_ask_only_for_what_the_node_gives() -> None:

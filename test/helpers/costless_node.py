@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from semla_ros.pipeline_status import PipelineStatus, Tally
 from semla_ros.results import AdaptationStep, AdapterMix, Frame, Generation, Segmentation
 
 HEAVY_MIB = 300
+HANGING = 99  # red of the image that a model which "hangs in forward" hangs at
 
 
 class CostlessPipeline:
@@ -28,6 +30,9 @@ class CostlessPipeline:
     loads = 0
 
     def __init__(self, config: SemlaConfig) -> None:
+        self._hangs_in = config.model.removeprefix("hangs in ")
+        self.engine = SimpleNamespace(stage=None, name="costless", precision="fp32")
+        self._hang("loading")
         if config.model == "missing":
             raise ConfigError("model 'missing' was not found in /nowhere")
         if config.model.endswith(".ready"):  # loads until the test makes this file
@@ -52,12 +57,21 @@ class CostlessPipeline:
         self._scene: int | None = None
         self._is_fragile = config.model == "fragile"  # changes end in an error that nobody expected
 
+    def _hang(self, where: str) -> None:
+        """Never come back, if that is asked for."""
+        if where == self._hangs_in:
+            self.engine.stage = SimpleNamespace(name="forward", since_s=time.monotonic())
+            print(f"now hanging: {where}", flush=True)
+            threading.Event().wait()
+
     @property
     def class_names(self) -> tuple[str, ...]:
         return self.generation.class_names
 
     def segment(self, frame: Frame, want_confidence: bool = True) -> Segmentation:
         time.sleep(self.delay_s)
+        if frame.image[0, 0, 0] == HANGING:
+            self._hang("forward")
         generation = self.generation
         mask = frame.image[..., 0] % np.uint8(min(len(generation.class_names), 255))
         if len(generation.class_names) > 254:
@@ -110,9 +124,11 @@ class CostlessPipeline:
         self._is_running = True
 
     def stop(self) -> None:
+        self._hang("stopping")
         self._is_running = False
 
     def set_classes(self, names: Sequence[str]) -> Generation:
+        self._hang("a change")
         self._break_if_fragile()
         if not names or len(set(names)) != len(names):
             raise VocabularyError(f"classes must be different names, at least one, got {list(names)}")

@@ -72,10 +72,14 @@ class NodeProcess:
     def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, and wait for nothing."""
+        self._process.send_signal(number)
+
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         """Interrupt as Ctrl-C does; returns the exit status."""
         if self.is_alive:
-            self._process.send_signal(number)
+            self.send(number)
         try:
             return self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -18,15 +18,40 @@ def test_statistics_account_for_every_image_and_forget_only_what_time_explains()
         statistics.drop(101.0, reason, "why" if reason == drops.BROKEN else "")
     snapshot = statistics.snapshot(101.5, window_s=10.0)
     assert (snapshot.received, snapshot.answered, snapshot.dropped) == (11, 5, {"overtaken": 2, "broken image": 1})
-    assert snapshot.image_rate_hz == pytest.approx(10.0)
-    assert snapshot.mask_rate_hz == pytest.approx(5.0)
+    assert (snapshot.image_rate_hz, snapshot.mask_rate_hz) == (pytest.approx(10 / 1.5), pytest.approx(4 / 1.5))
     assert snapshot.silence_s == pytest.approx(0.5)
     assert (snapshot.latency_ms["total"].p50, snapshot.latency_ms["total"].max) == (30.0, 50.0)
     assert snapshot.last_error == "why"
     assert statistics.snapshot(200.0, window_s=10.0).recent_dropped == {}
     statistics.clear()
-    snapshot = statistics.snapshot(3.0, window_s=10.0)  # the clock has jumped back
-    assert (snapshot.received, snapshot.image_rate_hz, snapshot.age_ms, snapshot.silence_s) == (11, 0.0, None, 0.0)
+    snapshot = statistics.snapshot(103.0, window_s=10.0)
+    assert (snapshot.received, snapshot.image_rate_hz, snapshot.age_ms, snapshot.silence_s) == (11, 0.0, None, 2.0)
+
+
+def test_rates_are_those_of_the_window_that_ends_now_and_fall_where_nothing_happens_any_more() -> None:
+    statistics = CameraStatistics()
+    rates = []
+    for index in range(301):
+        if index >= 200 and not index % 10:
+            rates.append(statistics.snapshot(100.0 + 0.1 * index, window_s=10.0))
+        statistics.receive(100.0 + 0.1 * index)
+        if index < 200:  # then the frame path hangs
+            statistics.answer(100.05 + 0.1 * index, {}, age_ms=0.0)
+    assert [rate.mask_rate_hz for rate in rates] == pytest.approx([10.0 - second for second in range(11)], abs=0.11)
+    assert [rate.image_rate_hz for rate in rates] == pytest.approx([10.0] * 11, abs=0.11)
+    assert statistics.snapshot(200.0, window_s=10.0).image_rate_hz == 0.0
+    early = CameraStatistics()
+    early.receive(100.0)
+    assert (early.snapshot(100.5, 10.0).image_rate_hz, early.snapshot(100.5, 10.0).span_s) == (0.0, 0.5)
+
+
+def test_ages_are_unknown_without_a_clock_which_is_no_missing_stamp() -> None:
+    statistics = CameraStatistics()
+    statistics.answer(100.0, {"total": 5.0}, age_ms=3.0)
+    statistics.clear_ages()  # the clock has jumped
+    statistics.answer(101.0, {"total": 5.0}, age_ms=None, has_stamp=True)
+    snapshot = statistics.snapshot(101.0, window_s=10.0)
+    assert (snapshot.age_ms, snapshot.has_stamps, snapshot.latency_ms["total"].count) == (None, True, 2)
 
 
 def test_latencies_and_ages_are_those_of_the_window_and_the_last_ones_where_it_is_empty() -> None:
@@ -40,7 +65,7 @@ def test_latencies_and_ages_are_those_of_the_window_and_the_last_ones_where_it_i
 
 def test_images_without_stamps_and_stamps_that_jump_back_are_noticed() -> None:
     statistics = CameraStatistics()
-    statistics.answer(100.0, {}, age_ms=None)
+    statistics.answer(100.0, {}, age_ms=None, has_stamp=False)
     assert not statistics.snapshot(100.0, window_s=10.0).has_stamps
     for second in (101.0, 102.0, 103.0):
         statistics.restart(second)

@@ -39,6 +39,9 @@ class Message:
 class Bank:
     """Stands for `ModelBank`: remembers what it was asked; may be held until a test lets it go on."""
 
+    warm_up_s = 0.0
+    stage: Any = None
+
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.resets: list[str] = []
@@ -114,7 +117,7 @@ class Rig:
 
     def account(self, camera: str = "") -> tuple[int, int, dict[str, int]]:
         """Images received, answered, and dropped by reason."""
-        snapshot = self.loop.statistics[camera].snapshot(time.time(), 60.0)
+        snapshot = self.loop.statistics[camera].snapshot(time.monotonic(), 60.0)
         return snapshot.received, snapshot.answered, dict(snapshot.dropped)
 
     def is_settled(self) -> bool:
@@ -165,7 +168,7 @@ def test_an_image_is_answered_and_each_stage_of_it_is_timed(rig: Callable[..., R
     loop = rig()
     loop.send(Message(stamp_ns=time.time_ns()))
     assert loop.account() == (1, 1, {})
-    snapshot = loop.loop.statistics[""].snapshot(time.time(), 60.0)
+    snapshot = loop.loop.statistics[""].snapshot(time.monotonic(), 60.0)
     assert list(snapshot.latency_ms) == ["wait", "decode", "segment", "publish", "total"]
     stages = [snapshot.latency_ms[stage].max for stage in ("wait", "decode", "segment", "publish")]
     assert snapshot.latency_ms["total"].max == pytest.approx(sum(stages))
@@ -189,7 +192,7 @@ def test_a_stage_that_fails_costs_its_image_and_no_other(
     loop.send(Message(breaks=stage, error=error))
     loop.send(Message())
     assert loop.account() == (2, 1, {reason: 1})
-    assert loop.loop.statistics[""].snapshot(time.time(), 60.0).last_error == text
+    assert loop.loop.statistics[""].snapshot(time.monotonic(), 60.0).last_error == text
 
 
 def test_an_image_that_a_newer_one_overtakes_and_one_that_waits_at_the_end_are_dropped(rig: Callable[..., Rig]) -> None:
@@ -286,7 +289,7 @@ def test_stamps_that_jump_back_start_a_camera_anew_and_those_that_come_late_do_n
         loop.send(Message(stamp_ns=int(stamp_s * SECOND_NS)), "front")
     loop.send(Message(stamp_ns=20 * SECOND_NS), "left")
     assert loop.bank.resets == ["front"]
-    assert loop.loop.statistics["front"].snapshot(time.time(), 60.0).recent_restarts == 1
+    assert loop.loop.statistics["front"].snapshot(time.monotonic(), 60.0).recent_restarts == 1
     assert loop.account("front") == (5, 5, {})
     loop.loop.stop()
     loop.loop.start(loop.bank, 1)  # type: ignore[arg-type]
@@ -299,10 +302,34 @@ def test_an_image_without_a_stamp_gets_the_time_it_is_taken_and_has_no_age(rig: 
     before_ns = time.time_ns()
     loop.send(Message(stamp_ns=0))
     assert loop.outputs.published == [("", 0)]  # the message stays what it is
-    snapshot = loop.loop.statistics[""].snapshot(time.time(), 60.0)
+    snapshot = loop.loop.statistics[""].snapshot(time.monotonic(), 60.0)
     assert (snapshot.has_stamps, snapshot.age_ms) == (False, None)
     loop.send(Message(stamp_ns=before_ns))  # which is no jump back
     assert loop.bank.resets == []
+
+
+@pytest.mark.parametrize("stage", ["decode", "segment", "publish"])
+def test_a_stage_that_does_not_end_is_named_until_it_does(
+    rig: Callable[..., Rig], stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semla_ros.timing.StageClock.LEAST_S", 0.05)
+    loop = rig()
+    loop.bank.stage = SimpleNamespace(name="forward", since_s=time.monotonic())
+    loop.send(Message())
+    assert loop.loop.hang() is None
+    go_on = threading.Event()
+    message = Message(breaks=stage)
+    message.pass_through = lambda entered: entered == stage and go_on.wait(ANSWER_S)  # type: ignore[method-assign]
+    monkeypatch.setattr("semla_ros.timing.StageClock.PIXELS_PER_S", 1e12)
+    loop.loop.receive("", message)
+    wait_for(loop.loop.hang)
+    hang = loop.loop.hang()
+    assert hang is not None
+    assert (hang.stage, "'forward'" in hang.inside) == (stage, stage == "segment")
+    go_on.set()
+    wait_for(loop.is_settled)
+    wait_for(lambda: loop.loop.hang() is None)
+    assert loop.account() == (2, 2, {})
 
 
 def test_what_fails_while_the_process_ends_is_not_told_and_the_loop_ends(

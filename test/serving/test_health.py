@@ -22,7 +22,8 @@ from semla_ros.timing import LatencySummary
 def snapshot_of(**changes: object) -> CameraSnapshot:
     values: dict = {
         "received": 100, "answered": 100, "dropped": {}, "recent_received": 100, "recent_dropped": {},
-        "image_rate_hz": 10.0, "mask_rate_hz": 10.0, "silence_s": 0.1, "age_ms": LatencySummary(p50=50, p95=60, max=70),
+        "image_rate_hz": 10.0, "mask_rate_hz": 10.0, "span_s": 10.0,
+        "silence_s": 0.1, "age_ms": LatencySummary(p50=50, p95=60, max=70),
         "latency_ms": {"total": LatencySummary(p50=20, p95=30, max=40)},
     }  # fmt: skip
     return CameraSnapshot(**(values | changes))
@@ -46,6 +47,8 @@ def snapshot_of(**changes: object) -> CameraSnapshot:
         ({"recent_restarts": 1}, Level.OK, ["10.0 masks per second"]),
         ({"latency_ms": {"total": LatencySummary(p50=1, p95=900, max=901)}}, Level.WARN, ["900 ms", "smaller images"]),
         ({"mask_rate_hz": 4.0}, Level.WARN, ["4.0 masks per second", "fewer than 5"]),
+        ({"mask_rate_hz": 0.0}, Level.WARN, ["0.0 masks per second", "fewer than 5"]),
+        ({"mask_rate_hz": 0.0, "span_s": 0.3}, Level.OK, ["0.0 masks per second"]),  # the first image has just come
     ],
 )  # fmt: skip
 def test_each_worry_has_a_level_and_says_what_to_do(changes: dict, level: Level, words: list[str]) -> None:

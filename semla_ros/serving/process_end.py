@@ -1,0 +1,78 @@
+"""How the process ends in time whatever hangs, and what it tells systemd meanwhile; no ROS."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+ORDERLY_S = 4.0  # how long threads may take to end
+AT_LAST_S = 4.7  # when the kernel ends the process by SIGALRM, should nothing else be able to
+ECHO_S = 0.25  # a terminal and a launch program may both pass on one Ctrl-C
+HUNG_STATUS = 70  # exit status where the watchdog ends the process
+
+
+def notify(state: str) -> None:
+    """Tell systemd a state, such as "READY=1", where it asks for that; never waits, never raises."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address.startswith(("/", "@")):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.setblocking(False)
+            sender.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+
+
+def end_at_once(status: int, reason: str) -> None:
+    """End the process without waiting for anything; what each thread was doing goes to the standard error."""
+    # A reader of the standard error that hangs keeps nobody.
+    timer = threading.Timer(0.3, os._exit, [status])
+    timer.daemon = True
+    timer.start()
+    running = ", ".join(thread.name for thread in threading.enumerate() if thread.name.startswith(("Main", "semla-")))
+    text = f"[FATAL] semla_ros: {reason}; threads: {running}; exit status {status}\n"
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+    os._exit(status)
+
+
+class EndGuard:
+    """Takes SIGINT and SIGTERM, in a thread that needs no other: the first one begins an orderly end.
+
+    Where that takes longer than `ORDERLY_S`, or another signal comes, the process ends at once with the status of the
+    first signal, 128 + its number. To be made in the main thread; takes the place of other handlers.
+
+    Args:
+        shut_down: Begins the orderly end; called in a thread of its own.
+        doing: Says what hangs, as far as that is known.
+    """
+
+    def __init__(self, shut_down: Callable[[], object], doing: Callable[[], str]) -> None:
+        self._shut_down, self._doing = shut_down, doing
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)  # the number goes to the socket, also where this thread hangs
+        threading.Thread(target=self._run, name="semla-end", daemon=True).start()
+
+    def _run(self) -> None:
+        first = signal.Signals(self._receiver.recv(1)[0])
+        began_s = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, AT_LAST_S)
+        threading.Thread(target=self._shut_down, name="semla-shut-down", daemon=True).start()
+        notify("STOPPING=1")
+        reason = f"not ended {ORDERLY_S:g} s after {first.name}"
+        while (left_s := began_s + ORDERLY_S - time.monotonic()) > 0:
+            if select.select([self._receiver], [], [], left_s)[0]:
+                again = signal.Signals(self._receiver.recv(1)[0])
+                if time.monotonic() - began_s > ECHO_S:
+                    reason = f"{again.name} while ending by {first.name}"
+                    break
+        end_at_once(128 + first, f"{reason}; {self._doing()}")
