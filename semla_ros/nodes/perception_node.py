@@ -272,6 +272,10 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._deactivate()
         self._release()
 
+    def refused(self, error: Exception) -> None:
+        """Go on where a callback failed, and tell."""
+        self._troubles.refuse("a callback failed", error)
+
     def doing(self) -> str:
         """What the node is busy with, for who wants to end it."""
         hang = self._frames.hang()
@@ -297,12 +301,15 @@ def spin(node: PerceptionNode) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except Exception:
-        if node.context.ok():  # else the signal came while a callback was publishing
-            raise
+        while node.context.ok():
+            try:
+                executor.spin()
+            except (KeyboardInterrupt, ExternalShutdownException):
+                break
+            except Exception as error:  # of a callback, rclpy's own among them, as at a /clock below 0
+                if node.context.ok():  # else the signal came while a callback was publishing
+                    node.refused(error)
+                    time.sleep(0.01)
     finally:
         node.close()
         executor.shutdown(timeout_sec=5.0)

@@ -45,7 +45,7 @@ class CostlessPipeline:
             raise RuntimeError("an error that nobody expected")
         self.retrieval = config.retrieval or RetrievalConfig(top_k=3)
         self.drift = config.drift or DriftConfig()
-        self.library = None
+        self.library = SimpleNamespace(folder=config.library) if config.library else None
         self.on_generation: list[Callable[[Generation], None]] = []
         names = config.classes or ("road", "sky", "unicorn")
         self.generation = Generation(number=0, mix=AdapterMix(), class_names=tuple(names), vocabulary_version=0)

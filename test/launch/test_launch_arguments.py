@@ -12,7 +12,8 @@ from launch_tables import FILES, LAUNCH, arguments
 
 ROOT = LAUNCH.parent
 NOT_PARAMETERS = {
-    "namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "dds_profile", "use_sim_time", "respawn",
+    "namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "dds_profile", "use_sim_time",
+    "respawn",
 }  # fmt: skip
 # The files whose command lines name launch files and arguments.
 PAGES = [

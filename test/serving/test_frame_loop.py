@@ -102,8 +102,10 @@ def decode(camera: str, message: Message) -> Frame:
 
 
 class Clock:
+    set_back_ns = 0
+
     def now(self) -> Any:
-        return SimpleNamespace(nanoseconds=time.time_ns())
+        return SimpleNamespace(nanoseconds=max(time.time_ns() - self.set_back_ns, 0))
 
 
 class Rig:
@@ -306,6 +308,32 @@ def test_an_image_without_a_stamp_gets_the_time_it_is_taken_and_has_no_age(rig: 
     assert (snapshot.has_stamps, snapshot.age_ms) == (False, None)
     loop.send(Message(stamp_ns=before_ns))  # which is no jump back
     assert loop.bank.resets == []
+
+
+@pytest.mark.parametrize("set_back_ns", [3600 * SECOND_NS, 10**20], ids=["an hour", "for ever"])
+def test_a_clock_that_is_set_back_or_silent_changes_ages_and_nothing_else(
+    rig: Callable[..., Rig], set_back_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = rig()
+    for _ in range(3):
+        loop.send(Message(stamp_ns=time.time_ns()))
+    monkeypatch.setattr(Clock, "set_back_ns", set_back_ns)
+    loop.loop.clear_ages()  # as where rclpy tells of the jump
+    for _ in range(3):
+        loop.send(Message(stamp_ns=time.time_ns()))
+    snapshot = loop.loop.statistics[""].snapshot(time.monotonic(), 60.0)
+    assert (snapshot.received, snapshot.answered, snapshot.latency_ms["total"].count) == (6, 6, 6)
+    assert snapshot.has_stamps
+    assert snapshot.mask_rate_hz > 0
+    assert snapshot.silence_s is not None
+    assert 0 <= snapshot.silence_s < ANSWER_S
+    if set_back_ns == 10**20:
+        assert snapshot.age_ms is None
+    else:
+        assert snapshot.age_ms is not None
+        assert snapshot.age_ms.p50 == pytest.approx(-3.6e6, rel=0.1)
+    loop.send(Message(stamp_ns=0))
+    assert loop.account() == (7, 7, {})
 
 
 @pytest.mark.parametrize("stage", ["decode", "segment", "publish"])
