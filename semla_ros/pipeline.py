@@ -243,6 +243,10 @@ class PerceptionPipeline:
 
     # Changes asked for
 
+    def count_on(self, earlier: Generation) -> None:
+        """Number generations and vocabularies after those of an earlier pipeline; before the first frame."""
+        self._generation = self._generation.after(earlier)
+
     def set_classes(self, names: Sequence[str]) -> Generation:
         """Change the vocabulary; mask indices, names and version change together, in one generation.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -119,6 +122,12 @@ class AdapterMix:
             base_weight=self.base_weight + float(self.weights[~kept].sum()),
         )
 
+    @cached_property
+    def id(self) -> str:
+        """8 hex digits that names and weights alone decide on: the same mix has the same id in every process."""
+        shares = sorted((name, float(weight)) for name, weight in self.shares().items())
+        return hashlib.sha256(repr(shares).encode()).hexdigest()[:8]
+
     def as_dict(self) -> dict[str, float]:
         """Weights by adapter name, heaviest first."""
         return {name: float(weight) for name, weight in zip(self.names, self.weights, strict=True)}
@@ -154,10 +163,10 @@ class Generation:
     """What one generation of the fused model is made of. Generation 0 is the base model.
 
     Attributes:
-        number: Grows by one with every swap, never repeats in a process.
+        number: Grows by one with every swap, never repeats in a node.
         mix: The adapters in it.
         class_names: The vocabulary, index in the mask -> name.
-        vocabulary_version: Grows with every change of the class list.
+        vocabulary_version: Grows with every change of the class list, likewise.
         scene_stamp_ns: Stamp of the frame whose scene embedding chose the mix; None for the base model.
         reason: Why it was made: "base", "drift", "vocabulary", "library", "parameters", "reset", "failure" (the base
             model, because the mix before could not serve any more).
@@ -170,6 +179,11 @@ class Generation:
     scene_stamp_ns: int | None = None
     reason: str = "base"
 
+    def after(self, earlier: Generation) -> Generation:
+        """The same, numbered as what follows an earlier one, with labels of its own."""
+        version = earlier.vocabulary_version + 1
+        return dataclasses.replace(self, number=earlier.number + 1, vocabulary_version=version)
+
     def statuses(self) -> list[Status]:
         """The mix for `~/adapter_weights`: one status per adapter, heaviest first, and one for the base model's part.
 
@@ -178,6 +192,7 @@ class Generation:
         mix, scene_ns = self.mix, self.scene_stamp_ns
         common = {
             "generation": str(self.number),
+            "mix_id": mix.id,
             "reason": self.reason,
             "scene_stamp_ns": "" if scene_ns is None else str(scene_ns),
         }
@@ -253,6 +268,49 @@ class Segmentation:
     camera: str
     frame_id: str
     latency_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskInfo:
+    """What explains one mask, for `~/mask_info`.
+
+    Attributes:
+        camera: Its name; empty for the only one.
+        generation: Number of the generation that made it.
+        vocabulary_version: Version of the labels that its indices are of.
+        mix_id: `AdapterMix.id` of the generation's mix.
+        engine: Name of the engine.
+        precision: "fp32", "bf16" or "fp16"; empty where the engine does not tell.
+        latency_ms: Time in the model.
+    """
+
+    camera: str
+    generation: int
+    vocabulary_version: int
+    mix_id: str
+    engine: str
+    precision: str
+    latency_ms: float
+
+    def status(self) -> Status:
+        """As one status, which `from_status` reads."""
+        values = {item.name: str(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        name = f"mask of {self.camera}" if self.camera else "mask"
+        return Status(name=name, message=f"generation {self.generation}, mix {self.mix_id}", values=values)
+
+    @classmethod
+    def from_status(cls, status: Status) -> MaskInfo:
+        """Read what `status` wrote.
+
+        Raises:
+            ValueError: It is something else.
+        """
+        read: dict[str, Callable[[str], Any]] = {"generation": int, "vocabulary_version": int, "latency_ms": float}
+        try:
+            values = {item.name: status.values[item.name] for item in dataclasses.fields(cls)}
+        except KeyError as error:
+            raise ValueError(f"what is told of a mask lacks {error}") from None
+        return cls(**{name: read.get(name, str)(value) for name, value in values.items()})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -168,6 +169,10 @@ def test_changing_the_classes_is_one_generation_with_the_mix_kept(pipeline: Perc
     result = pipeline.segment(scene("fog", stamp_s=2))
     assert result.mask.max() <= 1
     assert result.generation is after
+    pipeline.count_on(dataclasses.replace(after, number=40, vocabulary_version=7))  # of a pipeline before
+    assert (pipeline.generation.number, pipeline.generation.vocabulary_version) == (41, 8)
+    later = pipeline.set_classes(["sky", "road"])
+    assert (later.number, later.vocabulary_version, later.mix) == (42, 9, after.mix)
 
 
 @pytest.mark.parametrize("names", [[], ["sky", "sky"], [""]])

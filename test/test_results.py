@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from semla_ros.library.manifest import is_plain_name
-from semla_ros.results import BASE_MODEL, AdapterMix, Generation, Level
+from semla_ros.results import BASE_MODEL, AdapterMix, Generation, Level, MaskInfo
 
 
 def generation(seed: int, count: int, *, is_faded: bool) -> Generation:
@@ -86,3 +86,26 @@ def test_statuses_that_are_no_mix_are_refused() -> None:
     without_weight = dataclasses.replace(statuses[-1], values={"generation": "1", "scene_stamp_ns": "", "reason": "x"})
     with pytest.raises(ValueError, match="lacks 'weight'"):
         Generation.from_statuses([*statuses[:-1], without_weight])
+
+
+def test_a_mixes_id_depends_on_names_and_weights_alone() -> None:
+    def mix(names: tuple[str, ...], weights: list[float], distance: float = 1.0) -> AdapterMix:
+        distances = np.full(len(names), distance)
+        return AdapterMix(names=names, weights=np.array(weights), distances=distances, base_weight=0.25)
+
+    one = mix(("fog", "night"), [0.5, 0.25])
+    assert one.id == mix(("night", "fog"), [0.25, 0.5], distance=9.0).id == one.id
+    others = {mix(("fog", "night"), [0.25, 0.5]).id, mix(("fog", "snow"), [0.5, 0.25]).id, AdapterMix().id, one.id}
+    assert len(others) == 4
+    assert AdapterMix().id == "b0b2496c"  # in every process
+
+
+def test_what_is_told_of_a_mask_is_read_back() -> None:
+    told = MaskInfo(
+        camera="front", generation=3, vocabulary_version=2, mix_id="0123abcd", engine="openvino bf16 (encoder)",
+        precision="bf16", latency_ms=12.345,
+    )  # fmt: skip
+    assert MaskInfo.from_status(told.status()) == told
+    assert told.status().name == "mask of front"
+    with pytest.raises(ValueError, match="lacks 'camera'"):
+        MaskInfo.from_status(dataclasses.replace(told.status(), values={"generation": "3"}))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from semla_ros.results import Frame, Generation, Level, Status
+from semla_ros.results import Frame, Generation, Level, MaskInfo, Status
 
 _ENCODING_OF = {("uint8", 2): "mono8", ("uint16", 2): "mono16", ("uint8", 3): "rgb8"}
 _PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # id masks shrink well at the fastest setting
@@ -142,6 +142,13 @@ def adapter_weights_message(generation: Generation, hardware_id: str, now: Time)
     """
     scene_ns = generation.scene_stamp_ns
     return diagnostic_message(generation.statuses(), now if scene_ns is None else to_stamp(scene_ns), hardware_id)
+
+
+def mask_info_message(header: Header, info: MaskInfo, hardware_id: str) -> DiagnosticArray:
+    """What explains a mask, under the mask's own header."""
+    message = diagnostic_message([info.status()], header.stamp, hardware_id)
+    message.header = header
+    return message
 
 
 def statuses_of(message: DiagnosticArray) -> list[Status]:

@@ -21,7 +21,7 @@ from std_msgs.msg import Header, String
 from semla_ros.labels import labels_json, overlay, palette_of
 from semla_ros.nodes import messages
 from semla_ros.nodes.rclpy_internals import without_events
-from semla_ros.results import Frame, Generation, Segmentation
+from semla_ros.results import Frame, Generation, MaskInfo, Segmentation
 
 if TYPE_CHECKING:
     from semla_ros.nodes.parameter_services import ParameterServices
@@ -41,6 +41,7 @@ def overridable() -> QoSOverridingOptions:
 _IMAGE_TOPICS = {
     "mask": Image,
     "mask/compressed": CompressedImage,
+    "mask_info": DiagnosticArray,
     "confidence": Image,
     "overlay": Image,
     "overlay/compressed": CompressedImage,
@@ -52,8 +53,8 @@ _MODEL_TOPICS = {"labels": String, "adapter_weights": DiagnosticArray}
 class Outputs:
     """What is published for each image of each camera, and the latched topics that explain the masks of each model.
 
-    Of an image's outputs, all but the mask are made only while someone has subscribed. Asking the publisher costs about
-    a microsecond, less than a matched event for each of them costs the executor at every wake-up.
+    Of an image's outputs, all but the mask and its info are made only while someone has subscribed. Asking a publisher
+    costs about a microsecond, less than a matched event for each of them costs the executor at every wake-up.
 
     Attributes:
         infos: Camera -> its newest calibration.
@@ -64,6 +65,7 @@ class Outputs:
         self._node, self._parameters = node, parameters
         self._publishers: dict[tuple[str, str], Any] = {}  # (camera or scope of a model, topic) -> publisher
         self._hardware_id = ""
+        self._engines: dict[str, Any] = {}  # scope of a model -> its engine
         self._announced: dict[str, Generation] = {}  # scope of a model -> its latest generation
         self._lock = threading.Lock()
         self._palette_of: tuple[Sequence[str], Any] = ((), None)
@@ -85,6 +87,7 @@ class Outputs:
                     self._publishers[scope, name] = self._publisher(kind, topic, qos)
         for scope, pipeline in pipelines.items():
             pipeline.on_generation.append(partial(self.announce, scope))
+            self._engines[scope] = pipeline.engine
 
     def _publisher(self, kind: Any, topic: str, qos: QoSProfile) -> Any:
         return self._node.create_publisher(
@@ -113,6 +116,8 @@ class Outputs:
         self.announce(camera if (camera, "labels") in publishers else "", result.generation)
         mask = _resized(result.mask, frame, config.mask_scale)
         publishers[camera, "mask"].publish(messages.image_message(header, mask))
+        info = _info(result, self._engines[camera if camera in self._engines else ""])
+        publishers[camera, "mask_info"].publish(messages.mask_info_message(header, info, self._hardware_id))
         if wants("mask/compressed"):
             publishers[camera, "mask/compressed"].publish(messages.compressed_message(header, mask))
         if result.confidence is not None and wants("confidence"):
@@ -125,10 +130,12 @@ class Outputs:
                 publishers[camera, "overlay"].publish(messages.image_message(header, picture))
             if wants_compressed:
                 publishers[camera, "overlay/compressed"].publish(messages.compressed_message(header, picture))
-        if (info := self.infos.get(camera)) is not None and wants("camera_info"):
+        if (calibration := self.infos.get(camera)) is not None and wants("camera_info"):
             height, width = mask.shape
             size = frame.image.shape[1], frame.image.shape[0]
-            scaled, self.info_problems[camera] = messages.camera_info_message(info, header, size, (width, height))
+            scaled, self.info_problems[camera] = messages.camera_info_message(
+                calibration, header, size, (width, height)
+            )
             publishers[camera, "camera_info"].publish(scaled)
         else:
             self.info_problems.pop(camera, None)
@@ -163,14 +170,26 @@ class Outputs:
             self._announced[scope] = generation
 
     def forget(self) -> None:
-        """Announce whatever comes next: another model counts its generations from 0."""
-        with self._lock:
-            self._announced.clear()
+        """Let go of the models; another one counts its generations on."""
+        self._engines.clear()
 
     def destroy(self) -> None:
         """Take the publishers off the node."""
         while self._publishers:
             self._node.destroy_publisher(self._publishers.popitem()[1])
+
+
+def _info(result: Segmentation, engine: Any) -> MaskInfo:
+    generation = result.generation
+    return MaskInfo(
+        camera=result.camera,
+        generation=generation.number,
+        vocabulary_version=generation.vocabulary_version,
+        mix_id=generation.mix.id,
+        engine=engine.name,
+        precision=getattr(engine, "precision", ""),
+        latency_ms=round(result.latency_ms.get("total", 0.0), 3),
+    )
 
 
 def _resized(mask: Any, frame: Frame, scale: float) -> Any:

@@ -54,6 +54,7 @@ class ModelBank:
         self._speaker: SceneSpeaker | None = None  # None where each camera speaks for a scene of its own
         self._failures: dict[str, tuple[int, float]] = {}
         self._watch: LibraryWatch | None = None
+        self._latest: dict[str, Generation] = {}  # scope -> the last generation of the pipelines before
         self.pipelines: dict[str, PerceptionPipeline] = {}
 
     def open(self, settings: Settings, cameras: Sequence[str]) -> None:
@@ -77,6 +78,8 @@ class ModelBank:
         try:
             for scope in [""] if self._is_shared else self._cameras:
                 pipelines[scope] = pipeline = self._load(config)
+                if scope in self._latest:
+                    pipeline.count_on(self._latest[scope])
                 retrieval, drift = explicit_only(settings, RetrievalConfig), explicit_only(settings, DriftConfig)
                 if retrieval:
                     pipeline.update(retrieval=dataclasses.replace(pipeline.retrieval, **retrieval))
@@ -218,6 +221,7 @@ class ModelBank:
     def close(self) -> None:
         """Stop and release all."""
         pipelines, self.pipelines, self._watch = self.pipelines, {}, None
+        self._latest |= {scope: pipeline.generation for scope, pipeline in pipelines.items()}
         _close(pipelines)
 
 

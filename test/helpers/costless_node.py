@@ -83,7 +83,7 @@ class CostlessPipeline:
             stamp_ns=frame.stamp_ns,
             camera=frame.camera,
             frame_id=frame.frame_id,
-            latency_ms={"forward": 0.0},
+            latency_ms={"forward": 0.0, "total": 0.0},
         )
         self._tally.frame_latency.add(result.latency_ms)
         return result
@@ -97,11 +97,12 @@ class CostlessPipeline:
         scene = int(frame.image[0, 0, 1])
         if self._is_running and not self._is_frozen and scene != self._scene:
             self._scene = scene
+            base = 0.1 if scene < 100 else 0.2
             mix = AdapterMix(
                 names=("night", "fog"),
-                weights=np.array([0.6, 0.3]),
+                weights=np.array([0.7 - base, 0.3]),
                 distances=np.array([0.5, np.nan]),
-                base_weight=0.1,
+                base_weight=base,
             )
             generation = self._renew("drift", mix=mix, scene_stamp_ns=frame.stamp_ns)
             self._tally.count_step(AdaptationStep(action="fused", stamp_ns=frame.stamp_ns, generation=generation))
@@ -119,6 +120,9 @@ class CostlessPipeline:
             for callback in self.on_generation:
                 callback(self.generation)
             return self.generation
+
+    def count_on(self, earlier: Generation) -> None:
+        self.generation = self.generation.after(earlier)
 
     def start(self) -> None:
         self._is_running = True

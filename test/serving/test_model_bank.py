@@ -170,3 +170,18 @@ def test_a_model_that_cannot_be_loaded_closes_those_that_were(load) -> None:
     with pytest.raises(VocabularyError, match="no second one"):
         bank_of(load_once, ["front", "left"], adaptation_scope="camera")
     assert closed == load.made
+
+
+def test_numbers_of_generations_and_vocabularies_never_come_back_when_a_model_is_loaded_again(load) -> None:
+    bank, settings = bank_of(load, ["front", "left"], adaptation_scope="camera")
+    seen = {scope: [pipeline.generation] for scope, pipeline in bank.pipelines.items()}
+    for _ in range(3):
+        bank.of("left").set_classes(["a", "b"])  # one of them is ahead
+        seen["left"].append(bank.of("left").generation)
+        bank.close()
+        bank.open(settings, ["front", "left"])
+        for scope, pipeline in bank.pipelines.items():
+            seen[scope].append(pipeline.generation)
+    for generations in seen.values():
+        assert [item.number for item in generations] == list(range(len(generations)))
+        assert [item.vocabulary_version for item in generations] == list(range(len(generations)))
