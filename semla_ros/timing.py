@@ -118,32 +118,35 @@ class StageClock:
 
     A stage takes too long above `LEAST_S` and above `TIMES` its median of late, both plus a second for each
     `PIXELS_PER_S` of its image beyond Full HD. Goes by the steady clock.
+
+    Args:
+        first_s: How long a stage may well take for the first time.
     """
 
     LEAST_S, TIMES, PIXELS_PER_S, FULL_HD = 2.3, 5.0, 8e6, 1920 * 1080
 
-    def __init__(self) -> None:
-        self._present = "", time.monotonic(), math.inf  # stage, since when, bound
-        self._spent_s: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=32))
+    def __init__(self, first_s: float = 0.0) -> None:
+        self._first_s = first_s
+        self._present = "", time.monotonic(), 0.0  # stage, since when, pixels
+        self.forget()
 
-    def expect(self, stage: str, seconds: float) -> None:
-        """Forget how long a stage took, but for one time."""
-        self._spent_s[stage].clear()
-        self._spent_s[stage].append(seconds)
+    def forget(self) -> None:
+        """Let each stage be as slow as for the first time, once; from any thread."""
+        self._spent_s: dict[str, deque[float]] = defaultdict(lambda: deque([self._first_s], maxlen=32))
 
     def enter(self, stage: str, pixels: float = 0.0) -> None:
         """End the present stage and begin the next one, with an image of so many pixels; "" is idle."""
         now_s = time.monotonic()
         self._spent_s[self._present[0]].append(now_s - self._present[1])
-        usual_s = statistics.median_high(self._spent_s[stage] or (0.0,))
-        bound_s = max(self.LEAST_S, self.TIMES * usual_s) + max(0.0, pixels - self.FULL_HD) / self.PIXELS_PER_S
-        self._present = stage, now_s, bound_s if stage else math.inf
+        self._present = stage, now_s, pixels
 
     def hang(self) -> Hang | None:
         """The present stage, where it takes too long."""
-        stage, since_s, bound_s = self._present
+        stage, since_s, pixels = self._present
+        usual_s = statistics.median_high(list(self._spent_s.get(stage, (self._first_s,))))
+        bound_s = max(self.LEAST_S, self.TIMES * usual_s) + max(0.0, pixels - self.FULL_HD) / self.PIXELS_PER_S
         for_s = time.monotonic() - since_s
-        return Hang(stage, for_s, bound_s) if for_s > bound_s else None
+        return Hang(stage, for_s, bound_s) if stage and for_s > bound_s else None
 
 
 class RestartWatch:

@@ -146,6 +146,11 @@ class ComponentEngine:
         return [*self._torch.notes, *self._own_notes, *(note for runtime in self._runtimes for note in runtime.notes)]
 
     @property
+    def precision(self) -> str:
+        """Of what torch runs; the name tells those of other runtimes."""
+        return self._torch.precision
+
+    @property
     def stage(self) -> Stage | None:
         """See `Engine.stage`."""
         return self._torch.stage

@@ -37,6 +37,7 @@ from semla_ros.nodes.parameter_services import ParameterServices
 from semla_ros.nodes.rclpy_internals import Serve, guard_transitions
 from semla_ros.nodes.reporter import Reporter
 from semla_ros.nodes.services import NodeServices
+from semla_ros.results import Generation
 from semla_ros.serving.frame_loop import FrameLoop
 from semla_ros.serving.memory import give_back_memory, keep_large_blocks
 from semla_ros.serving.model_bank import Load, ModelBank, load_pipeline
@@ -209,9 +210,15 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self._outputs.create(bank.pipelines)
         except (RuntimeError, ValueError) as error:  # what rclpy raises for a policy that it does not know
             raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
+        for pipeline in bank.pipelines.values():
+            pipeline.on_generation.append(self._on_generation)
         seconds = time.perf_counter() - started_s
         classes, adapters = len(bank.any.class_names), bank.any.status().library_size
         logger.info("loaded in %.1f s: model %s, %d classes, %d adapters", seconds, model, classes, adapters)
+
+    def _on_generation(self, generation: Generation) -> None:
+        if generation.reason == "vocabulary":
+            self._frames.expect_slow()
 
     def _activate(self) -> None:
         bank = self._bank

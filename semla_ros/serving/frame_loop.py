@@ -150,8 +150,7 @@ class FrameLoop:
         self._restarts = {camera: RestartWatch() for camera in self._cameras}
         for statistics in self.statistics.values():
             statistics.clear()
-        self._bank, self._stages = bank, StageClock()
-        self._stages.expect("segment", bank.warm_up_s)  # the first frame may be as slow
+        self._bank, self._stages = bank, StageClock(bank.warm_up_s)  # the first frame may be as slow
         self._thread = threading.Thread(target=self._run, args=(bank, most), name="semla-frames")
         self._thread.start()
 
@@ -168,10 +167,14 @@ class FrameLoop:
         for statistics in self.statistics.values():
             statistics.clear_ages()
 
+    def expect_slow(self) -> None:
+        """Let the next frame be as slow as the first one: other classes may have to be compiled for."""
+        self._stages.forget()
+
     def hang(self) -> Hang | None:
         """The stage of the images under way, where it takes too long; inside the model, what its engine tells."""
         hang, bank = self._stages.hang(), self._bank
-        if hang is None or hang.stage != "segment" or bank is None or (inner := bank.stage) is None:
+        if hang is None or not hang.stage.startswith("segment") or bank is None or (inner := bank.stage) is None:
             return hang
         return hang._replace(inside=f", there in '{inner.name}' for {time.monotonic() - inner.since_s:.1f} s")
 
@@ -249,7 +252,8 @@ class FrameLoop:
         return replace(frame, stamp_ns=self._clock.now().nanoseconds or time.time_ns())
 
     def _segment(self, bank: ModelBank, turns: Sequence[Turn]) -> None:
-        self._stages.enter("segment", sum(turn.frame.image.size / 3 for turn in turns))
+        stage = "segment" if len(turns) == 1 else f"segment of {len(turns)}"  # another number may be compiled anew
+        self._stages.enter(stage, sum(turn.frame.image.size / 3 for turn in turns))
         for turn in turns:
             self._notice_restart(bank, turn.camera, turn.frame.stamp_ns)
         wants_confidence = any(self._outputs.wants(turn.camera, "confidence") for turn in turns)

@@ -85,7 +85,7 @@ class HangWatch:
                 self._was_ready = True
             if self._is_told:
                 logger.info("the frame path goes on")
-        elif self._watchdog_s and hang.for_s > self._watchdog_s:
+        elif self._watchdog_s and self._is_told and hang.for_s > self._watchdog_s:  # a stopped process may go on
             end_at_once(HUNG_STATUS, f"watchdog_s ({self._watchdog_s:g}): {hang}")
         if self._is_told != (hang is not None):
             self._is_told = hang is not None

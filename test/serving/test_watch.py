@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -63,7 +65,10 @@ def test_a_hang_is_reported_when_it_begins_and_ends_and_systemd_hears_nothing_me
 def test_the_watchdog_ends_the_process_where_a_hang_lasts_as_long_as_it_allows(told: list[Any]) -> None:
     for watchdog_s, is_ended in ((0.0, False), (3.5, False), (2.5, True), (0.1, True)):
         told.clear()
-        HangWatch(SimpleNamespace(hang=lambda: HANG), watchdog_s, lambda: None).look()  # type: ignore[arg-type]
+        looking = HangWatch(SimpleNamespace(hang=lambda: HANG), watchdog_s, lambda: None)  # type: ignore[arg-type]
+        looking.look()
+        assert told == []  # the process may have been stopped: the frame path gets a chance
+        looking.look()
         assert [item[0] for item in told] == [70] * is_ended
     assert "there in 'forward' for 3.0 s" in told[0][1]
 
@@ -107,11 +112,27 @@ def test_a_stage_hangs_where_it_takes_longer_than_it_ever_should(
 
 def test_a_first_frame_may_be_as_slow_as_the_warm_up_and_later_ones_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Time(monkeypatch)
-    stages = StageClock()
-    stages.expect("segment", 10.0)  # compilation
-    clock.run(stages, "segment", 49.0)
-    assert stages.hang() is None
-    for _ in range(8):
-        clock.run(stages, "segment", 0.1)
-    clock.run(stages, "segment", 2.4)
-    assert stages.hang() is not None
+    stages = StageClock(first_s=10.0)  # compilation
+    for _ in range(2):
+        for stage in ("segment", "segment of 2"):  # another number of images is compiled for
+            clock.run(stages, stage, 49.0)
+            assert stages.hang() is None
+            for _ in range(8):
+                clock.run(stages, stage, 0.1)
+            clock.run(stages, stage, 2.4)
+            assert stages.hang() is not None
+        stages.forget()  # other classes
+
+
+def test_a_thread_that_keeps_the_interpreter_for_itself_ends_the_process_where_that_is_asked_for() -> None:
+    code = (
+        "from types import SimpleNamespace\n"
+        "from semla_ros.serving.watch import HangWatch\n"
+        "watch = HangWatch(SimpleNamespace(hang=lambda: None), 0.1, print)\n"
+        "watch.is_ready = True\n"
+        "watch.look()\n"
+        "sum(range(10**12))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120.0, check=False)
+    assert run.returncode == 1
+    assert 'File "<string>", line 6' in run.stderr  # what it was doing
