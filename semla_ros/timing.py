@@ -108,8 +108,8 @@ class Hang(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"the frame path hangs: for {self.for_s:.1f} s in stage '{self.stage}'{self.inside}, which has not taken "
-            f"{self.bound_s:.1f} s before; restart the node if that stays so, or let watchdog_s end it by itself"
+            f"the frame path hangs: for {self.for_s:.1f} s in stage '{self.stage}'{self.inside}, where "
+            f"{self.bound_s:.1f} s are suspicious; restart the node if that stays so, or let watchdog_s end it"
         )
 
 

@@ -109,14 +109,7 @@ class CameraStatistics:
     def answer(
         self, now_s: float, latency_ms: Mapping[str, float], age_ms: float | None, has_stamp: bool = True
     ) -> None:
-        """Count a published mask.
-
-        Args:
-            now_s: This moment.
-            latency_ms: By stage.
-            age_ms: Time since its stamp; None where there is no clock to tell. Means nothing without a stamp.
-            has_stamp: Whether the image carried one.
-        """
+        """Count a published mask; its age is None where no clock tells it, and means nothing without a stamp."""
         with self._lock:
             self._answered += 1
             self._answers.append(now_s)
