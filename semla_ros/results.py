@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -114,7 +114,7 @@ class AdapterMix:
     def only(self, *names: str) -> AdapterMix:
         """The same mix with these adapters of it; the base model gets the weight of the others."""
         kept = np.array([name in names for name in self.names], bool)
-        return replace(
+        return dataclasses.replace(
             self,
             names=tuple(name for name in self.names if name in names),
             weights=self.weights[kept],
