@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,27 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
         console.print(_scene_encoder_line(size, figures))
     if "start" in summary:
         console.print(_start_line(summary["start"]))
+    if parts := look_up(summary, "soak.parts"):
+        console.print(_soak_table(parts, summary["soak"]))
     for sentence in look_up(summary, "soak.failures") or ():
         console.print(f"[red]soak: {sentence}[/red]")
     for size, figures in (look_up(summary, "memory.by_size") or {}).items():
         resident = ", ".join(f"{row} {mib:.0f} MiB" for row, mib in figures["resident_mib"].items())
         console.print(f"memory at {size} size (weights {figures['weights_mib']:.0f} MiB): {resident}")
+
+
+def _soak_table(parts: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Table:
+    """The parts of a soak, and their sums."""
+    keys = ("sent", "sent_broken", "received", "answered", "unaccounted", "wrong_masks", "crashes", "changes",
+            "transitions", "reloads")  # fmt: skip
+    heads = [key.replace("_", " ") for key in keys]
+    table = Table("soak", "transport", *heads, "memory", "minutes", box=None, header_style="bold")
+    for number, part in enumerate(parts, 1):
+        counts, growth = [str(part[key]) for key in keys], f"{part['memory_growth']:+.2%}"
+        minutes = f"{part['elapsed_s'] / 60:.1f}"
+        table.add_row(f"part {number}", part["transport"], *counts, growth, minutes)
+    table.add_row("total", "", *(str(total[key]) for key in keys), "", f"{total['elapsed_s'] / 60:.1f}")
+    return table
 
 
 def _scene_encoder_line(size: str, figures: Mapping[str, Any]) -> str:

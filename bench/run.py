@@ -67,5 +67,7 @@ def _measurement(name: str, size: str, arguments: argparse.Namespace) -> Callabl
     if name == "start":
         return lambda: measure(arguments.model, arguments.library, repeats=arguments.repeats, against=arguments.against)
     if name == "soak":
-        return lambda: measure(arguments.frames, arguments.model, arguments.library)
+        return lambda: measure(
+            arguments.frames, arguments.model, arguments.library, arguments.seed, arguments.part, arguments.out
+        )
     return lambda: measure(size)

@@ -5,11 +5,14 @@
     semla bench frame --size b               # the published loop runs one B-size image: a minute or more on 2 cores
     semla bench start --against ../old       # process start to first mask, and of another checkout, in turns
     semla bench engines                      # not part of "all": what engines serve, in each runtime that is installed
-    semla bench soak --frames 10000          # not part of "all": endurance of the node, a quarter of an hour
+    semla bench soak --frames 100000         # not part of "all": endurance of the node, resumed where interrupted
 
 Models have random weights, except in engines, node, soak, start and stall at tiny size, which run the embedded
 default: no weights need to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks,
 and prints a table with the goals. Run it on a machine that does nothing else; the load before the run is in the table.
+
+The soak is run in parts, raw and compressed images in turn. soak.json in the same folder has those that are done;
+called again with the same settings after an interruption, it goes on with the next one.
 
 Exit status: 0 whether or not a goal is met, except for the soak: 1 where the node did not hold.
 """
@@ -41,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compiled", action="store_true", help="in frame, also torch.compile; a minute or more")
     parser.add_argument("--adapters", type=int, default=10000, help="most adapters in retrieval; default: %(default)s")
     parser.add_argument("--frames", type=int, default=10000, help="images in soak; default: %(default)s")
+    parser.add_argument("--part", type=int, default=5000, help="images in each part of soak; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of soak; default: %(default)s")
     parser.add_argument("--model", default="semla-tiny", help="for start, node and soak; default: %(default)s")
     parser.add_argument("--library", default="", metavar="DIR", help="for the same; default: the model's own")
     parser.add_argument("--against", type=Path, metavar="DIR", help="in start, another checkout to compare with")
