@@ -134,7 +134,7 @@ HELD: dict[str, Any] = {
     "dropped": {"broken image": 18, "overtaken": 32}, "masks_of_broken": 0, "wrong_masks": 0, "unasked_masks": 0,
     "changes_unanswered": 0, "changes_misjudged": 0, "refusals_without_reason": 0, "reloads_unanswered": 0,
     "sent_around_changes": 0, "masks_of_damaged": 0, "transitions_unanswered": 0, "transitions_misjudged": 0,
-    "crashes": 0, "reloads_failed": 0, "tracebacks": 0, "exit_status": 0, "memory_growth": 0.5,
+    "crashes": 0, "crash": "", "reloads_failed": 0, "tracebacks": 0, "exit_status": 0, "memory_growth": 0.5,
 }  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def test_a_record_of_another_run_is_not_overwritten(tmp_path: Path, record: str)
         ({"changes_unanswered": 1}, "1 parameter changes without an answer"),
         ({"changes_misjudged": 1}, "refused that are right"),
         ({"transitions_misjudged": 1}, "life-cycle transitions that failed"),
-        ({"crashes": 1}, "1 crashes"),
+        ({"crashes": 1, "crash": "it ended\nlog"}, "crashed or hung: it ended"),
         ({"reloads_failed": 1}, "reloads that failed"),
         ({"tracebacks": 1}, "unexpected errors"),
         ({"exit_status": -11}, "status -11"),
