@@ -70,6 +70,7 @@ class SoakClient:
         self._progress = threading.Condition()
         self._sent: dict[str, SentImage] = {}  # by frame id, in the order of sending
         self._sent_broken = self._sent_valid = self._sent_around_changes = self._waiting = self._frames = 0
+        self._generations = 0  # seen on /diagnostics
         self._around_until_s = 0.0
         self._masks = self._unasked_masks = self._wrong_masks = self._masks_of_broken = self._masks_of_damaged = 0
         self._changes: list[tuple[bool | None, Any]] = []
@@ -251,7 +252,11 @@ class SoakClient:
         for status in message.status:
             if status.name.startswith("perception: "):
                 values = {item.key: item.value for item in status.values}
-                self._statuses[status.name.removeprefix("perception: ")] = values
+                name = status.name.removeprefix("perception: ")
+                if name == "adaptation":  # a node that is configured again counts from 0
+                    number, before = (int(each.get("Generation", 0)) for each in (values, self._statuses.get(name, {})))
+                    self._generations += number - before if number >= before else number
+                self._statuses[name] = values
 
     def settle(self, timeout_s: float) -> None:
         """Wait until every image is accounted for and every call answered, or the time is over.
@@ -311,7 +316,7 @@ class SoakClient:
             "reloads_unanswered": len(self._reloads) - len(reloads),
             "reloads_failed": sum(not answer.success for answer in reloads),
             "reloads_with_a_broken_adapter": sum("left out" in answer.message for answer in reloads),
-            "generations": int(adaptation.get("Generation", 0)),
+            "generations": self._generations,
             "last_error": adaptation.get("Last error", ""),
         }
 
