@@ -186,7 +186,8 @@ def _measure_part(index: int, frames: int, model: str, library: str, seed: int) 
     is_compressed = transport == "compressed"
     pictures = make_pictures(PICTURES, (seed, index), is_compressed=is_compressed)
     faults = COMPRESSED_FAULTS if is_compressed else FAULTS
-    faulty = [broken(pictures[number % len(pictures)], fault) for number, fault in enumerate([*faults] * 3)]
+    # Six rounds: each fault meets all forms of compressed images.
+    faulty = [broken(pictures[start + number], fault) for start in range(6) for number, fault in enumerate(faults)]
     environment = isolated_environment(free_domain())
     os.environ.update(environment)
     crash = ""
