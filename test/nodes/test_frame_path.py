@@ -26,4 +26,4 @@ def test_an_image_meets_few_modules_and_lines_and_another_one_is_a_decision() ->
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=True)
     lines = json.loads(run.stdout.splitlines()[-1])
     assert set(lines) - GROUND == PATH
-    assert sum(lines.values()) <= 165  # 152, and what guards sizes and notices a hang
+    assert sum(lines.values()) <= 170  # 152, and what guards sizes and notices a hang
