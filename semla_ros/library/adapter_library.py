@@ -40,12 +40,14 @@ from semla_ros.library.adapter_files import (
 from semla_ros.library.domain_statistics import DomainStatistics
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
+    MANIFEST_NAME,
     AdapterEntry,
     LibraryManifest,
     ModelReference,
     is_plain_name,
     read_manifest,
 )
+from semla_ros.results import BASE_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +160,10 @@ class AdapterLibrary:
                 files.append(_read_one(folder, name, reader, manifest))
             except AdapterError as error:
                 problems[name] = str(error)
+            except Exception as error:  # of a kind that nobody has seen yet; it costs one adapter, not all
+                logger.exception("adapter '%s' cannot be read", name)
+                problems[name] = f"adapter '{name}': {type(error).__name__}: {error}"
+        problems |= _misnamed(folder)
         files = _of_one_length(files, encoder_dim, problems)
         dim = files[0].statistics.centroid.size if files else None
         library = cls(folder, files, manifest, problems, _base_statistics(folder, manifest, dim, problems), reader)
@@ -281,8 +287,20 @@ def adapter_folders(folder: Path, manifest: LibraryManifest) -> list[str]:
             f"adapter library {folder}: {error.strerror or error}; give the folder that holds one folder per adapter"
         ) from None
     found = {name for name in found if _holds_adapter(f"{folder}/{name}", name)}
-    listed = list(manifest.adapters)
+    listed = [*manifest.adapters, *manifest.broken]
     return listed + sorted(found - set(listed))
+
+
+def _misnamed(folder: Path) -> dict[str, str]:
+    """Folders that hold an adapter under a name that none can have -> why; the names as they can be printed."""
+    with os.scandir(folder) as entries:
+        found = [entry.name for entry in entries if not is_plain_name(entry.name) and not entry.name.startswith(".")]
+    return {
+        ascii(name): f"adapter {name!a}: a name must be at most 200 printable characters of UTF-8, without / \\ :, "
+        f"and not '{BASE_MODEL}'; rename the folder and its statistics file"
+        for name in sorted(found)
+        if _holds_adapter(f"{folder}/{name}", name)
+    }
 
 
 def _holds_adapter(path: str, name: str) -> bool:
@@ -297,6 +315,10 @@ def _with_centroid(files: AdapterFiles, centroid: NDArray[np.float32]) -> Adapte
 
 
 def _read_one(folder: Path, name: str, reader: AdapterReader, manifest: LibraryManifest) -> AdapterFiles:
+    if name in manifest.broken:
+        raise AdapterError(
+            f"adapter '{name}': {MANIFEST_NAME}: {manifest.broken[name]}; correct the entry, or remove it"
+        )
     path = f"{folder}/{name}"
     if os.path.islink(path) and not os.path.exists(path):
         raise AdapterError(f"adapter '{name}': its folder is a link that leads nowhere; copy the folder instead")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semla_ros.config import LARGEST
 from semla_ros.errors import AdapterError
 from semla_ros.file_integrity import write_atomically
 
@@ -85,7 +86,9 @@ def parse_statistics(data: bytes, name: str) -> DomainStatistics:
             if CENTROID_KEY not in arrays:
                 raise AdapterError(f"{where} lacks '{CENTROID_KEY}', it holds {', '.join(arrays) or 'nothing'}")
             centroid = np.asarray(arrays[CENTROID_KEY])
-            images, spread_mean, spread_p95 = (_scalar(arrays, key) for key in ("images", "spread_mean", "spread_p95"))
+            images, spread_mean, spread_p95 = (
+                _scalar(arrays, key, where) for key in ("images", "spread_mean", "spread_p95")
+            )
     except AdapterError:
         raise
     except Exception as error:  # numpy raises whatever the damage leads to
@@ -102,11 +105,15 @@ def parse_statistics(data: bytes, name: str) -> DomainStatistics:
     return DomainStatistics(centroid, int(images or 0), spread_mean, spread_p95)
 
 
-def _scalar(arrays: Mapping[str, NDArray[Any]], key: str) -> float | None:
+def _scalar(arrays: Mapping[str, NDArray[Any]], key: str, where: str) -> float | None:
     """An optional number >= 0 of a statistics file."""
     if key not in arrays:
         return None
-    value = float(arrays[key])
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{key} is {value}")
+    array = np.asarray(arrays[key])
+    value = float(array.item()) if array.size == 1 and array.dtype.kind in "fiu" else np.nan
+    if not 0 <= value <= LARGEST[float]:
+        shown = np.array2string(array, threshold=4)
+        raise AdapterError(
+            f"{where}: '{key}' must be a number from 0 to {LARGEST[float]:g}, got {shown}; make it again"
+        )
     return value

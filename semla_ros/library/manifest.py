@@ -23,6 +23,8 @@ from semla_ros.results import BASE_MODEL
 MANIFEST_NAME = "library.yaml"
 BASE_STATISTICS_NAME = "base_statistics.npz"  # beside it: centroid of what the base model was trained on
 FORMAT = 1
+MAX_BYTES = 64 * 1024 * 1024  # some hundred thousand adapters
+MAX_DEPTH = 32  # a manifest has 5; PyYAML's C loader ends the process where tens of thousands are nested
 Distance = Annotated[float | None, Range(0)]
 
 
@@ -98,6 +100,7 @@ class LibraryManifest:
         base_domain: Where the base model is at home; None where the library does not say.
         adapters: By name, in library order.
         note: One free line.
+        broken: Adapters whose entry cannot be used -> why. What was read so is not written again.
     """
 
     base: ModelReference = field(default_factory=ModelReference)
@@ -107,16 +110,21 @@ class LibraryManifest:
     base_domain: BaseDomain | None = None
     adapters: Mapping[str, AdapterEntry] = field(default_factory=dict)
     note: str = ""
+    broken: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name is that of a folder and nothing more: no separator, not hidden, no way out; nor `BASE_MODEL`."""
+    """Whether a name is that of a folder and nothing more: no separator, not hidden, no way out; nor `BASE_MODEL`.
+
+    It can be printed and published: no control characters, no bytes that are not UTF-8.
+    """
     return (
         isinstance(name, str)
         and 0 < len(name) <= 200
         and not name.startswith(".")
         and name != BASE_MODEL
-        and not any(character in "/\\:" or ord(character) < 32 or ord(character) == 127 for character in name)
+        and name.isprintable()
+        and not any(character in "/\\:" for character in name)
     )
 
 
@@ -124,12 +132,16 @@ def read_manifest(folder: Path) -> LibraryManifest:
     """Read `library.yaml` of a library folder; an empty manifest where there is none.
 
     Raises:
-        LibraryError: It cannot be parsed, or a value in it is unknown, of the wrong type or out of range.
+        LibraryError: It cannot be parsed, or a value in it is unknown, of the wrong type or out of range. Adapters'
+            entries of that kind are told in `broken` instead.
     """
     path = folder / MANIFEST_NAME
     try:
         with open_regular(path) as file:
-            values = _load_yaml(file.read().decode())
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes; it is no manifest")
+        values = _load_yaml(content.decode())
     except FileNotFoundError:
         return LibraryManifest()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -141,9 +153,16 @@ def read_manifest(folder: Path) -> LibraryManifest:
 
 
 def change_manifest(folder: Path, change: Callable[[LibraryManifest], LibraryManifest]) -> LibraryManifest:
-    """Read, change and write `library.yaml`, one writer at a time; what `change` raises leaves it as it was."""
+    """Read, change and write `library.yaml`, one writer at a time; what `change` raises leaves it as it was.
+
+    Raises:
+        LibraryError: It cannot be read, or not all of it.
+    """
     with locked(folder):
-        manifest = change(read_manifest(folder))
+        manifest = read_manifest(folder)
+        for reason in manifest.broken.values():
+            raise LibraryError(f"{folder / MANIFEST_NAME}: {reason}; correct the entry, or remove it")
+        manifest = change(manifest)
         write_manifest(folder, manifest)
     return manifest
 
@@ -171,7 +190,15 @@ def write_manifest(folder: Path, manifest: LibraryManifest) -> Path:
 
 def _load_yaml(text: str) -> Any:
     # The C loader is ten times faster, which counts for manifests of thousands of adapters.
-    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):  # without recursion, as loading is not
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):  # a few of them can stand for more than fits into memory
+            raise ValueError(f"alias '*{event.anchor}': write out what it stands for")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} levels are nested; it is no manifest")
+    return yaml.load(text, Loader=loader)
 
 
 def _manifest(values: Any) -> LibraryManifest:
@@ -181,10 +208,20 @@ def _manifest(values: Any) -> LibraryManifest:
     version = values.pop("format", FORMAT)
     if version != FORMAT:
         raise ConfigError(f"format {version!r} is not known, expected {FORMAT}; use a newer release to read it")
+    adapters = values.pop("adapters", {})
+    if not isinstance(adapters, Mapping):
+        raise ConfigError(f"'adapters' must be a mapping, got {type(adapters).__name__}")
+    values.pop("broken", None)
     manifest = from_mapping(LibraryManifest, {**values, "note": str(values.get("note", ""))})
-    if broken := [name for name in manifest.adapters if not is_plain_name(name)]:
-        raise ConfigError(f"adapter name {broken[0]!r} must be a plain folder name; it would leave the library")
-    return manifest
+    entries, broken = {}, {}
+    for name, entry in adapters.items():
+        try:
+            if not is_plain_name(name):
+                raise ConfigError(f"adapter name {name!r} must be a plain folder name")
+            entries[name] = from_mapping(AdapterEntry, {} if entry is None else entry, where=f"adapters: {name}")
+        except ConfigError as error:
+            broken[name if is_plain_name(name) else ascii(name)] = str(error)
+    return dataclasses.replace(manifest, adapters=entries, broken=broken)
 
 
 def _without_empty(item: Any) -> dict[str, Any]:

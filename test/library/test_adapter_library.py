@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,6 +26,7 @@ from tiny_parts import (
 from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.file_integrity import file_sha256
+from semla_ros.library.adapter_files import AdapterReader
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
@@ -31,6 +34,7 @@ from semla_ros.library.manifest import (
     BaseDomain,
     LibraryManifest,
     ModelReference,
+    change_manifest,
     read_manifest,
     write_manifest,
 )
@@ -416,15 +420,15 @@ def test_a_listed_adapter_whose_folder_is_gone_is_a_problem(folder: Path) -> Non
         ("base: [", "library.yaml"),
         ("colour: red", "unknown setting 'colour'"),
         ("format: 9", "format 9 is not known"),
-        ("adapters: {../fog: {}}", "plain folder name"),
-        ("adapters: {/etc: {}}", "plain folder name"),
-        ("adapters: {fog: {images: many}}", "adapters: fog: 'images' must be of type int"),
-        ("adapters: {fog: {spread_p95: -1.0}}", "'spread_p95' must be at least 0"),
-        ("adapters: {fog: {sha256: abc}}", "adapters: fog: 'sha256' must be a mapping, got 'abc'"),
-        ("adapters: {fog: 3}", "expected a mapping"),
         ("retrieval: {top_k: 0}", "top_k"),
         ("drift: {speed: 1}", "unknown setting 'speed'"),
         ("- a\n- b", "expected a mapping"),
+        ("adapters: [fog]", "'adapters' must be a mapping, got list"),
+        ("note: " + "[" * 50_000, "more than 32 levels are nested"),
+        ("adapters: " + "{fog: " * 3_000 + "1" + "}" * 3_000, "more than 32 levels are nested"),
+        ("\n".join(f"{' ' * level}a:" for level in range(1_000)), "more than 32 levels are nested"),
+        ("base: &a {id: x}\nnote: *a", "alias '*a'"),
+        ("format: " + "1" * 5_000, "5000 digits"),
     ],
 )
 def test_a_damaged_manifest_is_a_library_error_that_names_the_item(folder: Path, text: str, reason: str) -> None:
@@ -434,6 +438,67 @@ def test_a_damaged_manifest_is_a_library_error_that_names_the_item(folder: Path,
     assert reason in str(raised.value)
     assert "library.yaml" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("{images: many}", "adapters: fog: 'images' must be of type int"),
+        ("{spread_p95: -1.0}", "'spread_p95' must be at least 0"),
+        ("{spread_p95: .inf}", "'spread_p95' must be at least 0"),
+        ("{sha256: abc}", "adapters: fog: 'sha256' must be a mapping, got 'abc'"),
+        ("{sha256: {adapter_config.json: 3}}", "must be of type str, got 3"),
+        ("{colour: red}", "unknown setting 'colour'"),
+        ("3", "expected a mapping"),
+    ],
+)
+def test_a_damaged_entry_costs_its_adapter_and_is_never_written_over(folder: Path, entry: str, reason: str) -> None:
+    (folder / "library.yaml").write_text(f"adapters: {{fog: {entry}}}")
+    assert reason in problem_of(folder, "fog")
+    with pytest.raises(LibraryError, match="correct the entry"):
+        change_manifest(folder, lambda manifest: manifest)
+    assert entry in (folder / "library.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["../fog", "/etc", "5", "null", "base model", '"a\\nb"', '"\\u202ea"'])
+def test_an_entry_under_a_name_that_no_folder_may_have_is_a_problem(folder: Path, name: str) -> None:
+    (folder / "library.yaml").write_text(f"adapters: {{{name}: {{}}}}")
+    library = load(folder)
+    assert set(library.names) == set(ADAPTERS)
+    assert ["must be a plain folder name" in reason for reason in library.problems.values()] == [True]
+
+
+def test_a_manifest_of_a_terabyte_is_not_read(folder: Path) -> None:
+    (folder / "library.yaml").touch()
+    os.truncate(folder / "library.yaml", 2**40)
+    with pytest.raises(LibraryError, match="it is no manifest"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"a\xff", b"n" * 201, "\u202ea".encode(), b"base model"])
+def test_a_folder_under_a_name_that_cannot_be_published_is_a_problem_in_words_that_can(
+    folder: Path, name: bytes
+) -> None:
+    os.rename(folder / "fog", os.fsencode(folder) + b"/" + name)
+    library = load(folder)
+    assert set(library.names) == set(ADAPTERS) - {"fog"}
+    (key, reason), *others = library.problems.items()
+    assert not others
+    assert "rename the folder" in reason
+    assert (key + reason).isascii()
+    assert (key + reason).isprintable()
+
+
+def test_what_nobody_foresaw_in_one_adapter_costs_that_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = AdapterReader.read
+
+    def fail(self: AdapterReader, library: Path, name: str, *more: Any) -> Any:
+        if name == "fog":
+            raise ZeroDivisionError("unforeseen")
+        return read(self, library, name, *more)
+
+    monkeypatch.setattr(AdapterReader, "read", fail)
+    assert "ZeroDivisionError: unforeseen" in problem_of(folder, "fog")
 
 
 def test_manifests_hold_plain_yaml(folder: Path) -> None:

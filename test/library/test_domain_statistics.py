@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from semla_ros.library.domain_statistics import parse_statistics, statistics_of, write_statistics
+from semla_ros.errors import AdapterError
+from semla_ros.library.domain_statistics import CENTROID_KEY, parse_statistics, statistics_of, write_statistics
 
 
 def some_embeddings() -> np.ndarray:
@@ -42,3 +44,12 @@ def test_the_file_holds_the_published_key_and_what_retrieval_needs_beside_it(tmp
     read = parse_statistics(file.read_bytes(), "dusk")
     np.testing.assert_array_equal(read.centroid, statistics.centroid)
     assert (read.images, read.spread_mean, read.spread_p95) == (500, statistics.spread_mean, statistics.spread_p95)
+
+
+@pytest.mark.parametrize("key", ["images", "spread_mean", "spread_p95"])
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, 1e300, "x", [1.0, 2.0], 1j, [], True])
+def test_a_number_that_can_be_none_of_a_domain_is_named(tmp_path: Path, key: str, value: object) -> None:
+    file = tmp_path / "dusk_statistics.npz"
+    np.savez(file, **{CENTROID_KEY: np.ones((1, 4), np.float32), key: np.asarray(value)})
+    with pytest.raises(AdapterError, match=rf"'dusk'.*'{key}' must be a number from 0 to 1e\+09, got"):
+        parse_statistics(file.read_bytes(), "dusk")
