@@ -58,3 +58,9 @@ class FetchError(SemlaError):
 
 class TrainingError(SemlaError):
     """A training run cannot start or go on."""
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of at most 300 characters."""
+    lines = str(error).strip().split("\n")
+    return (lines[0] or type(error).__name__)[:300]

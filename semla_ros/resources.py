@@ -1,4 +1,7 @@
-"""Where the files that ship with the package are: models, adapter libraries, configuration, launch files."""
+"""Where the files that ship with the package are: models, adapter libraries, configuration, launch files.
+
+And where engines that this machine has made are.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,14 @@ def find_model(name: str, model_dir: str = "") -> Path:
             return folder / name
     places = ", ".join(str(folder) for folder in folders)
     raise ConfigError(f"model '{name}' was not found in {places}; 'semla fetch {name}' downloads a published model")
+
+
+def engine_folder() -> Path:
+    """Where engines are kept: `$SEMLA_ENGINE_DIR`, or `semla_ros/engines` in the user's cache folder; may not exist."""
+    if chosen := os.environ.get("SEMLA_ENGINE_DIR", ""):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "") or "~/.cache"
+    return Path(base).expanduser() / "semla_ros" / "engines"
 
 
 def shipped_library(model: str) -> Path:

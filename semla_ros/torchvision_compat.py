@@ -9,11 +9,7 @@ and in functions: they bring timm, torchvision and transformers, a second and 15
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -45,26 +41,6 @@ def import_open_clip() -> ModuleType:
     """The open_clip package."""
     make_torchvision_importable()
     return importlib.import_module("open_clip")
-
-
-def import_open_clip_file(name: str) -> ModuleType:
-    """One module of open_clip that needs no other, without the package around it.
-
-    Args:
-        name: "tokenizer", "zero_shot_metadata".
-    """
-    package = importlib.util.find_spec("open_clip")  # finds the package, does not run it
-    if f"open_clip.{name}" not in sys.modules and package is not None and package.origin is not None:
-        file = Path(package.origin).with_name(f"{name}.py")
-        spec = importlib.util.spec_from_file_location(f"open_clip_{name}_alone", file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        with contextlib.suppress(ImportError, OSError):  # where the file of a release needs its neighbours
-            spec.loader.exec_module(module)
-            return module
-    import_open_clip()
-    return importlib.import_module(f"open_clip.{name}")
 
 
 def import_peft() -> ModuleType:

@@ -16,7 +16,6 @@ from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.segmentation.checkpoint import Unfilled, is_finite
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower
-from semla_ros.torchvision_compat import import_open_clip
 
 _CLIP_SETTINGS = ("image_size", "layers", "patch_size", "pool_type", "width")  # those in which OpenAI's models differ
 _AS_OPENAI = {"head_width": HEAD_DIM, "mlp_ratio": 4.0, "norm_kwargs": {"eps": 1e-5}}
@@ -79,6 +78,8 @@ def build_tower(
         with Unfilled():
             tower = SceneTower(config)
     else:
+        from semla_ros.torchvision_compat import import_open_clip
+
         try:
             tower = import_open_clip().model._build_vision_tower(dim, dict(vision), quick_gelu)
         except (TypeError, ValueError, AssertionError) as error:

@@ -13,6 +13,8 @@ from torch import Tensor
 from semla_ros.errors import ImageError
 from semla_ros.results import UNLABELLED, ImageArray, MaskArray
 
+AGREEMENT = 0.995  # smallest share of probe pixels whose class must be that of torch, eager and in fp32
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EngineOutput:
@@ -105,6 +107,11 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back what the engine holds; it cannot be used afterwards."""
         ...
+
+
+def agreement(given: Sequence[MaskArray], expected: Sequence[MaskArray]) -> float:
+    """Share of pixels with the same class, 0..1."""
+    return float(np.mean([np.mean(a == b) for a, b in zip(given, expected, strict=True)]))
 
 
 def mask_dtype(class_count: int) -> type[np.uint8] | type[np.uint16]:

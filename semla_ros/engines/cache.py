@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from semla_ros.errors import EngineError
 from semla_ros.file_integrity import atomic_file, file_sha256, write_atomically
+from semla_ros.resources import engine_folder
 
 _ABANDONED_S = 3600.0  # a file that is half-made and has not grown for so long was left by a build that died
 
@@ -73,23 +73,15 @@ class CacheEntry:
     problem: str = ""
 
 
-def default_cache_folder() -> Path:
-    """`$SEMLA_ENGINE_DIR`, or `semla_ros/engines` in the user's cache folder."""
-    if chosen := os.environ.get("SEMLA_ENGINE_DIR", ""):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "") or "~/.cache"
-    return Path(base).expanduser() / "semla_ros" / "engines"
-
-
 class EngineCache:
     """A folder of engines.
 
     Args:
-        folder: Made when something is stored; None = `default_cache_folder()`.
+        folder: Made when something is stored; None = `resources.engine_folder()`.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or default_cache_folder()
+        self.folder = folder or engine_folder()
 
     def find(self, key: EngineKey) -> Path | None:
         """The file of a key, intact; None where there is none, or it cannot be read.

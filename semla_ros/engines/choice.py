@@ -11,13 +11,13 @@ import torch
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import Engine
-from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.gates import first_line
 from semla_ros.engines.torch_engine import TorchEngine, has_bf16
-from semla_ros.errors import EngineError
+from semla_ros.errors import EngineError, first_line
+from semla_ros.resources import engine_folder
 from semla_ros.segmentation.model import CatSeg
 
 if TYPE_CHECKING:
+    from semla_ros.engines.cache import EngineCache
     from semla_ros.engines.component_engine import Runtime
     from semla_ros.engines.components import FixedComponent
 
@@ -52,12 +52,13 @@ def choose_engine(
         EngineError: "onnx", "openvino" or "tensorrt" was asked for and is not installed, or cannot run on the device.
     """
     torch_engine = TorchEngine(model, config)
-    cache = cache or EngineCache()
     is_bf16_welcome = config.precision in ("auto", "bf16")
-    is_alone = config.engine == "torch" or (config.engine == "auto" and not cache.entries())
+    folder = engine_folder() if cache is None else cache.folder
+    is_alone = config.engine == "torch" or (config.engine == "auto" and not any(folder.glob("*.json")))
     if is_alone and not is_bf16_welcome:
         return torch_engine
     # What most robots do not use is imported where it is.
+    from semla_ros.engines.cache import EngineCache
     from semla_ros.engines.component_engine import ComponentEngine
     from semla_ros.engines.components import fixed_components
     from semla_ros.engines.probe_images import probe_images
@@ -67,7 +68,7 @@ def choose_engine(
     runtimes = find_runtimes(
         "torch" if is_alone else config.engine,
         torch_engine.device,
-        cache=cache,
+        cache=cache or EngineCache(folder),
         threads=config.threads,
         built_for=components if config.engine == "auto" else (),
     )

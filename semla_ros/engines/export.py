@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from semla_ros.engines.cache import EngineCache, EngineKey
 from semla_ros.engines.component_engine import Runtime
 from semla_ros.engines.components import FixedComponent
-from semla_ros.engines.gates import first_line
 from semla_ros.engines.torch_engine import choose_threads
-from semla_ros.errors import EngineError
+from semla_ros.errors import EngineError, first_line
 
 # Raised when this module exports the same component in another way, or the code of a component computes something else:
 # graphs and plans made before are then made anew.

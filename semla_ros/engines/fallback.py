@@ -6,8 +6,7 @@ import logging
 
 import torch
 
-from semla_ros.engines.gates import first_line
-from semla_ros.errors import EngineError, NotFiniteError, OutOfMemoryError
+from semla_ros.errors import EngineError, NotFiniteError, OutOfMemoryError, first_line
 
 logger = logging.getLogger(__name__)
 

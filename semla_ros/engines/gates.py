@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from semla_ros.results import MaskArray
+from semla_ros.errors import first_line
 
 if TYPE_CHECKING:
     from semla_ros.engines.components import FixedComponent, Forward
 
 COSINE = 0.999  # smallest cosine similarity of each probe's output with torch's
 DEVIATION = 0.05  # largest RMS difference from torch, as a share of the standard deviation of torch's output
-AGREEMENT = 0.995  # smallest share of probe pixels whose class must be that of torch, eager and in fp32
 LARGEST_TIME_RATIO = 0.97  # time / torch's time; a tie within the timer's noise is not worth a second runtime
 _RUNS = 5
 
@@ -117,11 +116,6 @@ def parity_problem(cosine: float, deviation: float) -> str:
     return ""
 
 
-def agreement(given: Sequence[MaskArray], expected: Sequence[MaskArray]) -> float:
-    """Share of pixels with the same class, 0..1."""
-    return float(np.mean([np.mean(a == b) for a, b in zip(given, expected, strict=True)]))
-
-
 def one_run_ms(call: Callable[[], object]) -> float:
     """Milliseconds of one call, waiting for the current device."""
     is_cuda = torch.cuda.is_available()
@@ -169,9 +163,3 @@ def judge(component: FixedComponent, runner: Forward, *, measure: Measure = one_
         torch_ms=torch_ms,
         engine_ms=engine_ms,
     )
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line of bounded length."""
-    lines = str(error).strip().split("\n")
-    return (lines[0] or type(error).__name__)[:300]

@@ -19,8 +19,7 @@ from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import Maker
 from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.export import GraphRuntime, exported
-from semla_ros.engines.gates import first_line
-from semla_ros.errors import EngineError
+from semla_ros.errors import EngineError, first_line
 
 _TELEMETRY = "openvino_telemetry"
 

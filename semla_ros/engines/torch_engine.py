@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from semla_ros.config import InferenceConfig
-from semla_ros.engines.base import EngineOutput, Stage, check_image
+from semla_ros.engines.base import AGREEMENT, EngineOutput, Stage, agreement, check_image
 from semla_ros.engines.fallback import HALF, INSTEAD, explained, safer_ways
-from semla_ros.engines.gates import AGREEMENT, agreement, first_line
 from semla_ros.engines.mask_from_maps import mask_from_maps
-from semla_ros.errors import EngineError, NotFiniteError
+from semla_ros.errors import EngineError, NotFiniteError, first_line
 from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
 from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view

@@ -7,20 +7,47 @@ end-of-text token still has the largest id, and row 0 still pads.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
+import importlib.util
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from semla_ros.errors import VocabularyError
-from semla_ros.torchvision_compat import import_open_clip_file
 
 SINGLE_TEMPLATE = "A photo of a {} in the scene"
 TEMPLATE_SETS = ("single", "select", "imagenet")  # 1, 8 and 80 templates
 _KNOWN_WORDS_SHOWN = 80
 MOST_CLASSES = 65_535  # a mask has 16 bits, and one value means "no class"
+
+
+def import_open_clip_file(name: str) -> ModuleType:
+    """One module of open_clip that needs no other, without the package around it.
+
+    Args:
+        name: "tokenizer", "zero_shot_metadata".
+    """
+    package = importlib.util.find_spec("open_clip")  # finds the package, does not run it
+    if f"open_clip.{name}" not in sys.modules and package is not None and package.origin is not None:
+        file = Path(package.origin).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(f"open_clip_{name}_alone", file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        with contextlib.suppress(ImportError, OSError):  # where the file of a release needs its neighbours
+            spec.loader.exec_module(module)
+            return module
+    from semla_ros.torchvision_compat import import_open_clip
+
+    import_open_clip()
+    return importlib.import_module(f"open_clip.{name}")
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,8 +6,9 @@ import pathlib
 import pytest
 
 import semla_ros.engines.cache as cache_module
-from semla_ros.engines.cache import EngineCache, EngineKey, default_cache_folder
+from semla_ros.engines.cache import EngineCache, EngineKey
 from semla_ros.errors import EngineError
+from semla_ros.resources import engine_folder
 
 KEY = EngineKey(
     component="scene_encoder",
@@ -224,10 +225,10 @@ def test_a_folder_that_cannot_be_made_is_an_error_with_a_way_out(tmp_path) -> No
 
 def test_the_folder_follows_the_environment(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SEMLA_ENGINE_DIR", str(tmp_path))
-    assert default_cache_folder() == tmp_path
+    assert engine_folder() == tmp_path
     monkeypatch.delenv("SEMLA_ENGINE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "semla_ros" / "engines"
+    assert engine_folder() == tmp_path / "semla_ros" / "engines"
 
 
 def test_the_description_tells_everything_that_the_key_depends_on(tmp_path) -> None:

@@ -163,7 +163,7 @@ def test_what_is_not_used_is_not_imported() -> None:
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     ours, theirs = output.splitlines()
     assert [name.split(".")[-1] for name in ours.split()] == [
-        "base", "cache", "choice", "fallback", "gates", "mask_from_maps", "torch_engine",
+        "base", "choice", "fallback", "mask_from_maps", "torch_engine",
     ]  # fmt: skip
     assert theirs == ""
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from semla_ros.errors import VocabularyError
-from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary, templates
-from semla_ros.torchvision_compat import import_open_clip, import_open_clip_file
+from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary, import_open_clip_file, templates
+from semla_ros.torchvision_compat import import_open_clip
 
 WORDS = ("road", "traffic sign", "person, pedestrian")
 

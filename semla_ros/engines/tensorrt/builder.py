@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semla_ros.engines.gates import first_line, make_current
-from semla_ros.errors import EngineError
+from semla_ros.engines.gates import make_current
+from semla_ros.errors import EngineError, first_line
 
 FAILED, ORPHANED = 1, 3  # exit statuses: there is no plan and the last line tells why; nobody waits for it
 OLDEST, TOO_NEW = (10, 3), (12, 0)  # strong typing from the graph, one interface for both major versions
