@@ -32,11 +32,10 @@ SEGMENTER_FILE = "segmenter.safetensors"  # in a model folder
 _HEADER_KEY = "semla"  # metadata of our own files: JSON with config, class names, token rows, template, model id
 _FORMAT_VERSION = 1
 _CLIP = "sem_seg_head.predictor.clip_model."
-_AGGREGATOR = "sem_seg_head.predictor.transformer."
 _CONV1 = _CLIP + "visual.conv1.weight"
-_STEM_TOKENS = _CLIP + "visual.conv1.to_tokens.weight"
 _ALIAS = re.compile(r"\.attn\.([qkv])_proj_weight$")
 _NAMES_SHOWN = 3
+_PUBLISHED = {"catseg-b": CatSegConfig.catseg_b(), "catseg-l": CatSegConfig.catseg_l()}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,15 +89,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", *, settings: Mapping[str, Any] | None = None
+    path: str | Path, device: str | torch.device = "cpu", *, config: CatSegConfig | None = None
 ) -> LoadedModel:
     """Load a segmentation model.
 
     Args:
         path: A published checkpoint (`.pth`, `.pt`, `.safetensors`), a file made by `save_model`, or a folder with one.
         device: Where the weights go.
-        settings: What tensors cannot tell of a foreign file of unknown size, in the form of `CatSegConfig.as_dict`,
-            any part of it; counts over the file's header and the published defaults.
+        config: Its architecture; None = what the file's header says, else the published one of its visual width.
 
     Returns:
         The model and its vocabulary.
@@ -110,7 +108,9 @@ def load_model(
     tensors, header = _read(file)
     try:
         tensors = normalise_names(tensors)
-        config = derive_config({name: tuple(item.shape) for name, item in tensors.items()}, header, settings)
+        if config is None:
+            stored = header.get("config")
+            config = _published_config(tensors) if stored is None else CatSegConfig.from_dict(stored)
         with Unfilled():
             model = CatSeg(config)
         _check_whole(model, tensors)
@@ -126,7 +126,7 @@ def load_model(
         tokenizer=Vocabulary(rows, config.clip.context_length),
         class_names=tuple(header.get("class_names", ())),
         template=header.get("template", "single"),
-        model_id=header.get("model_id") or _published_id(config) or file.stem,
+        model_id=header.get("model_id") or next((name for name in _PUBLISHED if _PUBLISHED[name] == config), file.stem),
         path=file,
         metadata=header.get("extra", {}),
     )
@@ -252,151 +252,17 @@ def _published_name(name: str) -> str:
     return re.sub(r"\.attn\.([qkv])_proj\.weight$", r".attn.\1_proj_weight", name) if _CLIP in name else name
 
 
-def derive_config(
-    shapes: Mapping[str, tuple[int, ...]],
-    header: Mapping[str, Any] | None = None,
-    settings: Mapping[str, Any] | None = None,
-) -> CatSegConfig:
-    """Read the architecture off the tensors' shapes.
-
-    What shapes cannot tell (guidance blocks, attention heads, class limit, pooling, pixel statistics, sliding windows)
-    comes from `settings`, else from the header, else from the published model of the same visual width.
-
-    Args:
-        shapes: Tensor name -> shape, names as in `CatSeg`.
-        header: JSON of one of our own files.
-        settings: See `load_model`.
-
-    Raises:
-        CheckpointError: A tensor that fixes a dimension is missing, or header and tensors contradict each other.
-        ConfigError: A setting is unknown or cannot work.
-    """
-    stored = dict((header or {}).get("config", {}))
-    base = stored or ({} if _stem_dims(shapes) else _published_settings(_shape(shapes, _CONV1)[0]))
-    if not base and settings is None:
-        width = _shape(shapes, _STEM_TOKENS if _stem_dims(shapes) else _CONV1)[0]
-        raise CheckpointError(
-            f"visual width {width} is of no published model and the file's header holds no config; "
-            "say what the tensors cannot tell"
-        )
-    merged = _merged(CatSegConfig.from_dict(base).as_dict(), settings or {})
-    derived = _derived(shapes, merged)
-    for part, values in derived.items():
-        for name, value in values.items():
-            told = stored.get(part, {}).get(name)
-            if told is not None and _plain(told) != _plain(value):
-                raise CheckpointError(f"the header says {part}.{name} is {_plain(told)}, the tensors say {value}")
-    return CatSegConfig.from_dict(_merged(merged, derived))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value
-
-
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merged(merged[key], value) if nested else value
-    return merged
-
-
-def _published_settings(visual_width: int) -> dict[str, Any]:
-    for config in (CatSegConfig.catseg_b(), CatSegConfig.catseg_l()):
-        if config.clip.visual_width == visual_width:
-            return config.as_dict()
-    return {}
-
-
-def _published_id(config: CatSegConfig) -> str | None:
-    known = {"catseg-b": CatSegConfig.catseg_b(), "catseg-l": CatSegConfig.catseg_l()}
-    return next((name for name, published in known.items() if published == config), None)
-
-
-def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...]:
-    if name not in shapes:
-        raise CheckpointError(f"'{name}' is missing; this is not a CAT-Seg checkpoint")
-    return shapes[name]
-
-
-def _stem_dims(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """Channels of the stages of a convolutional stem; none where the patch embedding is the published one."""
-    count = _count(shapes, _CLIP + "visual.conv1.stages.")
-    return tuple(_shape(shapes, f"{_CLIP}visual.conv1.stages.{index}.0.weight")[0] for index in range(count))
-
-
-def _count(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:
-    numbers = {int(name[len(stem) :].split(".")[0]) for name in shapes if name.startswith(stem)}
-    if numbers != set(range(len(numbers))):
-        raise CheckpointError(f"'{stem}*' is numbered {sorted(numbers)}, expected 0 to {len(numbers) - 1}")
-    return len(numbers)
-
-
-def _derived(shapes: Mapping[str, tuple[int, ...]], fallback: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Dimensions that the tensors fix, in the form of `CatSegConfig.as_dict`."""
-
-    def clip_shape(name: str) -> tuple[int, ...]:
-        return _shape(shapes, _CLIP + name)
-
-    def head_shape(name: str) -> tuple[int, ...]:
-        return _shape(shapes, _AGGREGATOR + name)
-
-    stem_dims = _stem_dims(shapes)
-    if stem_dims:
-        width, patch = _shape(shapes, _STEM_TOKENS)[0], 2 ** (len(stem_dims) + 1)
-    else:
-        width, _, patch, _ = _shape(shapes, _CONV1)
-    embed_dim = clip_shape("visual.proj")[1]
-    rows = clip_shape("visual.positional_embedding")[0] - 1
-    hidden = head_shape("conv1.weight")[0]
-    clip: dict[str, Any] = {
-        "patch": patch,
-        "stem_dims": stem_dims,
-        "visual_width": width,
-        "visual_layers": _count(shapes, _CLIP + "visual.transformer.resblocks."),
-        "native_grid": _grid_of(rows, fallback["clip"]["native_grid"], "visual.positional_embedding"),
-        "embed_dim": embed_dim,
-        "text_width": clip_shape("token_embedding.weight")[1],
-        "text_layers": _count(shapes, _CLIP + "transformer.resblocks."),
-        "context_length": clip_shape("positional_embedding")[0],
-        "vocab_rows": clip_shape("token_embedding.weight")[0],
-    }
-    steps = sum(f"{_AGGREGATOR}decoder{index + 1}.up.weight" in shapes for index in range(len(shapes)))
-    decoder_dims = [head_shape(f"decoder{index + 1}.conv.double_conv.3.weight")[0] for index in range(max(steps, 2))]
-    guidance = [head_shape(f"decoder_guidance_projection.{index}.0.weight") for index in (0, 1)]
-    aggregator: dict[str, Any] = {
-        "hidden_dim": hidden,
-        "layers": _count(shapes, _AGGREGATOR + "layers."),
-        "embed_dim": embed_dim,
-        "text_guidance_dim": head_shape("text_guidance_projection.0.weight")[0],
-        "appearance_guidance_dim": head_shape("guidance_projection.0.weight")[0],
-        "decoder_dims": tuple(decoder_dims),
-        "decoder_guidance_dims": (guidance[0][1], guidance[1][1]),
-        "decoder_guidance_proj_dims": (
-            guidance[0][0],
-            guidance[1][0],
-            *(head_shape(f"detail_projection.{index}.weight")[0] for index in range(2, steps)),
-        ),
-        "detail_dims": stem_dims[::-1],
-    }
-    if _AGGREGATOR + "layers.0.attention.padding_tokens" not in shapes:
-        aggregator["pad_len"] = 0
-    mask = shapes.get(_AGGREGATOR + "layers.0.swin_block.block_2.attn_mask")
-    if mask is not None:
-        aggregator["window"] = math.isqrt(mask[1])
-        grid = _grid_of(mask[0] * mask[1], fallback["aggregator"]["grid"], "attn_mask")
-        clip["working_grid"] = aggregator["grid"] = grid
-    return {"clip": clip, "aggregator": aggregator}
-
-
-def _grid_of(cells: int, known: Sequence[int], name: str) -> tuple[int, int]:
-    """Rows and columns of a grid with so many cells: the known ones where they fit, else a square."""
-    if known[0] * known[1] == cells:
-        return known[0], known[1]
-    edge = math.isqrt(cells)
-    if edge * edge != cells:
-        raise CheckpointError(f"'{name}' is for {cells} cells, which is neither {known[0]}x{known[1]} nor a square")
-    return edge, edge
+def _published_config(tensors: Mapping[str, Tensor]) -> CatSegConfig:
+    """The published architecture of this visual width."""
+    if _CONV1 not in tensors:
+        raise CheckpointError(f"'{_CONV1}' is missing; this is not a CAT-Seg checkpoint")
+    width = tensors[_CONV1].shape[0] if tensors[_CONV1].ndim else 0
+    for config in _PUBLISHED.values():
+        if config.clip.visual_width == width:
+            return config
+    raise CheckpointError(
+        f"visual width {width} is of no published model and the file's header holds no config; say what it is"
+    )
 
 
 def _check_whole(model: CatSeg, tensors: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model
-from semla_ros.segmentation.model import SlidingConfig
+from semla_ros.segmentation.clip import ClipConfig
+from semla_ros.segmentation.model import CatSegConfig, SlidingConfig
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -27,32 +28,45 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def untold_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the toy checkpoint's tensors cannot tell, in the form that `load_model` takes."""
-    clip, aggregator, sliding = config["clip"], config["aggregator"], config["sliding_window"]
+def toy_config(values: Mapping[str, Any], **changes: Any) -> CatSegConfig:
+    """The architecture that a set's `config.json` tells; `changes` are aggregator settings such as another pooling."""
+    clip, aggregator, sliding = values["clip"], values["aggregator"], values["sliding_window"]
     native, working = (clip[name] // clip["patch"] for name in ("native_resolution", "input_resolution"))
     kernel = sliding["kernel"]
-    return {
-        "clip": {"native_grid": (native, native), "working_grid": (working, working)},
-        "aggregator": {
-            "grid": (working, working),
-            "heads": aggregator["num_heads"],
-            "pad_len": aggregator["pad_len"],
-            "pooling": tuple(aggregator["pooling"]),
-        },
-        "guidance_layers": tuple(config["guidance_layer_indexes"]),
-        "sliding": dataclasses.asdict(
-            SlidingConfig(kernel=(kernel, kernel), canvas=tuple(sliding["out_res"]), overlap=sliding["overlap"])
+    same = ("patch", "visual_width", "visual_layers", "embed_dim", "text_width", "text_layers", "context_length")
+    return CatSegConfig(
+        clip=ClipConfig(
+            **{name: clip[name] for name in (*same, "vocab_rows")},
+            native_grid=(native, native),
+            working_grid=(working, working),
         ),
-    }
+        aggregator=AggregatorConfig(
+            **{
+                "grid": (working, working),
+                "hidden_dim": aggregator["hidden_dim"],
+                "layers": aggregator["num_layers"],
+                "heads": aggregator["num_heads"],
+                "window": aggregator["window_size"],
+                "pooling": tuple(aggregator["pooling"]),
+                "pad_len": aggregator["pad_len"],
+                "embed_dim": clip["embed_dim"],
+                "text_guidance_dim": aggregator["text_guidance_proj_dim"],
+                "appearance_guidance_dim": aggregator["appearance_guidance_proj_dim"],
+                "decoder_dims": tuple(aggregator["decoder_dims"]),
+                "decoder_guidance_dims": tuple(aggregator["decoder_guidance_dims"]),
+                "decoder_guidance_proj_dims": tuple(aggregator["decoder_guidance_proj_dims"]),
+                **changes,
+            }
+        ),
+        guidance_layers=tuple(values["guidance_layer_indexes"]),
+        sliding=SlidingConfig(kernel=(kernel, kernel), canvas=tuple(sliding["out_res"]), overlap=sliding["overlap"]),
+    )
 
 
 def load_golden_model(golden_dir: Path, changes: Mapping[str, Any] | None = None) -> LoadedModel:
     """A fresh toy model; `changes` are aggregator settings such as the pooling of a variant."""
-    config = read_json(golden_dir / "config.json")
-    settings = untold_settings(config)
-    settings["aggregator"] |= dict(changes or {})
-    return load_model(golden_dir / "checkpoint.safetensors", settings=settings)
+    config = toy_config(read_json(golden_dir / "config.json"), **(changes or {}))
+    return load_model(golden_dir / "checkpoint.safetensors", config=config)
 
 
 def only_entry(arrays: Arrays, pattern: str) -> tuple[str, re.Match[str]]:
