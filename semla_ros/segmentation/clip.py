@@ -38,7 +38,7 @@ class ClipConfig:
     text_layers: int = 12
     context_length: int = 77  # longest prompt in tokens
     vocab_rows: int = 49408  # rows of the token table
-    pool: Literal["tok", "avg"] = "tok"  # what `encode_image` reads: the class token, or the mean of the patches
+    pool: Literal["tok", "avg"] = "tok"  # what the image feature is: the class token, or the mean of the patches
     stem_dims: tuple[int, ...] = ()  # channels of a convolutional stem's halving stages; none: published embedding
 
     def __post_init__(self) -> None:
@@ -99,32 +99,25 @@ def _as_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
-def project(module: nn.Module, x: Tensor, bias: Tensor, *, without_delta: bool = False) -> Tensor:
+def project(module: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
     """Apply a bias-free linear module and add a bias, in one kernel where the module is plain.
 
     Args:
-        module: nn.Linear, or a wrapper around one (a LoRA layer keeps the plain one as `base_layer`).
+        module: nn.Linear, or a wrapper around one.
         x: Shape (..., in).
         bias: Shape (out,).
-        without_delta: Read the plain weight even where a LoRA layer wraps it.
     """
-    if without_delta:
-        module = getattr(module, "base_layer", module)
     if type(module) is nn.Linear:
         return F.linear(x, module.weight, bias)
     return torch.add(module(x), bias)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with separate projections and one bias vector for the three of them.
-
-    `inert_deltas` makes LoRA on q, k and v have no effect, as in the published code (for comparison only).
-    """
+    """Multi-head self-attention with separate projections and one bias vector for the three of them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.heads = width // HEAD_DIM
-        self.inert_deltas = False
         self.q_proj = nn.Linear(width, width, bias=False)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width, bias=False)
@@ -135,7 +128,7 @@ class SelfAttention(nn.Module):
         """Mix tokens of shape (B, N, width)."""
         biases = self.in_proj_bias.chunk(3)
         q, k, v = (
-            project(module, x, bias, without_delta=self.inert_deltas).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+            project(module, x, bias).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
             for module, bias in zip((self.q_proj, self.k_proj, self.v_proj), biases, strict=True)
         )  # each (B, heads, N, 64)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
@@ -145,7 +138,7 @@ class SelfAttention(nn.Module):
     def values_only(self, x: Tensor) -> Tensor:
         """The output each token would have if it attended to itself alone, shape (B, N, width)."""
         bias = self.in_proj_bias.chunk(3)[2]
-        projected: Tensor = self.out_proj(project(self.v_proj, x, bias, without_delta=self.inert_deltas))
+        projected: Tensor = self.out_proj(project(self.v_proj, x, bias))
         return projected
 
 
@@ -334,11 +327,6 @@ class Clip(nn.Module):
         self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """The ordinary CLIP image feature, shape (B, embed_dim), not normalised; see `VisualTower.forward`."""
-        feature: Tensor = self.visual(images)
-        return feature
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Embed prompts.

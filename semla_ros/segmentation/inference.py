@@ -1,7 +1,6 @@
 """From an image of any size to one probability map per class.
 
-Three ways: "whole" (one view; what a camera gets), "sliding" (the published windows plus a global view) and "plain"
-(the published single view, with its padding and its crop).
+Two ways: "whole" (one view; what a camera gets), and "sliding" (the published windows plus a global view).
 """
 
 from __future__ import annotations
@@ -16,10 +15,8 @@ from torch import Tensor
 from semla_ros.errors import ImageError
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 
-InferenceMode = Literal["whole", "sliding", "plain"]
+InferenceMode = Literal["whole", "sliding"]
 Predict = Callable[[Tensor], Tensor]  # normalised images (B, 3, h, w) at the working resolution -> logits (B, T, ., .)
-
-PLAIN_PADDING = 32  # the plain path pads images to a multiple of this many pixels
 
 
 def normalise(images: Tensor, config: CatSegConfig) -> Tensor:
@@ -59,8 +56,6 @@ def probability_maps(predict: Predict, config: CatSegConfig, image: Tensor, mode
         raise ImageError(f"expected an RGB image of shape (3, H, W) with H and W at least 1, got {tuple(image.shape)}")
     if mode == "sliding":
         return _sliding(predict, config, image)
-    if mode == "plain":
-        return _plain(predict, config, image)
     return probabilities(predict(whole_view(image, config)), config)[0]
 
 
@@ -103,15 +98,6 @@ def _view_maps(logits: Tensor, config: CatSegConfig) -> Tensor:
     return probabilities(resize(logits[None], config.sliding_windows.kernel), config)[0]
 
 
-def _plain(predict: Predict, config: CatSegConfig, image: Tensor) -> Tensor:
-    height, width = image.shape[-2:]
-    padding = (0, -width % PLAIN_PADDING, 0, -height % PLAIN_PADDING)
-    view = resize(F.pad(normalise(image[None], config), padding), config.working_resolution)
-    maps = probabilities(predict(view), config)[0]
-    # Published behaviour: the crop to the unpadded size is applied to maps of another scale.
-    return maps[:, :height, :width]
-
-
 def segment_probabilities(
     model: CatSeg,
     image: Tensor,
@@ -126,7 +112,7 @@ def segment_probabilities(
         image: RGB, shape (3, H, W), 0..255, on the model's device.
         text_features: Class embeddings, shape (T, C), see `CatSeg.encode_text`.
         output_size: Height and width of the result.
-        mode: "whole", "sliding" (published, used in all its experiments) or "plain" (published).
+        mode: "whole", or "sliding" (published, used in all its experiments).
 
     Returns:
         Shape (T, *output_size), 0..1.

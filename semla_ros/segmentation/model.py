@@ -6,7 +6,6 @@ One code path for every size; module names follow the published checkpoints.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from torch import Tensor, einsum, nn
 from semla_ros.errors import ConfigError
 from semla_ros.segmentation import cached_inference
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
-from semla_ros.segmentation.clip import Clip, ClipConfig, DenseFeatures, SelfAttention
+from semla_ros.segmentation.clip import Clip, ClipConfig, DenseFeatures
 from semla_ros.segmentation.cost_aggregation import CostAggregator
 
 CLIP_PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)  # 0..255, RGB
@@ -156,7 +155,6 @@ class CatSeg(nn.Module):
     def __init__(self, config: CatSegConfig) -> None:
         super().__init__()
         self.config = config
-        self.duplicated_hooks = False  # published training quirk: both guidance maps from the first guidance block
         width = config.clip.visual_width
         predictor = nn.ModuleDict({"clip_model": Clip(config.clip), "transformer": CostAggregator(config.aggregator)})
         self.sem_seg_head = nn.ModuleDict({"predictor": predictor})
@@ -187,12 +185,6 @@ class CatSeg(nn.Module):
     def exact_rewrites(self, enabled: bool) -> None:
         self.aggregator.exact_rewrites = enabled
 
-    def set_inert_clip_qkv(self, inert: bool) -> None:
-        """Make LoRA layers on CLIP's q, k, v have no effect, as in the published code (for comparison only)."""
-        for module in self.clip.modules():
-            if isinstance(module, SelfAttention):
-                module.inert_deltas = inert
-
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Class embeddings, shape (T, embed_dim), unit length.
 
@@ -205,10 +197,6 @@ class CatSeg(nn.Module):
             return embeddings
         return self.clip.encode_text(token_ids)
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """The ordinary CLIP image feature, shape (B, embed_dim), not normalised; see `Clip.encode_image`."""
-        return self.clip.encode_image(images)
-
     def encode_dense(self, images: Tensor) -> DenseFeatures:
         """Dense features of normalised images (B, 3, h, w) at the working resolution.
 
@@ -219,8 +207,6 @@ class CatSeg(nn.Module):
         if tuple(images.shape[-2:]) != expected:
             raise ConfigError(f"images must be {expected[0]}x{expected[1]} pixels, got {tuple(images.shape[-2:])}")
         layers = self.config.guidance_layers
-        if self.duplicated_hooks:
-            layers = (layers[0], layers[0])
         visual = self.clip.visual
         if self.exact_rewrites and cached_inference.is_possible(visual, images) and len(images) > 1:
             return DenseFeatures.of_views([visual.dense(image[None], layers) for image in images])
@@ -253,7 +239,3 @@ class CatSeg(nn.Module):
             (published: 4); sigmoid makes probabilities (softmax where `probability` says so).
         """
         return self.forward_with_cost(images, text, presence)[0]
-
-    def parameter_count(self) -> int:
-        """Number of weights."""
-        return sum(math.prod(item.shape) for item in self.parameters())
