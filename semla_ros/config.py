@@ -292,7 +292,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
     """Build a config dataclass from plain values, as read from YAML.
 
     Args:
-        cls: A dataclass whose fields are plain values, words, tuples of strings, such dataclasses or mappings of them.
+        cls: A dataclass whose fields are plain values, words, tuples of strings, pairs of whole numbers, such
+            dataclasses or mappings of them.
         values: Keys are field names; nested dataclasses take nested mappings.
         where: Where the values come from, for messages.
 
@@ -340,10 +341,13 @@ def _coerce(hint: Any, value: Any, start: str, name: str) -> Any:
         _require(value in options, name, f"one of {', '.join(map(str, options))}", value, start)
         return value
     if origin is tuple:
-        is_list = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-        _require(is_list, name, "a list of strings", value, start)
+        is_list = isinstance(value, (list, tuple)) and all(type(item) is options[0] for item in value)
+        is_list = is_list and (Ellipsis in options or len(value) == len(options))
+        _require(
+            is_list, name, "a list of strings" if options[0] is str else f"{len(options)} whole numbers", value, start
+        )
         for item in value:
-            _require(_is_text(item), name, "free of control characters", item, start)
+            _require(options[0] is not str or _is_text(item), name, "free of control characters", item, start)
         return () if list(value) == [""] else tuple(value)  # an empty list of strings has no type in ROS
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         _require(isinstance(value, float) or abs(value) < 2**63, name, "a number of 64 bits", value, start)

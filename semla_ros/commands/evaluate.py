@@ -5,7 +5,8 @@
     semla evaluate --benchmark semla20 --data ~/datasets --model catseg-l --library adapters/catseg-l
 
 The world's scenes are rendered by seed; test scenes are never seen in training. With --benchmark semla20
-the published 20 domains are read from the folders that the data sets come in; see docs/evaluation.md.
+the published 20 domains are read from the folders that the data sets come in, and with a file of your own your images;
+see docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ from rich.console import Console
 
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
-from semla_ros.lab.evaluation.datasets.labels import class_names
-from semla_ros.lab.evaluation.datasets.semla20 import DiskBenchmark
+from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.protocol import Benchmark, JobResult, Plan, make_plan
 from semla_ros.lab.evaluation.protocol import run as run_plan
 from semla_ros.lab.evaluation.sources import WorldBenchmark
@@ -42,8 +42,13 @@ MOST_WORKERS = 8  # each holds a model; the shipped one is small, published ones
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla evaluate`."""
     what = parser.add_argument_group("what to evaluate")
-    what.add_argument("--benchmark", choices=("world", "semla20"), default="world", help="default: world")
-    what.add_argument("--data", type=Path, metavar="ROOT", help="folder of all data sets, for semla20")
+    what.add_argument(
+        "--benchmark",
+        default="world",
+        metavar="NAME|FILE",
+        help="world (default), semla20, camvid, idd_lite, or a benchmark file",
+    )
+    what.add_argument("--data", type=Path, metavar="ROOT", help="folder that a benchmark file's images are below")
     what.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="test seeds, 0 to 99; default: 0")
     what.add_argument(
         "--images",
@@ -67,9 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--library", default="", help="adapter library folder; default: the one shipped with the model"
     )
     subject.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
-    subject.add_argument(
-        "--inference", choices=("whole", "sliding"), help="default: whole for world, sliding (as published) for semla20"
-    )
+    subject.add_argument("--inference", choices=("whole", "sliding"), help="default: what the benchmark says")
     subject.add_argument("--temperature", type=float, help="default: what the library recommends")
     subject.add_argument("--top-k", type=int, help="likewise")
     subject.add_argument("--distance", choices=("euclidean", "cosine"), help="likewise")
@@ -88,11 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, *, spec: PipelineSpec | None = None, benchmark: Benchmark | None = None) -> int:
     """Run the command; `spec` and `benchmark` stand in for what the options describe."""
     check(arguments)
-    spec = spec or make_spec(arguments)
-    if benchmark is None and arguments.benchmark == "semla20":
-        benchmark = DiskBenchmark(root=arguments.data.expanduser())
-        benchmark.check(arguments.domains or benchmark.domain_names)  # before a large model is loaded
-    return _run_protocol(arguments, benchmark or WorldBenchmark(), spec)
+    if benchmark is None and arguments.benchmark != "world":
+        benchmark = load_benchmark(arguments.benchmark, arguments.data.expanduser())
+        benchmark.check(arguments.domains or list(benchmark.domains))  # before a large model is loaded
+    benchmark = benchmark or WorldBenchmark()
+    return _run_protocol(arguments, benchmark, spec or make_spec(arguments, benchmark))
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -101,8 +104,10 @@ def check(arguments: argparse.Namespace) -> None:
     Raises:
         ConfigError: They do.
     """
-    if arguments.benchmark == "semla20" and arguments.data is None:
-        raise ConfigError("'--benchmark semla20' needs '--data ROOT', the folder that holds the data sets")
+    if arguments.benchmark != "world" and arguments.data is None:
+        raise ConfigError(
+            f"'--benchmark {arguments.benchmark}' needs '--data ROOT', the folder that holds the data sets"
+        )
     if len(set(arguments.seeds)) != len(arguments.seeds):
         raise ConfigError(f"'--seeds' must differ from each other, got {arguments.seeds}")
     if arguments.images < 0:
@@ -120,11 +125,12 @@ def default_workers(device: str) -> int:
     return max(1, min(os.cpu_count() or 1, MOST_WORKERS))
 
 
-def make_spec(arguments: argparse.Namespace) -> PipelineSpec:
-    """The model under test as the options describe it."""
+def make_spec(arguments: argparse.Namespace, benchmark: Benchmark | None = None) -> PipelineSpec:
+    """The model under test as the options and the benchmark describe it."""
     from semla_ros.lab.evaluation.subject import PipelineSpec
 
-    view: Any = arguments.inference or ("sliding" if arguments.benchmark == "semla20" else "whole")
+    on_disk = benchmark if isinstance(benchmark, DiskBenchmark) else None
+    view: Any = arguments.inference or (on_disk.inference if on_disk else "whole")
     overrides = {
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
@@ -139,7 +145,7 @@ def make_spec(arguments: argparse.Namespace) -> PipelineSpec:
         model_dir=arguments.model_dir,
         library=arguments.library,
         # A published model has no class list of its own; each domain brings its own when its turn comes.
-        classes=class_names("cityscapes-19") if arguments.benchmark == "semla20" else (),
+        classes=on_disk.class_names(next(iter(arguments.domains or on_disk.domains))) if on_disk else (),
         inference=InferenceConfig(inference=view, device=arguments.device, engine="torch"),
     )
     return PipelineSpec(config=config, retrieval=given)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
-from semla_ros.lab.evaluation.datasets.semla20 import DiskBenchmark
+from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark
 from semla_ros.lab.evaluation.datasets.sizes import stretch_to
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
 from semla_ros.lab.evaluation.sources import EvaluationImage, WorldBenchmark

@@ -17,6 +17,8 @@ import numpy as np
 
 import semla_ros.lab.world
 from semla_ros.errors import DatasetError
+from semla_ros.lab.evaluation.datasets.labels import stored_values
+from semla_ros.lab.evaluation.datasets.layouts import pair_folders
 from semla_ros.lab.world.caption import caption
 from semla_ros.lab.world.domains import Domain, Split, split_seed
 from semla_ros.results import ImageArray, MaskArray
@@ -128,11 +130,12 @@ class RenderedSamples:
 
 
 class FolderSamples:
-    """Images and label PNGs of two folders, matched by name: `a.jpg` with `a.png`, or with `a_<anything>.png`.
+    """Images and label PNGs of two folders, see `layouts.pair_folders` for which belong together.
 
     Args:
         images: Folder of images, searched recursively.
-        labels: Folder of single-channel label images holding class indices; 255 is ignored.
+        labels: Folder of single-channel label images holding class indices (of a palette image its indices); 255 is
+            ignored.
         class_count: Number of classes; a label outside 0..class_count-1 and not 255 is an error.
 
     Raises:
@@ -142,25 +145,24 @@ class FolderSamples:
     def __init__(self, images: Path, labels: Path, class_count: int) -> None:
         self._class_count = class_count
         files, label_files = image_files(images, "images"), image_files(labels, "labels")
-        by_stem: dict[str, Path] = {path.stem: path for path in label_files}
-        self._pairs: list[tuple[Path, Path]] = []
-        for path in files:
-            label = by_stem.get(path.stem) or _only_label(path, label_files)
-            self._pairs.append((path, label))
+        self._pairs = pair_folders(files, images, label_files, labels)
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def image(self, index: int) -> ImageArray:
         """RGB image, shape (H, W, 3), uint8."""
-        return read_image(self._pairs[index][0])
+        return read_image(self._pairs[index].image)
 
     def mask(self, index: int) -> MaskArray:
         """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
-        image_path, path = self._pairs[index]
-        mask = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        if mask is None or mask.ndim != 2 or mask.dtype != np.uint8:
-            kind = "nothing readable" if mask is None else f"{mask.dtype} of shape {mask.shape}"
+        image_path, path = self._pairs[index].image, self._pairs[index].labels
+        try:
+            mask = stored_values(path)
+        except Exception as error:  # a damaged file raises whatever its bytes lead the decoder into
+            raise DatasetError(f"label {path}: cannot be read: {error}") from None
+        if mask.ndim != 2 or mask.dtype != np.uint8:
+            kind = f"{mask.dtype} of shape {mask.shape}"
             raise DatasetError(f"label {path}: expected a single-channel 8-bit image of class indices, got {kind}")
         wrong = np.unique(mask[(mask >= self._class_count) & (mask != 255)])
         if wrong.size:
@@ -198,16 +200,6 @@ def read_image(path: Path) -> ImageArray:
     if image is None:
         raise DatasetError(f"image {path} cannot be decoded; remove it or replace it")
     return np.ascontiguousarray(image[..., ::-1])
-
-
-def _only_label(image: Path, labels: Sequence[Path]) -> Path:
-    matches = [path for path in labels if path.stem.startswith(f"{image.stem}_")]
-    if len(matches) != 1:
-        found = "none" if not matches else ", ".join(path.name for path in matches[:3])
-        raise DatasetError(
-            f"image {image.name}: expected one label named {image.stem}.png or {image.stem}_*.png, got {found}"
-        )
-    return matches[0]
 
 
 class ConcatenatedSamples:

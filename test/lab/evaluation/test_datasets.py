@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from published_benchmark import BENCHMARK, below, class_names, decode_labels, open_domain
 from scipy.io import savemat
 
 from semla_ros.errors import DatasetError
-from semla_ros.lab.evaluation.datasets.labels import _tables, class_names, decode_labels
 from semla_ros.lab.evaluation.datasets.layouts import Layout, SamplePaths
-from semla_ros.lab.evaluation.datasets.semla20 import SEMLA20, check_domains, open_domain
 from semla_ros.lab.evaluation.datasets.sizes import SizeRule, stretch_to
 
 HEIGHT, WIDTH = 20, 32
+SEMLA20 = BENCHMARK.domains
+VISTAS_COLOURS = [list(bytes.fromhex(colour)) for colour in BENCHMARK.encodings["mapillary"].colours.values()]
 
 
 def write(path: Path, pixels: np.ndarray, palette: list[int] | None = None) -> Path:
@@ -75,7 +76,7 @@ def bdd(root: Path) -> None:
 
 def vistas_palette(root: Path) -> None:
     write_image(root / "mapillary_vistas/val/images/_1Gn_.jpg")
-    palette = [channel for colour in [*_tables()["mapillary-65-colours"], [0, 0, 0]] for channel in colour]
+    palette = [channel for colour in [*VISTAS_COLOURS, [0, 0, 0]] for channel in colour]
     write(root / "mapillary_vistas/val/labels/_1Gn_.png", halves(55, 65), palette)
 
 
@@ -91,7 +92,7 @@ def vistas_archive_16_bit(root: Path) -> None:
 
 def vistas_rgb(root: Path) -> None:
     write_image(root / "mapillary_vistas/validation/images/_1Gn_.jpg")
-    colours = np.array([*_tables()["mapillary-65-colours"], [0, 0, 0]], np.uint8)
+    colours = np.array([*VISTAS_COLOURS, [0, 0, 0]], np.uint8)
     write(root / "mapillary_vistas/validation/labels/_1Gn_.png", colours[halves(55, 65)])
 
 
@@ -209,7 +210,7 @@ def test_each_layout_is_read_with_its_own_label_map(
     assert len(images.paths) == 1
     sample = images.read(0, 0)
     assert sample.labels.shape == (HEIGHT, WIDTH)
-    assert (sample.labels[:, : WIDTH // 2] == images.domain.class_names.index(expected)).all()
+    assert (sample.labels[:, : WIDTH // 2] == images.class_names.index(expected)).all()
     assert (sample.labels[:, WIDTH // 2 :] == 255).all()
     assert sample.image.dtype == np.uint8
     assert sample.image.shape[2] == 3
@@ -221,15 +222,16 @@ def test_every_layout_of_every_data_set_is_among_the_trees(tmp_path: Path) -> No
         root = tmp_path / make.__name__
         make(root)
         paths = open_domain(name, root).paths
-        layouts = SEMLA20[name].layouts
-        covered |= {(name.split("-")[0], place) for place, item in enumerate(layouts) if _finds(item, root) == paths}
-    wanted = {(name.split("-")[0], place) for name in SEMLA20 for place in range(len(SEMLA20[name].layouts))}
+        words = SEMLA20[name].words
+        layouts = SEMLA20[name].layouts.items()
+        covered |= {(name.split("-")[0], key) for key, item in layouts if _finds(item, root, words) == paths}
+    wanted = {(name.split("-")[0], key) for name in SEMLA20 for key in SEMLA20[name].layouts}
     assert covered == wanted
 
 
-def _finds(layout: Layout, root: Path) -> list[SamplePaths]:
+def _finds(layout: Layout, root: Path, words: dict[str, str]) -> list[SamplePaths]:
     try:
-        return layout.find(root, "val")
+        return layout.find(root, "val", words)[0]
     except DatasetError:
         return []
 
@@ -239,7 +241,7 @@ def test_the_benchmark_has_the_twenty_published_domains_over_ten_data_sets() -> 
     assert {name.split("-")[0] for name in SEMLA20} == {
         "acdc", "muses", "cs", "bdd", "mv", "a150", "idd", "pc59", "nyu", "coconutL",
     }  # fmt: skip
-    counts = {name: len(domain.class_names) for name, domain in SEMLA20.items() if "-" not in name}
+    counts = {name: len(BENCHMARK.class_names(name)) for name in SEMLA20 if "-" not in name}
     assert counts == {"bdd": 19, "mv": 65, "a150": 150, "idd": 26, "pc59": 59, "nyu": 40, "coconutL": 133}
 
 
@@ -305,7 +307,7 @@ def test_a_missing_domain_says_which_folders_it_wants(tmp_path: Path, name: str)
 def test_all_missing_domains_are_reported_at_once(tmp_path: Path) -> None:
     acdc(tmp_path)
     with pytest.raises(DatasetError, match="2 domains") as caught:
-        check_domains(["acdc-fog", "bdd", "nyu"], tmp_path)
+        below(tmp_path).check(["acdc-fog", "bdd", "nyu"])
     assert "bdd100k/images/10k/val" in str(caught.value)
     assert "nyudv2/test.txt" in str(caught.value)
 
@@ -405,7 +407,7 @@ def test_images_are_drawn_by_seed_without_repetition(tmp_path: Path) -> None:
 
 
 def test_no_vocabulary_repeats_a_name() -> None:
-    for vocabulary in {domain.vocabulary for domain in SEMLA20.values()}:
+    for vocabulary in BENCHMARK.classes:
         names = class_names(vocabulary)
         assert len(set(names)) == len(names), vocabulary
         assert all(name == name.strip() and name for name in names), vocabulary

@@ -1,6 +1,6 @@
 """The label maps against what the data sets say themselves: each number with the name that its owner gives it.
 
-The pairs below were read from the files named above them, not from `classes.yaml`.
+The pairs below were read from the files named above them, not from `semla20.yaml`.
 """
 
 import re
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from published_benchmark import class_names, decode_labels
 from scipy.io import savemat
 
 from semla_ros.errors import DatasetError
-from semla_ros.lab.evaluation.datasets.labels import class_names, decode_labels
 
 
 def pairs(text: str) -> dict[int, str]:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from semla_ros.errors import DatasetError
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
@@ -100,6 +101,60 @@ def test_a_missing_label_names_the_image(folders: tuple[Path, Path]) -> None:
     (labels / "a2.png").unlink()
     with pytest.raises(DatasetError, match=r"a2\.png: expected one label.*none"):
         FolderSamples(images, labels, class_count=2)
+
+
+@pytest.mark.parametrize(
+    ("image_end", "label_end"),
+    [
+        ("_leftImg8bit.png", "_gtFine_labelTrainIds.png"),
+        ("_rgb_anon.png", "_gt_labelTrainIds.png"),
+        ("_image.jpg", "_label.png"),
+        (".png", ".png"),
+        (".jpg", "_mask.png"),
+    ],
+)
+def test_drives_with_the_same_file_names_keep_their_own_labels_in_any_public_naming(
+    tmp_path: Path, image_end: str, label_end: str
+) -> None:
+    for value, drive in enumerate(("b", "a/city", "a")):
+        for folder, end, shape in (("images", image_end, (4, 6, 3)), ("labels", label_end, (4, 6))):
+            path = tmp_path / folder / drive / f"000000{end}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full(shape, value if folder == "labels" else 100 * value, np.uint8))
+            if folder == "labels" and label_end.endswith("labelTrainIds.png"):  # what is not for training stays aside
+                cv2.imwrite(str(path.with_name("000000_gtFine_color.png")), np.zeros((4, 6, 3), np.uint8))
+    samples = FolderSamples(tmp_path / "images", tmp_path / "labels", class_count=3)
+    assert [int(samples.mask(index)[0, 0]) for index in range(3)] == [
+        round(float(samples.image(index).mean()) / 100) for index in range(3)
+    ]
+
+
+def test_another_drives_label_of_the_same_name_is_none(tmp_path: Path) -> None:
+    for path in (tmp_path / "images/a/0.png", tmp_path / "images/b/0.png", tmp_path / "labels/b/0.png"):
+        path.parent.mkdir(parents=True)
+        cv2.imwrite(str(path), np.zeros((4, 6), np.uint8))
+    with pytest.raises(DatasetError, match=r"a/0\.png: expected one label named a/0\.png or a/0_\*\.png, got none"):
+        FolderSamples(tmp_path / "images", tmp_path / "labels", class_count=2)
+
+
+def test_two_images_of_one_label_and_two_labels_of_one_image_are_named(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    cv2.imwrite(str(images / "a1.bmp"), np.zeros((24, 32, 3), np.uint8))
+    with pytest.raises(DatasetError, match=r"a1\.png would be that of .*a1\.bmp and of .*a1\.png"):
+        FolderSamples(images, labels, class_count=2)
+    (images / "a1.bmp").unlink()
+    cv2.imwrite(str(labels / "a0_other.png"), np.zeros((24, 32), np.uint8))
+    with pytest.raises(DatasetError, match=r"a0\.png: expected one label.*a0_labelIds\.png, a0_other\.png"):
+        FolderSamples(images, labels, class_count=2)
+
+
+def test_palette_labels_are_read_as_indices(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    values = (np.arange(24 * 32).reshape(24, 32) % 2).astype(np.uint8)
+    picture = Image.fromarray(values, mode="P")
+    picture.putpalette([200, 10, 30, 7, 8, 9])
+    picture.save(labels / "a1.png")
+    assert np.array_equal(FolderSamples(images, labels, class_count=2).mask(1), values)
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The ten data sets of the published benchmark and its 20 domains, read from their own folder layouts."""
+"""Labelled images on disk: benchmark files, the layouts and encodings of data sets."""

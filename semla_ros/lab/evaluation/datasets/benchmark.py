@@ -1,0 +1,284 @@
+"""Benchmark files: domains of images with labels on disk, described in YAML; see docs/evaluation.md."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from semla_ros.config import from_mapping
+from semla_ros.errors import ConfigError, DatasetError, SemlaError
+from semla_ros.lab.evaluation.datasets.labels import Encoding
+from semla_ros.lab.evaluation.datasets.layouts import NAME, Layout, SamplePaths
+from semla_ros.lab.evaluation.datasets.sizes import SizeRule
+from semla_ros.lab.evaluation.sources import EvaluationImage
+from semla_ros.resources import share_folder
+
+_SHOWN = 3
+_AS_STORED = SizeRule(shortest=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkDomain:
+    """One domain of a benchmark file.
+
+    Attributes:
+        dataset: Full name of the data set; empty where the file's title says all.
+        url: Where the data set can be had.
+        role: "domain": it may have an adapter; "source": the base model was trained on it; "unseen": nothing was.
+        family: Its weather or light; domains of one family are relatives. Empty = its name.
+        words: Word -> value, for `{word}` in the patterns of its layouts.
+        sizes: How images are resized.
+        val_share: Where train and val are not apart on disk: this share of the images, the last by path, is val.
+        layouts: Name -> a way that it may lie on disk, the first that is there counts.
+    """
+
+    dataset: str = ""
+    url: str = ""
+    role: Literal["domain", "source", "unseen"] = "domain"
+    family: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    sizes: SizeRule = _AS_STORED
+    val_share: float = 0.0
+    layouts: Mapping[str, Layout] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiskBenchmark:
+    """A benchmark file, and where its data sets lie.
+
+    Attributes:
+        name: For reports.
+        title: The data sets, for people.
+        licence: What may be done with images and labels.
+        inference: How the published evaluation looks at an image.
+        classes: Name -> class list, in the order of the class index.
+        encodings: Name -> how labels are written.
+        domains: Name -> domain.
+        root: Folder that the patterns are below.
+        split: "val" or "train".
+        chunk_size: How many images one job holds at most: one image's class probabilities can take gigabytes.
+    """
+
+    name: str = ""
+    title: str = ""
+    licence: str = ""
+    inference: Literal["whole", "sliding"] = "whole"
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    domains: Mapping[str, BenchmarkDomain] = field(default_factory=dict)
+    root: Path = Path()
+    split: str = "val"
+    chunk_size: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.domains:
+            raise ConfigError("'domains' must name at least one")
+        for name, encoding in self.encodings.items():
+            if encoding.classes not in self.classes:
+                raise ConfigError(
+                    f"encoding '{name}': there is no class list '{encoding.classes}'; known: {', '.join(self.classes)}"
+                )
+            encoding.table(self.classes[encoding.classes])
+        for name, domain in self.domains.items():
+            self._check_domain(name, domain)
+
+    def _check_domain(self, name: str, domain: BenchmarkDomain) -> None:
+        used = {layout.encoding for layout in domain.layouts.values()}
+        if not used:
+            raise ConfigError(f"domain '{name}': 'layouts' must name at least one way that it lies on disk")
+        if unknown := sorted(used - self.encodings.keys()):
+            raise ConfigError(f"domain '{name}': unknown encoding '{unknown[0]}'; known: {', '.join(self.encodings)}")
+        if len({self.encodings[item].classes for item in used}) > 1:
+            raise ConfigError(f"domain '{name}': its layouts must have one class list, got those of {', '.join(used)}")
+        if not 0 <= domain.val_share < 1:
+            raise ConfigError(f"domain '{name}': 'val_share' must be in [0, 1), got {domain.val_share}")
+        known = {"name", "split", *domain.words}
+        for layout in domain.layouts.values():
+            patterns = (layout.images, layout.labels)
+            words = re.findall(r"\{(\w*)\}", " ".join((*patterns, layout.index)))
+            if strange := sorted(set(words) - known):
+                raise ConfigError(f"domain '{name}': '{{{strange[0]}}}' is none of {', '.join(sorted(known))}")
+            if layout.kind in ("files", "names") and not all(item.count(NAME) == 1 for item in patterns):
+                raise ConfigError(f"domain '{name}': 'images' and 'labels' must hold {NAME} once, got {patterns}")
+            if layout.kind != "files" and not layout.index:
+                raise ConfigError(f"domain '{name}': a layout of kind '{layout.kind}' needs an 'index'")
+
+    @property
+    def domain_names(self) -> tuple[str, ...]:
+        """Domains that may have an adapter."""
+        return self._of_role("domain")
+
+    @property
+    def unseen_names(self) -> tuple[str, ...]:
+        """Domains that nothing was trained on."""
+        return self._of_role("unseen")
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """What the base model was trained on."""
+        return self._of_role("source")
+
+    def _of_role(self, role: str) -> tuple[str, ...]:
+        return tuple(name for name, domain in self.domains.items() if domain.role == role)
+
+    def class_names(self, domain: str) -> tuple[str, ...]:
+        """Class list of a domain, in the order of the class index."""
+        layout = next(iter(self.domains[domain].layouts.values()))
+        return self.classes[self.encodings[layout.encoding].classes]
+
+    def family(self, domain: str) -> str:
+        """Weather or light of a domain; the name itself of one that the file does not know."""
+        known = self.domains.get(domain)
+        return (known.family if known else "") or domain
+
+    def are_relatives(self, domain: str, other: str) -> bool:
+        """Whether two domains are of one family."""
+        return self.family(domain) == self.family(other)
+
+    def check(self, names: Sequence[str]) -> None:
+        """Look for several domains, and report every missing one at once.
+
+        Raises:
+            DatasetError: One line per domain that is missing or does not fit.
+        """
+        problems = []
+        for name in names:
+            try:
+                self.open(name)
+            except DatasetError as error:
+                problems.append(str(error))
+        if problems:
+            raise DatasetError("\n  ".join([f"{len(problems)} domains cannot be read below {self.root}:", *problems]))
+
+    def open(self, domain: str) -> DomainImages:
+        """The images of one domain.
+
+        Raises:
+            DatasetError: The name is unknown, or the folder holds none of the layouts whole; the message says which it
+                wants and, where one is there in part, the first files that do not fit.
+        """
+        return _opened(self, domain)
+
+
+@functools.cache  # a job is a few images, a data set's folder or annotation file has thousands
+def _opened(benchmark: DiskBenchmark, name: str) -> DomainImages:
+    if name not in benchmark.domains:
+        raise DatasetError(
+            f"unknown domain '{name}'; the {len(benchmark.domains)} of benchmark '{benchmark.name}' are "
+            f"{', '.join(benchmark.domains)}"
+        )
+    domain, root, split = benchmark.domains[name], benchmark.root, benchmark.split
+    problems: list[str] = []
+    for layout in domain.layouts.values():
+        try:
+            samples, wrong = layout.find(root, split, domain.words)
+        except DatasetError as error:  # another layout may have a file of that name
+            problems.append(str(error))
+            continue
+        if samples and not wrong:
+            return DomainImages(benchmark, name, _part(samples, split, domain.val_share), layout.encoding)
+        problems += wrong[:_SHOWN] + ([f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])
+    there = [layout for layout in domain.layouts.values() if split in layout.splits]
+    wanted = " or ".join(layout.describe(root, split, domain.words) for layout in there) or f"a split '{split}'"
+    lacking = f" ({'; '.join(problems)})" if problems else ""
+    hint = f"The data set is at {domain.url}; " if domain.url else ""
+    raise DatasetError(
+        f"domain '{name}' ({domain.dataset or benchmark.title}) wants {wanted}; not found{lacking}. "
+        f"{hint}'--domains' runs the others"
+    )
+
+
+def _part(samples: list[SamplePaths], split: str, val_share: float) -> list[SamplePaths]:
+    if not val_share:
+        return samples
+    first_val = len(samples) - max(1, round(val_share * len(samples)))
+    return samples[first_val:] if split == "val" else samples[:first_val]
+
+
+class DomainImages:
+    """The images of one domain on disk, read one at a time.
+
+    Attributes:
+        class_names: Its vocabulary.
+        paths: Images and labels in the order they are read in.
+    """
+
+    def __init__(self, benchmark: DiskBenchmark, name: str, paths: list[SamplePaths], encoding: str) -> None:
+        self.class_names = benchmark.class_names(name)
+        self.paths = paths
+        self._name, self._sizes = name, benchmark.domains[name].sizes
+        self._encoding = benchmark.encodings[encoding]
+
+    def read(self, seed: int, index: int) -> EvaluationImage:
+        """Read and resize one image and decode its labels.
+
+        Raises:
+            DatasetError: A file is missing or unreadable, image and labels differ in size, or a label is unknown.
+        """
+        del seed  # an index is the same image for every seed
+        paths = self.paths[index]
+        try:
+            with Image.open(paths.image) as file:
+                image = np.asarray(file.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"domain '{self._name}': image {paths.image} cannot be read: {error}") from None
+        labels = self._encoding.decode(self.class_names, paths.labels, paths.segments)
+        if labels.shape != image.shape[:2]:
+            raise DatasetError(
+                f"domain '{self._name}': {paths.labels} is {labels.shape}, its image is {image.shape[:2]}; "
+                "expected the same height and width"
+            )
+        return EvaluationImage(
+            name=paths.image.stem,
+            scene=image,
+            image=self._sizes.apply(image),
+            labels=labels,
+            answer_size=self._sizes.fixed or (int(labels.shape[0]), int(labels.shape[1])),
+        )
+
+    def indices(self, seed: int, count: int) -> list[int]:
+        """Indices of `count` images drawn by `seed`, ascending; all where there are no more, or where count is 0."""
+        if count <= 0 or count >= len(self.paths):
+            return list(range(len(self.paths)))
+        return sorted(int(item) for item in np.random.default_rng(seed).choice(len(self.paths), count, replace=False))
+
+
+def load_benchmark(name: str, root: Path, split: str = "val") -> DiskBenchmark:
+    """Read a benchmark file.
+
+    Args:
+        name: One that ships ("semla20", "camvid", "idd_lite"), or the path of a file.
+        root: Folder that its patterns are below.
+        split: "val" or "train".
+
+    Raises:
+        ConfigError: There is no such file, or it says something that cannot be; the message names it.
+    """
+    folder = share_folder() / "config" / "benchmarks"
+    path = Path(name).expanduser()
+    if not path.is_file():
+        path = folder / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(sorted(item.stem for item in folder.glob("*.yaml")))
+        raise ConfigError(f"there is no benchmark '{name}'; known: world, {known}, or the path of a file") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"benchmark {path}: cannot be read: {error}") from None
+    if isinstance(content, Mapping):
+        content = {key: value for key, value in content.items() if not str(key).startswith(".")}  # what anchors are for
+    try:
+        if stray := [key for key in ("root", "split") if key in (content or ())]:
+            raise ConfigError(f"unknown setting '{stray[0]}': where the data lie is said when it is used")
+        benchmark = from_mapping(DiskBenchmark, content)
+    except SemlaError as error:
+        raise ConfigError(f"benchmark {path}: {error}") from None
+    return replace(benchmark, name=benchmark.name or path.stem, root=root, split=split)
