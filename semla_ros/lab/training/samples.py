@@ -63,7 +63,7 @@ def _render_one(request: RenderRequest, index: int) -> tuple[ImageArray, MaskArr
 def _renderer_digest() -> str:
     folder = Path(semla_ros.lab.world.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted([*folder.glob("*.py"), *folder.glob("*.yaml")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

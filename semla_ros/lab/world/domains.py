@@ -1,4 +1,7 @@
-"""Domains: which cities under which conditions; the base model's own, the 20 of the benchmark, and unseen ones."""
+"""Domains: which cities under which conditions; the base model's own, the 20 of the benchmark, and unseen ones.
+
+They stand in `world.yaml`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from semla_ros.errors import ConfigError
-from semla_ros.lab.world.cities import CITIES, SOURCE_CITIES
+from semla_ros.lab.world.cities import CITIES, world_table
 from semla_ros.lab.world.conditions import Conditions
 from semla_ros.lab.world.render import Scene, render
 
@@ -90,64 +93,13 @@ class Domain:
         return DomainScene(city, street_seed, position_m, self.sample_conditions(rng))
 
 
-_STRONG = (0.6, 1.0)
+def _table(name: str) -> dict[str, Domain]:
+    return {key: Domain(name=key, **values) for key, values in world_table(name).items()}
 
 
-def _table(*domains: Domain) -> dict[str, Domain]:
-    return {domain.name: domain for domain in domains}
-
-
-SOURCE: dict[str, Domain] = _table(
-    Domain("clear", "clear", SOURCE_CITIES),
-)  # what the base model is trained on
-
-BENCHMARK: dict[str, Domain] = _table(
-    # One city in four weathers.
-    Domain("old-town-fog", "fog", ("old-town",), {"fog": _STRONG}),
-    Domain("old-town-night", "night", ("old-town",), {"night": _STRONG}),
-    Domain("old-town-rain", "rain", ("old-town",), {"rain": _STRONG}),
-    Domain("old-town-snow", "snow", ("old-town",), {"snow": _STRONG}),
-    # Another in four weathers by day and by night: relatives of both.
-    Domain("boulevard-clear-day", "clear", ("boulevard",)),
-    Domain("boulevard-clear-night", "night", ("boulevard",), {"night": _STRONG}),
-    Domain("boulevard-fog-day", "fog", ("boulevard",), {"fog": _STRONG}),
-    Domain("boulevard-fog-night", "night", ("boulevard",), {"fog": (0.4, 0.8), "night": (0.6, 0.95)}, also=("fog",)),
-    Domain("boulevard-rain-day", "rain", ("boulevard",), {"rain": _STRONG}),
-    Domain("boulevard-rain-night", "night", ("boulevard",), {"rain": (0.5, 1.0), "night": (0.6, 0.95)}, also=("rain",)),
-    Domain("boulevard-snow-day", "snow", ("boulevard",), {"snow": _STRONG}),
-    Domain("boulevard-snow-night", "night", ("boulevard",), {"snow": (0.5, 1.0), "night": (0.6, 0.95)}, also=("snow",)),
-    # The rest of the world.
-    Domain("suburb-clear", "clear", ("suburb",)),
-    Domain("harbour-clear", "clear", ("harbour",)),
-    Domain("monsoon-clear", "clear", ("monsoon",)),
-    Domain(
-        "downtown-mixed",
-        "mixed",
-        ("downtown",),
-        mixed=(
-            {},
-            {"night": (0.5, 0.9)},
-            {"rain": (0.4, 0.9)},
-            {"dusk": (0.5, 1.0)},
-            {"snow": (0.4, 0.8)},
-            {"fog": (0.4, 0.7)},
-        ),
-    ),
-    Domain("harbour-dusk", "low-sun", ("harbour",), {"dusk": _STRONG}),
-    Domain("suburb-glare", "low-sun", ("suburb",), {"glare": _STRONG}),
-    Domain("downtown-tunnel", "enclosed", ("downtown",), {"tunnel": (0.65, 1.0)}),
-    Domain("garage-indoor", "enclosed", ("garage",), {"night": (0.0, 0.5)}),
-)
-
-UNSEEN: dict[str, Domain] = _table(
-    Domain("alpine-snow-night", "night", ("alpine",), {"snow": (0.6, 1.0), "night": (0.6, 0.95)}, also=("snow",)),
-    Domain("suburb-fog-dusk", "fog", ("suburb",), {"fog": (0.65, 1.0), "dusk": (0.6, 1.0)}, also=("low-sun",)),
-    Domain("harbour-rain-glare", "low-sun", ("harbour",), {"rain": (0.5, 0.9), "glare": (0.6, 1.0)}, also=("rain",)),
-    Domain("monsoon-rain", "rain", ("monsoon",), {"rain": (0.7, 1.0)}),
-    Domain("monsoon-night", "night", ("monsoon",), {"night": (0.6, 1.0)}),
-    Domain("old-town-tunnel", "enclosed", ("old-town",), {"tunnel": (0.7, 1.0)}),
-    Domain("alpine-fog-snow", "snow", ("alpine",), {"fog": (0.4, 0.7), "snow": (0.6, 1.0)}, also=("fog",)),
-)
+SOURCE = _table("source")  # what the base model is trained on
+BENCHMARK = _table("benchmark")
+UNSEEN = _table("unseen")
 
 
 def domain_named(name: str) -> Domain:
