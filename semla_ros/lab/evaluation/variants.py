@@ -37,7 +37,6 @@ class Variant:
         without_own: Leave-one-out: as if the target's own adapter were not in the library.
         overrides: Fields of `RetrievalConfig` that differ from the library's recommendation.
         as_published: Retrieve with the published code's defects, see `PublishedRetriever`.
-        note: One line for tables.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Variant:
     without_own: bool = False
     overrides: Mapping[str, Any] = field(default_factory=dict)
     as_published: bool = False
-    note: str = ""
 
     def leave_one_out(self) -> Variant:
         """The same without the target's own adapter."""
@@ -57,52 +55,25 @@ def _both(variant: Variant) -> tuple[Variant, Variant]:
 
 
 PAPER_VARIANTS: tuple[Variant, ...] = (
-    Variant(name="zero_shot", kind="zero_shot", note="base model, no adapter"),
-    *_both(Variant(name="uniform", kind="uniform", note="every adapter, equal weights")),
-    *_both(Variant(name="semla", kind="retrieved", note="nearest adapters fused into one model")),
-    *_both(Variant(name="late_fusion", kind="late_fusion", note="nearest adapters, outputs averaged")),
-    Variant(name="oracle", kind="oracle", note="the domain's own adapter alone"),
+    Variant(name="zero_shot", kind="zero_shot"),
+    *_both(Variant(name="uniform", kind="uniform")),
+    *_both(Variant(name="semla", kind="retrieved")),
+    *_both(Variant(name="late_fusion", kind="late_fusion")),
+    Variant(name="oracle", kind="oracle"),
 )
 
 # What goes past the paper: each is one switch away from `semla`, which follows the library's recommendation.
 EXTRA_VARIANTS: tuple[Variant, ...] = (
-    *_both(
-        Variant(
-            name="semla_fade",
-            kind="retrieved",
-            overrides={"fade_out_of_library": True},
-            note="fades to the base model out of distribution",
-        )
-    ),
-    *_both(
-        Variant(
-            name="semla_no_fade",
-            kind="retrieved",
-            overrides={"fade_out_of_library": False},
-            note="never fades, as published",
-        )
-    ),
-    *_both(
-        Variant(
-            name="semla_no_base",
-            kind="retrieved",
-            overrides={"base_is_candidate": False},
-            note="the base model is no candidate, as published",
-        )
-    ),
-    *_both(
-        Variant(name="semla_sparse", kind="retrieved", overrides={"min_weight": 0.1}, note="drops weights below 0.1")
-    ),
-    *_both(
-        Variant(name="semla_nearest", kind="retrieved", overrides={"top_k": 1}, note="the nearest adapter alone"),
-    ),
-    *_both(Variant(name="semla_cosine", kind="retrieved", overrides={"distance": "cosine"}, note="cosine distance")),
+    *_both(Variant(name="semla_fade", kind="retrieved", overrides={"fade_out_of_library": True})),
+    *_both(Variant(name="semla_no_fade", kind="retrieved", overrides={"fade_out_of_library": False})),
+    *_both(Variant(name="semla_no_base", kind="retrieved", overrides={"base_is_candidate": False})),
+    *_both(Variant(name="semla_sparse", kind="retrieved", overrides={"min_weight": 0.1})),
+    *_both(Variant(name="semla_nearest", kind="retrieved", overrides={"top_k": 1})),
+    *_both(Variant(name="semla_cosine", kind="retrieved", overrides={"distance": "cosine"})),
 )
 
 # Only by name: a scene close to a centroid overflows the published softmax, which ends a run.
-PUBLISHED_VARIANTS = _both(
-    Variant(name="semla_published", kind="retrieved", as_published=True, note="retrieval with published defects")
-)
+PUBLISHED_VARIANTS = _both(Variant(name="semla_published", kind="retrieved", as_published=True))
 
 VARIANTS: dict[str, Variant] = {
     variant.name: variant for variant in (*PAPER_VARIANTS, *EXTRA_VARIANTS, *PUBLISHED_VARIANTS)
