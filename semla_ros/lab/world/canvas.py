@@ -31,6 +31,22 @@ _LEAST_PX = 0.3  # polygons narrower or lower than this leave no trace at twice 
 _LINEAR = tuple(float((value / 255) ** 2.2) for value in range(256))
 
 
+LinearColour = tuple[float, float, float]  # RGB, linear light
+_BLACK: LinearColour = (0.0, 0.0, 0.0)
+
+
+class _Surface(NamedTuple):
+    """One flat polygon."""
+
+    label: int
+    colour: LinearColour
+    facing: int
+    plane: tuple[float, float, float]  # inverse depth over the image, see `plane_of`
+    grain: float
+    glow: LinearColour
+    window_index: int  # -1: none
+
+
 class Windows(NamedTuple):
     """A regular grid of windows on a facade."""
 
@@ -40,7 +56,7 @@ class Windows(NamedTuple):
     top_m: float
     period_m: tuple[float, float]
     share: tuple[float, float]
-    glass: tuple[float, float, float]  # linear RGB
+    glass: LinearColour
     lit_share: float
     key: int
 
@@ -65,7 +81,7 @@ class Geometry:
     window_index: NDArray[np.int16]  # per surface number; -1 without windows
 
 
-def linear(colour: Colour) -> tuple[float, float, float]:
+def linear(colour: Colour) -> LinearColour:
     """From sRGB (0..255) to linear light (0..1)."""
     return _LINEAR[colour[0]], _LINEAR[colour[1]], _LINEAR[colour[2]]
 
@@ -89,14 +105,8 @@ class Canvas:
         )
         self._shadow: NDArray[np.uint8] = np.zeros((camera.height, camera.width), np.uint8)
         # Surface 0 is the sky: everything that nothing was drawn on.
-        self._classes: list[int] = [SKY]
-        self._planes: list[tuple[float, float, float]] = [(1.0 / SKY_DEPTH_M, 0.0, 0.0)]
-        self._colours: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)]
-        self._emissions: list[tuple[float, float, float]] = [(0.0, 0.0, 0.0)]
-        self._facings: list[int] = [NONE]
-        self._grains: list[float] = [0.0]
+        self._surfaces = [_Surface(SKY, _BLACK, NONE, (1.0 / SKY_DEPTH_M, 0.0, 0.0), 0.0, _BLACK, -1)]
         self._windows: list[Windows] = []
-        self._window_index: list[int] = [-1]
 
     def polygon(
         self,
@@ -106,7 +116,7 @@ class Canvas:
         facing: int,
         *,
         grain: float = 0.08,
-        glow: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        glow: LinearColour = _BLACK,
         windows: Windows | None = None,
     ) -> None:
         """Draw a flat polygon of the world; `glow` is light that it sends out itself (linear RGB)."""
@@ -120,7 +130,18 @@ class Canvas:
             middle = len(pixels) // 2
             corners = (0, middle, len(pixels) - 1)
             plane = plane_of([(pixels[i][0], pixels[i][1], 1.0 / visible[i][2]) for i in corners])
-        self._fill(pixels, label, colour, facing, plane, grain, glow, windows)
+        us, vs = zip(*pixels, strict=True)
+        left, right, top, bottom = min(us), max(us), min(vs), max(vs)
+        if right < 0 or left > self.camera.width or bottom < 0 or top > self.camera.height:
+            return
+        number = len(self._surfaces)
+        if right - left < _LEAST_PX or bottom - top < _LEAST_PX or number > np.iinfo(np.uint16).max:
+            return
+        index = len(self._windows) if windows is not None else -1
+        self._surfaces.append(_Surface(label, linear(colour), facing, plane, grain, glow, index))
+        if windows is not None:
+            self._windows.append(windows)
+        cv2.fillPoly(self._ids, [_fixed_point(pixels, _OVERSAMPLING)], number, cv2.LINE_8, _SUBPIXEL_BITS)
 
     def ellipse(
         self,
@@ -130,15 +151,13 @@ class Canvas:
         label: int,
         colour: Colour,
         *,
-        facing: int = FRONT,
-        grain: float = 0.05,
-        glow: tuple[float, float, float] = (0.0, 0.0, 0.0),
+        glow: LinearColour = _BLACK,
         corners: int = 12,
     ) -> None:
         """Draw an ellipse that faces the camera; radii in metres."""
         x, y, z = centre
         outline = [(x + radius_x * c, y + radius_y * s, z) for c, s in _unit_circle(corners)]
-        self.polygon(outline, label, colour, facing, grain=grain, glow=glow)
+        self.polygon(outline, label, colour, FRONT, grain=0.05, glow=glow)
 
     def ground_shadow(self, points: Sequence[Point], strength: float = 1.0) -> None:
         """Mark where the sun (or the sky, under a vehicle) is blocked on the ground."""
@@ -154,44 +173,13 @@ class Canvas:
             _SUBPIXEL_BITS,
         )
 
-    def _fill(
-        self,
-        pixels: list[Pixel],
-        label: int,
-        colour: Colour,
-        facing: int,
-        plane: tuple[float, float, float],
-        grain: float,
-        glow: tuple[float, float, float],
-        windows: Windows | None,
-    ) -> None:
-        us = [pixel[0] for pixel in pixels]
-        vs = [pixel[1] for pixel in pixels]
-        left, right, top, bottom = min(us), max(us), min(vs), max(vs)
-        if right < 0 or left > self.camera.width or bottom < 0 or top > self.camera.height:
-            return
-        if right - left < _LEAST_PX or bottom - top < _LEAST_PX:
-            return
-        number = len(self._classes)
-        if number > np.iinfo(np.uint16).max:
-            return
-        self._classes.append(label)
-        self._planes.append(plane)
-        self._colours.append(linear(colour))
-        self._emissions.append(glow)
-        self._facings.append(facing)
-        self._grains.append(grain)
-        self._window_index.append(len(self._windows) if windows is not None else -1)
-        if windows is not None:
-            self._windows.append(windows)
-        cv2.fillPoly(self._ids, [_fixed_point(pixels, _OVERSAMPLING)], number, cv2.LINE_8, _SUBPIXEL_BITS)
-
     def finish(self) -> Geometry:
         """Resolve the surface numbers into per-pixel class, depth, place and colour."""
         camera = self.camera
         ids = self._ids
         surface = np.ascontiguousarray(ids[1::_OVERSAMPLING, 1::_OVERSAMPLING])
-        planes = np.array(self._planes, np.float32)
+        classes, colours, facings, given_planes, grains, glows, indices = zip(*self._surfaces, strict=True)
+        planes = np.array(given_planes, np.float32)
         u = np.arange(camera.width, dtype=np.float32)[None, :] + 0.5
         v = np.arange(camera.height, dtype=np.float32)[:, None] + 0.5
         inverse = planes[:, 0][surface] + planes[:, 1][surface] * u + planes[:, 2][surface] * v
@@ -204,18 +192,18 @@ class Canvas:
         return Geometry(
             camera=camera,
             surface=surface,
-            mask=np.array(self._classes, np.uint8)[surface],
+            mask=np.array(classes, np.uint8)[surface],
             depth_m=depth,
             x_m=x,
             y_m=y,
             along_m=depth + np.float32(camera.position_m % 4096.0),
-            facing=np.array(self._facings, np.uint8)[surface],
-            albedo=_average(np.array(self._colours, np.float32), ids),
-            emission=_average(np.array(self._emissions, np.float32), ids),
-            grain=np.array(self._grains, np.float32)[surface],
+            facing=np.array(facings, np.uint8)[surface],
+            albedo=_average(np.array(colours, np.float32), ids),
+            emission=_average(np.array(glows, np.float32), ids),
+            grain=np.array(grains, np.float32)[surface],
             shadow=cv2.blur(self._shadow, (3, 3)).astype(np.float32) / np.float32(255),
             windows=tuple(self._windows),
-            window_index=np.array(self._window_index, np.int16),
+            window_index=np.array(indices, np.int16),
         )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from semla_ros.lab.world.camera import NEAR_M, Point, level_quad, side_quad, upright_quad
 from semla_ros.lab.world.canvas import DOWN, FRONT, LEFT, NONE, RIGHT, ROUND, UP, Canvas, Windows, linear, shaded
@@ -15,6 +17,8 @@ from semla_ros.lab.world.street import Item, Street
 _GLASS: Colour = (38, 46, 54)
 _TYRE: Colour = (24, 24, 26)
 _DARK = (0.0, 0.0, 0.0)
+
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -39,95 +43,44 @@ class ObjectPainter:
         self._lamps = lamps
         # Thin things never fall under about two pixels of a 256 pixel wide picture while they are near.
         self._least_width_px = 2.1 * canvas.camera.width / 256
+        self._drawn: dict[str, Callable[[Item, float], None]] = {
+            "building": self._building, "tree": self._tree, "hedge": self._hedge, "car": self._car, "van": self._car,
+            "rickshaw": self._rickshaw, "bus": self._bus, "person": self._person, "sign": self._sign,
+            "pole": self._pole, "lamp": self._pole, "pillar": self._pillar,
+        }  # fmt: skip
 
     def draw(self, item: Item) -> None:
         """Draw one item; crossings and junctions belong to the ground."""
         z = item.along_m - self._camera.position_m
         if z + item.length_m < NEAR_M:
             return
-        if item.kind == "building":
-            self._building(item, z)
-        elif item.kind == "tree":
-            self._tree(item, z)
-        elif item.kind == "hedge":
-            self._hedge(item, z)
-        elif item.kind in ("car", "van", "rickshaw"):
-            self._car(item, z)
-        elif item.kind == "bus":
-            self._bus(item, z)
-        elif item.kind == "person":
-            self._person(item, z)
-        elif item.kind == "sign":
-            self._sign(item, z)
-        elif item.kind in ("pole", "lamp"):
-            self._pole(item, z)
-        elif item.kind == "pillar":
-            self._pillar(item, z)
+        if (draw := self._drawn.get(item.kind)) is not None:
+            draw(item, z)
 
     # ------------------------------------------------------------------ shapes
     def _side_facing(self, x: float) -> int:
         """Orientation of a wall across the street's axis, as the camera sees it."""
         return LEFT if x > self._camera.x_m else RIGHT
 
-    def _upright(
-        self,
-        x0: float,
-        x1: float,
-        y0: float,
-        y1: float,
-        z: float,
-        label: int,
-        colour: Colour,
-        *,
-        grain: float = 0.08,
-        glow: tuple[float, float, float] = _DARK,
-        windows: Windows | None = None,
-    ) -> None:
-        """Rectangle that faces the camera."""
-        if z < NEAR_M:
-            return
-        corners = upright_quad((x0, x1), (x0, x1), (y0, y1), z)
-        self._canvas.polygon(corners, label, colour, FRONT, grain=grain, glow=glow, windows=windows)
+    def _upright(self, x: Span, y: Span, z: float, label: int, colour: Colour, **paint: Any) -> None:
+        """Rectangle that faces the camera; `paint` as for `Canvas.polygon`."""
+        if z >= NEAR_M:
+            self._canvas.polygon(upright_quad(x, x, y, z), label, colour, FRONT, **paint)
 
-    def _along(
-        self,
-        x: float,
-        z0: float,
-        z1: float,
-        y0: float,
-        y1: float,
-        label: int,
-        colour: Colour,
-        *,
-        grain: float = 0.08,
-        windows: Windows | None = None,
-    ) -> None:
+    def _along(self, x: float, z: Span, y: Span, label: int, colour: Colour, **paint: Any) -> None:
         """Rectangle along the street."""
-        corners = side_quad((x, x), (y0, y1), (z0, z1), (z0, z1))
-        self._canvas.polygon(corners, label, colour, self._side_facing(x), grain=grain, windows=windows)
+        self._canvas.polygon(side_quad((x, x), y, z, z), label, colour, self._side_facing(x), **paint)
 
-    def _box(
-        self,
-        x: float,
-        width: float,
-        z0: float,
-        z1: float,
-        y0: float,
-        y1: float,
-        label: int,
-        colour: Colour,
-        *,
-        grain: float = 0.08,
-    ) -> None:
+    def _box(self, x: float, width: float, z: Span, y: Span, label: int, colour: Colour) -> None:
         """Far to near: top where it is below the eye, the side in view, the near end."""
         left, right = x - width / 2, x + width / 2
-        if y1 < self._camera.height_m:
-            self._canvas.polygon(level_quad((left, right), y1, (z0, z1)), label, colour, UP, grain=grain)
-        if left > self._eye_x(z0):
-            self._along(left, z0, z1, y0, y1, label, colour, grain=grain)
-        elif right < self._eye_x(z0):
-            self._along(right, z0, z1, y0, y1, label, colour, grain=grain)
-        self._upright(left, right, y0, y1, z0, label, colour, grain=grain)
+        if y[1] < self._camera.height_m:
+            self._canvas.polygon(level_quad((left, right), y[1], z), label, colour, UP)
+        if left > self._eye_x(z[0]):
+            self._along(left, z, y, label, colour)
+        elif right < self._eye_x(z[0]):
+            self._along(right, z, y, label, colour)
+        self._upright((left, right), y, z[0], label, colour)
 
     def _eye_x(self, z: float) -> float:
         """Sideways place straight ahead of the camera at depth `z`, in street coordinates."""
@@ -197,24 +150,22 @@ class ObjectPainter:
                 end: list[Point] = [(item.x_m, top, z0), (outer, top, z0), (ridge_x, ridge_y, z0)]
                 self._canvas.polygon(end, BUILDING, shaded(item.colour, 0.95), FRONT, grain=0.1)
         self._upright(
-            min(item.x_m, outer), max(item.x_m, outer), 0.0, top, z0, BUILDING, item.colour, windows=windows(False)
+            (min(item.x_m, outer), max(item.x_m, outer)), (0.0, top), z0, BUILDING, item.colour, windows=windows(False)
         )
-        self._along(item.x_m, z0, z1, 0.0, top, BUILDING, item.colour, grain=0.1, windows=windows(True))
+        self._along(item.x_m, (z0, z1), (0.0, top), BUILDING, item.colour, grain=0.1, windows=windows(True))
         if not gable and z0 < 60:
-            self._along(item.x_m - side * 0.12, z0, z1, top - 0.35, top, BUILDING, shaded(item.colour, 0.8))
+            self._along(item.x_m - side * 0.12, (z0, z1), (top - 0.35, top), BUILDING, shaded(item.colour, 0.8))
         if z0 < 45:  # the ground floor: a plinth, and a door or shop fronts
             floor = (0.34, 0.42, 0.62)[v % 3]
-            self._along(item.x_m - side * 0.02, z0, z1, 0.0, base + 0.5, BUILDING, shaded(item.colour, floor + 0.3))
+            self._along(item.x_m - side * 0.02, (z0, z1), (0.0, base + 0.5), BUILDING, shaded(item.colour, floor + 0.3))
             at = z0 + 1.0
             step = 3.2 + (v >> 5 & 3)
             while at + 1.2 < z1 and (v & 1 or at < z0 + 4):
                 width = 1.1 if not v & 1 else step * 0.7
                 self._along(
                     item.x_m - side * 0.03,
-                    at,
-                    min(at + width, z1 - 0.2),
-                    base,
-                    base + 2.3,
+                    (at, min(at + width, z1 - 0.2)),
+                    (base, base + 2.3),
                     BUILDING,
                     shaded((96, 84, 72) if not v & 1 else _GLASS, 0.7 + 0.1 * (v >> 4 & 7)),
                 )
@@ -241,7 +192,9 @@ class ObjectPainter:
         conifer = self._city.name == "alpine" and v % 3 != 0
         x, base = item.x_m, self._base(item.x_m)
         bottom = base + height * (0.08 if conifer else 0.3)
-        self._upright(x - trunk, x + trunk, base, bottom + 0.25 * height, z, VEGETATION, item.second_colour, grain=0.3)
+        self._upright(
+            (x - trunk, x + trunk), (base, bottom + 0.25 * height), z, VEGETATION, item.second_colour, grain=0.3
+        )
         if conifer:
             for step in range(4):
                 low = bottom + (height - bottom) * step / 4.6
@@ -282,8 +235,8 @@ class ObjectPainter:
         if height < self._camera.height_m:
             top = level_quad((left, right), height, (z0, z1))
             self._canvas.polygon(top, VEGETATION, shaded(colour, 1.15), UP, grain=0.4)
-        self._along(front, z0, z1, 0.0, height, VEGETATION, colour, grain=0.42)
-        self._upright(left, right, 0.0, height, z, VEGETATION, shaded(colour, 0.9), grain=0.42)
+        self._along(front, (z0, z1), (0.0, height), VEGETATION, colour, grain=0.42)
+        self._upright((left, right), (0.0, height), z, VEGETATION, shaded(colour, 0.9), grain=0.42)
         self._cast(item.x_m, 2 * half, z0, z1, height)
 
     def _light(self, x: float, y: float, z: float, size: float, label: int, front: bool) -> None:
@@ -312,17 +265,14 @@ class ObjectPainter:
         left, right = x - width / 2, x + width / 2
         colour = item.colour
         tall = item.kind == "van"
-        if item.kind == "rickshaw":
-            self._rickshaw(item, z)
-            return
         clearance = 0.2
         belt = 0.92 if not tall else 1.1
         self._canvas.ground_shadow(level_quad((left - 0.1, right + 0.1), 0, (z0, z1)), 0.9)
         self._cast(x, width, z0, z1, height)
         tyre = 0.2
         for edge in (left + tyre / 2, right - tyre / 2):
-            self._upright(edge - tyre / 2, edge + tyre / 2, 0.0, 0.5, z0 + 0.15, CAR, _TYRE)
-        self._box(x, width, z0, z1, clearance, belt, CAR, colour)
+            self._upright((edge - tyre / 2, edge + tyre / 2), (0.0, 0.5), z0 + 0.15, CAR, _TYRE)
+        self._box(x, width, (z0, z1), (clearance, belt), CAR, colour)
         side_x = left if left > self._eye_x(z0) else right if right < self._eye_x(z0) else None
         # The cabin stands back from both ends; its long hood is in front.
         hood, boot = (0.28, 0.04 if item.variant & 1 else 0.16) if not tall else (0.12, 0.01)
@@ -358,11 +308,11 @@ class ObjectPainter:
             )
             self._canvas.polygon(pane, CAR, _GLASS, FRONT, grain=0.02)
         if z0 > NEAR_M and self._pixels(width, z0) > 4:
-            self._upright(left + 0.04, right - 0.04, clearance, clearance + 0.18, z0, CAR, (44, 44, 46))
+            self._upright((left + 0.04, right - 0.04), (clearance, clearance + 0.18), z0, CAR, (44, 44, 46))
             if self._pixels(width, z0) > 10:
-                self._upright(x - 0.26, x + 0.26, 0.44, 0.56, z0, CAR, (216, 214, 200))
+                self._upright((x - 0.26, x + 0.26), (0.44, 0.56), z0, CAR, (216, 214, 200))
                 if item.towards_camera:
-                    self._upright(x - 0.45, x + 0.45, 0.6, 0.72, z0, CAR, (34, 34, 36))
+                    self._upright((x - 0.45, x + 0.45), (0.6, 0.72), z0, CAR, (34, 34, 36))
             for edge in (left + 0.24, right - 0.24):
                 self._light(edge, 0.7 if not tall else 0.85, z0, 0.14, CAR, item.towards_camera)
 
@@ -371,11 +321,11 @@ class ObjectPainter:
         z0, z1 = z, z + item.length_m
         self._canvas.ground_shadow(level_quad((x - width / 2, x + width / 2), 0, (z0, z1)))
         for edge in (x - width / 2 + 0.08, x + width / 2 - 0.08):
-            self._upright(edge - 0.07, edge + 0.07, 0.0, 0.45, z0 + 0.3, CAR, _TYRE)
-        self._box(x, width, z0, z1, 0.25, 0.95, CAR, item.colour)
-        self._box(x, width * 0.94, z0 + 0.25, z1 - 0.2, 0.95, height, CAR, item.second_colour)
+            self._upright((edge - 0.07, edge + 0.07), (0.0, 0.45), z0 + 0.3, CAR, _TYRE)
+        self._box(x, width, (z0, z1), (0.25, 0.95), CAR, item.colour)
+        self._box(x, width * 0.94, (z0 + 0.25, z1 - 0.2), (0.95, height), CAR, item.second_colour)
         if z0 > NEAR_M:
-            self._upright(x - width * 0.38, x + width * 0.38, 1.05, height - 0.18, z0 + 0.24, CAR, _GLASS)
+            self._upright((x - width * 0.38, x + width * 0.38), (1.05, height - 0.18), z0 + 0.24, CAR, _GLASS)
             self._light(x - width * 0.34, 0.7, z0, 0.11, CAR, item.towards_camera)
             self._light(x + width * 0.34, 0.7, z0, 0.11, CAR, item.towards_camera)
 
@@ -387,14 +337,14 @@ class ObjectPainter:
         self._canvas.ground_shadow(level_quad((left - 0.2, right + 0.2), 0, (z0, z1)))
         self._cast(x, width, z0, z1, height)
         for edge in (left + 0.16, right - 0.16):
-            self._upright(edge - 0.14, edge + 0.14, 0.0, 0.6, z0 + 0.3, BUS, _TYRE)
-        self._box(x, width, z0, z1, 0.28, height, BUS, colour)
+            self._upright((edge - 0.14, edge + 0.14), (0.0, 0.6), z0 + 0.3, BUS, _TYRE)
+        self._box(x, width, (z0, z1), (0.28, height), BUS, colour)
         glow = 0.22 * self._lamps.windows
         lit = (glow, glow * 0.86, glow * 0.6)
         side_x = left if left > self._eye_x(z0) else right if right < self._eye_x(z0) else None
         low, high = height * 0.46, height * 0.8
         if side_x is not None:
-            self._along(side_x, z0, z1, 0.28, 0.62, BUS, trim if item.variant & 1 else shaded(colour, 0.7))
+            self._along(side_x, (z0, z1), (0.28, 0.62), BUS, trim if item.variant & 1 else shaded(colour, 0.7))
             panes = 6 if self._pixels(height, max(z0, NEAR_M)) > 12 else 1
             pitch = (length - 0.8) / panes
             for pane in range(panes - 1, -1, -1):
@@ -406,10 +356,10 @@ class ObjectPainter:
         if z0 > NEAR_M:
             front, sign = item.towards_camera, 0.32 * width
             sill, dim = low - (0.35 if front else 0.0), (glow * 0.5, glow * 0.43, glow * 0.3)
-            self._upright(left + 0.12, right - 0.12, sill, high, z0, BUS, _GLASS, grain=0.03, glow=dim)
+            self._upright((left + 0.12, right - 0.12), (sill, high), z0, BUS, _GLASS, grain=0.03, glow=dim)
             shine = (0.5 * self._lamps.windows, 0.28 * self._lamps.windows, 0.02) if front else _DARK
-            self._upright(x - sign, x + sign, height * 0.85, height * 0.95, z0, BUS, (26, 26, 24), glow=shine)
-            self._upright(left + 0.05, right - 0.05, 0.28, 0.5, z0, BUS, shaded(trim, 0.6))
+            self._upright((x - sign, x + sign), (height * 0.85, height * 0.95), z0, BUS, (26, 26, 24), glow=shine)
+            self._upright((left + 0.05, right - 0.05), (0.28, 0.5), z0, BUS, shaded(trim, 0.6))
             for edge in (left + 0.3, right - 0.3):
                 self._light(edge, 0.72, z0, 0.17, BUS, front)
 
@@ -441,7 +391,7 @@ class ObjectPainter:
                 ]
                 self._canvas.polygon(arm, PERSON, shaded(shirt, 0.8), FRONT)
         else:
-            self._upright(x - half * 0.72, x + half * 0.72, base, hip, z, PERSON, trousers)
+            self._upright((x - half * 0.72, x + half * 0.72), (base, hip), z, PERSON, trousers)
         torso: list[Point] = [
             (x - half * 0.72, hip - 0.08, z),
             (x + half * 0.72, hip - 0.08, z),
@@ -458,13 +408,13 @@ class ObjectPainter:
         if detailed and not v >> 7 & 1:
             self._canvas.ellipse((x, base + height - head * 0.45, z), head * 0.85, head * 0.6, PERSON, hair, corners=8)
         if detailed and v >> 8 & 3 == 0:  # a bag
-            self._upright(x + half * 0.7, x + half * 1.35, hip - 0.15, hip + 0.3, z, PERSON, shaded(trousers, 0.6))
+            self._upright((x + half * 0.7, x + half * 1.35), (hip - 0.15, hip + 0.3), z, PERSON, shaded(trousers, 0.6))
 
-    def _post(self, x: float, radius: float, y0: float, y1: float, z: float, colour: Colour, label: int = POLE) -> None:
+    def _post(self, x: float, radius: float, y: Span, z: float, colour: Colour) -> None:
         half = max(radius, 0.5 * self._least_width_px / self._camera.pixels_per_metre(z) if z < 22 else 0.0)
-        self._upright(x - half, x + half, y0, y1, z, label, colour)
+        self._upright((x - half, x + half), y, z, POLE, colour)
         if self._pixels(half, z) > 2:
-            self._upright(x + half * 0.2, x + half, y0, y1, z, label, shaded(colour, 0.72))
+            self._upright((x + half * 0.2, x + half), y, z, POLE, shaded(colour, 0.72))
 
     def _sign(self, item: Item, z: float) -> None:
         if z < 1.0:
@@ -475,17 +425,19 @@ class ObjectPainter:
         y = (self._city.ceiling_m - 0.5 - size * 0.5) if indoor else item.height_m
         if indoor:
             x = math.copysign(abs(x) * 0.55, x)
-            self._post(x, 0.03, y, self._city.ceiling_m, z, item.colour)
+            self._post(x, 0.03, (y, self._city.ceiling_m), z, item.colour)
         else:
-            self._post(x, 0.05, self._base(x), y + size, z, item.colour)
+            self._post(x, 0.05, (self._base(x), y + size), z, item.colour)
             self._cast(x, 0.12, z - 0.06, z + 0.06, y)
         z -= 0.05
         kind = v % 7
         if indoor:
             green = 0.12 + 0.25 * self._lamps.street
             face, glow = (30, 120, 66) if v & 1 else (40, 70, 150), (0.02, green * 0.5, 0.12 * green)
-            self._upright(x - size, x + size, y - size * 0.5, y + size * 0.5, z, SIGN, face, glow=glow)
-            self._upright(x - size * 0.6, x + size * 0.2, y - size * 0.12, y + size * 0.14, z, SIGN, (230, 232, 226))
+            self._upright((x - size, x + size), (y - size * 0.5, y + size * 0.5), z, SIGN, face, glow=glow)
+            self._upright(
+                (x - size * 0.6, x + size * 0.2), (y - size * 0.12, y + size * 0.14), z, SIGN, (230, 232, 226)
+            )
             return
         if not item.towards_camera and v & 8:  # the back of a sign for the other direction
             self._canvas.ellipse((x, y, z + 0.1), size, size, SIGN, (146, 148, 150))
@@ -496,7 +448,7 @@ class ObjectPainter:
         if kind in (0, 1):
             self._canvas.ellipse((x, y, z), size, size, SIGN, red, corners=14)
             self._canvas.ellipse((x, y, z), size * 0.7, size * 0.7, SIGN, white, corners=12)
-            self._upright(x - size * 0.3, x + size * 0.3, y - size * 0.3, y + size * 0.3, z, SIGN, (40, 40, 42))
+            self._upright((x - size * 0.3, x + size * 0.3), (y - size * 0.3, y + size * 0.3), z, SIGN, (40, 40, 42))
         elif kind in (2, 3):
             for factor, colour in ((1.15, red), (0.74, white)):
                 triangle: list[Point] = [
@@ -505,10 +457,10 @@ class ObjectPainter:
                     (x, y + size * 1.1 * factor, z),
                 ]
                 self._canvas.polygon(triangle, SIGN, colour, FRONT, grain=0.03)
-            self._upright(x - size * 0.1, x + size * 0.1, y - size * 0.3, y + size * 0.3, z, SIGN, (40, 40, 42))
+            self._upright((x - size * 0.1, x + size * 0.1), (y - size * 0.3, y + size * 0.3), z, SIGN, (40, 40, 42))
         elif kind == 4:
             self._canvas.ellipse((x, y, z), size, size, SIGN, blue, corners=14)
-            self._upright(x - size * 0.14, x + size * 0.14, y - size * 0.6, y + size * 0.6, z, SIGN, white)
+            self._upright((x - size * 0.14, x + size * 0.14), (y - size * 0.6, y + size * 0.6), z, SIGN, white)
         elif kind == 5:
             for factor, colour in ((1.2, white), (0.9, (214, 168, 30))):
                 diamond: list[Point] = [
@@ -521,22 +473,26 @@ class ObjectPainter:
         else:
             wide = size * (1.0 if v & 16 else 1.9)
             face = (blue, (24, 104, 70), (214, 168, 30))[v >> 5 & 1 if v & 128 else 2 * (v >> 6 & 1)]
-            self._upright(x - wide, x + wide, y - size, y + size * 0.6, z, SIGN, face, grain=0.03)
-            self._upright(x - wide * 0.7, x + wide * 0.5, y - size * 0.1, y + size * 0.2, z, SIGN, white, grain=0.03)
-            self._upright(x - wide * 0.7, x + wide * 0.2, y - size * 0.6, y - size * 0.35, z, SIGN, white, grain=0.03)
+            self._upright((x - wide, x + wide), (y - size, y + size * 0.6), z, SIGN, face, grain=0.03)
+            self._upright(
+                (x - wide * 0.7, x + wide * 0.5), (y - size * 0.1, y + size * 0.2), z, SIGN, white, grain=0.03
+            )
+            self._upright(
+                (x - wide * 0.7, x + wide * 0.2), (y - size * 0.6, y - size * 0.35), z, SIGN, white, grain=0.03
+            )
 
     def _pole(self, item: Item, z: float) -> None:
         if z < 0.9:
             return
         x, base = item.x_m, self._base(item.x_m)
-        self._post(x, item.width_m / 2, base, item.height_m, z, item.colour)
+        self._post(x, item.width_m / 2, (base, item.height_m), z, item.colour)
         self._cast(x, item.width_m, z - 0.1, z + 0.1, item.height_m)
         if item.kind != "lamp":
             return
         reach = -math.copysign(1.7, x)
         thick = max(0.06, 0.3 * self._least_width_px / self._camera.pixels_per_metre(z) if z < 30 else 0.0)
         self._upright(
-            min(x, x + reach), max(x, x + reach), item.height_m - thick, item.height_m + thick, z, POLE, item.colour
+            (min(x, x + reach), max(x, x + reach)), (item.height_m - thick, item.height_m + thick), z, POLE, item.colour
         )
         power = self._lamps.street
         red, green, blue = linear(item.second_colour)
@@ -547,8 +503,10 @@ class ObjectPainter:
         self._canvas.polygon(head, POLE, (196, 194, 186), FRONT, glow=(red * power, green * power, blue * power))
 
     def _pillar(self, item: Item, z: float) -> None:
-        self._box(item.x_m, item.width_m, max(z, 0.2), z + item.length_m, 0.0, item.height_m, POLE, item.colour)
-        self._box(item.x_m, item.width_m + 0.02, max(z, 0.2), z + item.length_m, 0.35, 1.15, POLE, item.second_colour)
+        self._box(item.x_m, item.width_m, (max(z, 0.2), z + item.length_m), (0.0, item.height_m), POLE, item.colour)
+        self._box(
+            item.x_m, item.width_m + 0.02, (max(z, 0.2), z + item.length_m), (0.35, 1.15), POLE, item.second_colour
+        )
 
 
 def draw_enclosure(
