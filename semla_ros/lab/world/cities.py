@@ -73,11 +73,15 @@ def world_table(name: str) -> dict[str, dict[str, Any]]:
     return {key: {field: _frozen(value) for field, value in values.items()} for key, values in _tables()[name].items()}
 
 
+def palette(name: str) -> tuple[Colour, ...]:
+    """Colours of `world.yaml`."""
+    colours: tuple[Colour, ...] = _frozen(_tables()["palettes"][name])
+    return colours
+
+
 @functools.cache
-def _tables() -> dict[str, dict[str, dict[str, Any]]]:
-    tables: dict[str, dict[str, dict[str, Any]]] = yaml.safe_load(
-        Path(__file__).with_name("world.yaml").read_text(encoding="utf-8")
-    )
+def _tables() -> dict[str, Any]:
+    tables: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("world.yaml").read_text(encoding="utf-8"))
     return tables
 
 

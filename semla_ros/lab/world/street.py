@@ -8,48 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from semla_ros.lab.world.cities import CityStyle, Colour
+from semla_ros.lab.world.cities import CityStyle, Colour, palette
 
 BLOCK_M = 24.0
 VISIBLE_M = 170.0
 _JUNCTION_M = 9.0  # width of a cross street
 
-_CAR_COLOURS: tuple[Colour, ...] = (
-    (206, 206, 204),
-    (150, 152, 154),
-    (92, 94, 98),
-    (40, 42, 46),
-    (120, 24, 26),
-    (44, 62, 110),
-    (176, 172, 160),
-    (70, 84, 74),
-    (190, 150, 60),
-    (60, 100, 130),
-)
-_BUS_COLOURS: tuple[Colour, ...] = (
-    (196, 170, 60),
-    (186, 44, 40),
-    (206, 204, 198),
-    (60, 96, 150),
-    (86, 130, 84),
-    (130, 132, 134),
-    (210, 120, 50),
-)
 _NONE: Colour = (0, 0, 0)
-_ROOFS: tuple[Colour, ...] = ((128, 66, 52), (92, 74, 66), (88, 90, 94), (110, 84, 70))
-_CLOTHES: tuple[Colour, ...] = (
-    (52, 54, 62),
-    (92, 76, 66),
-    (150, 40, 44),
-    (44, 74, 130),
-    (190, 186, 178),
-    (120, 122, 126),
-    (196, 160, 60),
-    (70, 100, 70),
-    (128, 66, 118),
-    (26, 28, 32),
-)
-_HILLS: tuple[Colour, ...] = ((96, 110, 84), (110, 116, 112), (84, 100, 70))
+_CAR_COLOURS, _BUS_COLOURS = palette("cars"), palette("buses")
+_ROOFS, _CLOTHES, _HILLS = palette("roofs"), palette("clothes"), palette("hills")
 
 
 class Item(NamedTuple):
