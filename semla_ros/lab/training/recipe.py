@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -81,8 +81,8 @@ class Recipe:
     image_size: tuple[int, int] = (192, 256)
     clear_images: int = 2400
     domain_images: int = 480
-    retrieval: Mapping[str, Any] = field(default_factory=dict)
-    drift: Mapping[str, Any] = field(default_factory=dict)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
 
     @classmethod
     def load(cls, path: Path, budget: float = 1.0) -> Recipe:
@@ -101,9 +101,7 @@ class Recipe:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"recipe {path}: {error}") from None
-        size = values.pop("image_size", [192, 256])
-        notes = {name: values.pop(name, {}) for name in ("retrieval", "drift")}
-        recipe = replace(from_mapping(cls, values, where=str(path)), image_size=tuple(size), **notes)
+        recipe = from_mapping(cls, values, where=str(path))
         stages = {}
         for name in ("clip", "scene_encoder", "segmenter", "adapter"):
             stage = getattr(recipe, name)
@@ -222,6 +220,13 @@ class TrainingFolders:
         return self.work / f"centroid-{domain}.json"
 
 
+@contextmanager
+def _run(stage: str, loop: LoopConfig, folders: TrainingFolders, device: torch.device) -> Iterator[Run]:
+    """A stage's run, resumed from its state in the work folder, with a bar."""
+    with training_progress(f"train {stage.replace('_', ' ')}", loop.steps) as (_, on_step):
+        yield Run(device=device, state_file=folders.work / f"{stage}.state", on_step=on_step)
+
+
 def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples, device: torch.device) -> None:
     """Train the tiny CLIP; writes the scene encoder, and the CLIP for the segmenter to start from."""
     captions = [text for source in samples.values() for text in source.captions]
@@ -232,7 +237,7 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
     model = CatSeg(tiny_config(len(vocabulary), recipe.image_size)).to(device)
     tower = VisualTower(scene_tower_config()).to(device)
     tokens = token_table(vocabulary, captions)
-    with training_progress("train clip", recipe.clip.loop.steps) as (_, on_step):
+    with _run("clip", recipe.clip.loop, folders, device) as run:
         train_clip(
             model.clip,
             tower,
@@ -241,17 +246,10 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
             tokens,
             vocabulary.tokenize(CLASS_NAMES),
             recipe.clip,
-            Run(device=device, state_file=folders.work / "clip.state", on_step=on_step),
+            run,
         )
-    with training_progress("train scene encoder", recipe.scene_encoder.loop.steps) as (_, on_step):
-        refine_scene_tower(
-            model.clip,
-            tower,
-            list(samples.values()),
-            tokens,
-            recipe.scene_encoder.loop,
-            Run(device=device, state_file=folders.work / "scene_encoder.state", on_step=on_step),
-        )
+    with _run("scene_encoder", recipe.scene_encoder.loop, folders, device) as run:
+        refine_scene_tower(model.clip, tower, list(samples.values()), tokens, recipe.scene_encoder.loop, run)
     save_model(model, folders.clip, class_names=CLASS_NAMES, vocabulary=vocabulary, model_id="semla-tiny-clip")
     folders.model.mkdir(parents=True, exist_ok=True)
     save_tower(tower, folders.encoder)
@@ -261,14 +259,8 @@ def train_segmenter_stage(recipe: Recipe, folders: TrainingFolders, samples: Sam
     """Train the segmenter on clear day, from the finished CLIP."""
     start = load_model(folders.clip, device)
     model = start.model.train()
-    with training_progress("train segmenter", recipe.segmenter.loop.steps) as (_, on_step):
-        train_segmenter(
-            model,
-            samples["clear"],
-            start.tokenizer.tokenize(CLASS_NAMES),
-            recipe.segmenter,
-            Run(device=device, state_file=folders.work / "segmenter.state", on_step=on_step),
-        )
+    with _run("segmenter", recipe.segmenter.loop, folders, device) as run:
+        train_segmenter(model, samples["clear"], start.tokenizer.tokenize(CLASS_NAMES), recipe.segmenter, run)
     save_model(
         model.eval(),
         folders.segmenter,
@@ -389,8 +381,8 @@ def _write_library(
         ),
         base=ModelReference(id="semla-tiny", sha256=base.sha256),
         encoder=ModelReference(id=encoder.id, sha256=encoder.sha256),
-        retrieval=from_mapping(RetrievalConfig, recipe.retrieval, where="recipe: retrieval"),
-        drift=from_mapping(DriftConfig, recipe.drift, where="recipe: drift"),
+        retrieval=recipe.retrieval,
+        drift=recipe.drift,
         adapters=entries,
         note="Adapters of the procedural world of semla_ros; they mean nothing for real cameras.",
     )
