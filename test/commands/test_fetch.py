@@ -237,13 +237,6 @@ def test_a_wrong_digest_leaves_the_file_that_was_there(hub: Hub, weights: bytes,
     assert file.path.read_bytes() == weights
 
 
-def test_a_pinned_digest_counts_over_what_the_hub_states(hub: Hub, weights: bytes, tmp_path: Path) -> None:
-    hub.put(BASE, weights)
-    pinned = PublishedItem(**{**vars(BASE), "sha256": {BASE.files[0]: "a" * 64}})
-    with pytest.raises(FetchError, match="a" * 64):
-        fetch(pinned, tmp_path, endpoint=hub.endpoint)
-
-
 def test_another_revision_is_fetched_though_a_file_is_there(hub: Hub, weights: bytes, tmp_path: Path) -> None:
     hub.put(BASE, weights)
     fetch(BASE, tmp_path, endpoint=hub.endpoint)
