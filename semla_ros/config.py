@@ -310,11 +310,17 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
     if unknown := sorted(set(values) - set(hints), key=str):
         gone = f"'{unknown[0]}': {GONE[unknown[0]]}" if unknown[0] in GONE else ""
         raise ConfigError(start + (gone or f"unknown setting '{unknown[0]}'; known: {', '.join(sorted(hints))}"))
+    if missing := [item.name for item in dataclasses.fields(cls) if _is_required(item) and item.name not in values]:  # type: ignore[arg-type]
+        raise ConfigError(f"{start}'{missing[0]}' is missing")
     arguments = {key: _coerce(hints[key], value, start, prefix + key) for key, value in values.items()}
     try:
         return cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{start}{error}") from None
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 @_once_per_class

@@ -1,5 +1,7 @@
 """Settings: defaults once, unknown keys and wrong values refused by name."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,13 @@ def test_words_must_be_among_those_of_the_field_however_a_config_is_made() -> No
 def test_where_a_mapping_comes_from_is_named_in_its_errors() -> None:
     with pytest.raises(ConfigError, match="recipe: retrieval: 'top_k' must be at least 1"):
         from_mapping(SemlaConfig, {"retrieval": {"top_k": -1}}, where="recipe")
+
+
+def test_a_setting_without_a_default_that_is_missing_is_named() -> None:
+    @dataclass(frozen=True)
+    class Two:
+        first: int
+        second: int = 0
+
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: 'first' is missing"):
+        from_mapping(Two, {"second": 1}, where="recipe.yaml")
