@@ -227,7 +227,7 @@ class DomainImages:
         paths = self.paths[index]
         try:
             with Image.open(paths.image) as file:
-                image = np.asarray(file.convert("RGB"))
+                image = np.array(file.convert("RGB"))  # a copy, that may be written to
         except (OSError, ValueError) as error:
             raise DatasetError(f"domain '{self._name}': image {paths.image} cannot be read: {error}") from None
         labels = self._encoding.decode(self.class_names, paths.labels, paths.segments)
