@@ -349,9 +349,7 @@ def _coerce(hint: Any, value: Any, start: str, name: str) -> Any:
     if origin is tuple:
         is_list = isinstance(value, (list, tuple)) and all(type(item) is options[0] for item in value)
         is_list = is_list and (Ellipsis in options or len(value) == len(options))
-        _require(
-            is_list, name, "a list of strings" if options[0] is str else f"{len(options)} whole numbers", value, start
-        )
+        _require(is_list, name, "a list of strings" if options[0] is str else "a list of whole numbers", value, start)
         for item in value:
             _require(options[0] is not str or _is_text(item), name, "free of control characters", item, start)
         return () if list(value) == [""] else tuple(value)  # an empty list of strings has no type in ROS

@@ -203,10 +203,10 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
 
 def _adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
     from semla_ros.lab.training.adapter_training import published_adapter_training
-    from semla_ros.lab.training.recipe import Recipe
+    from semla_ros.lab.training.recipe import adapter_recipe
 
     if arguments.recipe:
-        return Recipe.load(arguments.recipe).adapter
+        return adapter_recipe(arguments.recipe)
     return published_adapter_training(arguments.steps, arguments.batch_size, arguments.seed)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -45,7 +46,6 @@ from semla_ros.library.manifest import (
     ModelReference,
     write_manifest,
 )
-from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, save_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
 from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, CatSeg, CatSegConfig
@@ -57,9 +57,6 @@ log = logging.getLogger(__name__)
 Samples = Mapping[str, RenderedSamples]  # by domain name
 
 TRAINING_DOMAINS: Mapping[str, Domain] = {**SOURCE, **BENCHMARK}
-CONTEXT_LENGTH = 32  # tokens of the longest prompt
-STEM_DIMS = (24, 48, 96)  # channels at half, a quarter and an eighth of the image
-SCENE_GRID = (6, 8)  # patches of the scene encoder's input, 96 x 128 pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +68,15 @@ class SceneEncoderTrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that fixes a training run; read from `config/training.yaml`."""
+    """Everything that fixes a training run; read from `config/training.yaml`.
 
+    Attributes:
+        model: Dimensions of the segmenter; its vocabulary is that of the captions, whatever stands there.
+        scene_tower: Dimensions of the scene encoder; its text settings are not used.
+    """
+
+    model: CatSegConfig
+    scene_tower: ClipConfig
     clip: ClipTrainingConfig
     scene_encoder: SceneEncoderTrainingConfig
     segmenter: SegmenterTrainingConfig
@@ -97,11 +101,7 @@ class Recipe:
         """
         if not budget > 0:
             raise ConfigError(f"'budget' must be positive, got {budget}")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"recipe {path}: {error}") from None
-        recipe = from_mapping(cls, values, where=str(path))
+        recipe = from_mapping(cls, _read_recipe(path), where=f"recipe {path}")
         stages = {}
         for name in ("clip", "scene_encoder", "segmenter", "adapter"):
             stage = getattr(recipe, name)
@@ -109,58 +109,25 @@ class Recipe:
         return replace(recipe, **stages)
 
 
-def tiny_config(vocab_rows: int, image_size: tuple[int, int]) -> CatSegConfig:
-    """Dimensions of `semla-tiny`: the published architecture at a fraction of its size.
+def _read_recipe(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"recipe {path}: {error}") from None
 
-    Beyond the published models it has a convolutional stem and a third decoder step, so that its answer has half the
-    image's resolution: at a quarter, poles and far signs are narrower than a cell.
+
+def adapter_recipe(path: Path) -> AdapterTrainingConfig:
+    """The 'adapter' part of a recipe file, which needs no other beside the seed.
+
+    Raises:
+        ConfigError: It is unreadable, has no such part, or a setting is unknown or out of range.
     """
-    patch = 16
-    grid = (image_size[0] // patch, image_size[1] // patch)
-    return CatSegConfig(
-        clip=ClipConfig(
-            patch=patch,
-            visual_width=192,
-            visual_layers=5,
-            native_grid=grid,
-            working_grid=grid,
-            embed_dim=128,
-            text_width=128,
-            text_layers=3,
-            context_length=CONTEXT_LENGTH,
-            vocab_rows=vocab_rows,
-            pool="avg",
-            stem_dims=STEM_DIMS,
-        ),
-        aggregator=AggregatorConfig(
-            grid=grid,
-            hidden_dim=32,
-            window=4,
-            pad_len=0,
-            embed_dim=128,
-            text_guidance_dim=32,
-            appearance_guidance_dim=32,
-            decoder_dims=(32, 16, 16),
-            decoder_guidance_dims=(64, 48),
-            decoder_guidance_proj_dims=(16, 16, 8),
-            detail_dims=STEM_DIMS[::-1],
-        ),
-        guidance_layers=(1, 3),
-        probability="softmax",
-    )
-
-
-def scene_tower_config() -> ClipConfig:
-    """Dimensions of the scene encoder that goes with `semla-tiny`; its text settings are not used."""
-    return ClipConfig(
-        patch=16,
-        visual_width=128,
-        visual_layers=4,
-        native_grid=SCENE_GRID,
-        working_grid=SCENE_GRID,
-        embed_dim=128,
-        pool="avg",
-    )
+    content = _read_recipe(path)
+    part = content.get("adapter") if isinstance(content, Mapping) else None
+    if part is None:
+        raise ConfigError(f"recipe {path}: there is no part 'adapter' in it")
+    config = from_mapping(AdapterTrainingConfig, part, where=f"recipe {path}: adapter")
+    return replace(config, loop=replace(config.loop, seed=content.get("seed", config.loop.seed)))
 
 
 def render_training_images(
@@ -232,10 +199,11 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
     captions = [text for source in samples.values() for text in source.captions]
     prompts = [SINGLE_TEMPLATE.format(word) for words in SYNONYMS.values() for word in words]
     prompts += [SINGLE_TEMPLATE.format(name) for name in CLASS_NAMES]
-    vocabulary = Vocabulary.from_texts([*captions, *prompts], CONTEXT_LENGTH)
+    vocabulary = Vocabulary.from_texts([*captions, *prompts], recipe.model.clip.context_length)
     torch.manual_seed(recipe.seed)
-    model = CatSeg(tiny_config(len(vocabulary), recipe.image_size)).to(device)
-    tower = VisualTower(scene_tower_config()).to(device)
+    clip = replace(recipe.model.clip, vocab_rows=len(vocabulary))
+    model = CatSeg(replace(recipe.model, clip=clip)).to(device)
+    tower = VisualTower(recipe.scene_tower).to(device)
     tokens = token_table(vocabulary, captions)
     with _run("clip", recipe.clip.loop, folders, device) as run:
         train_clip(

@@ -1,6 +1,7 @@
 """An adapter trained here has the published layout, fuses, and helps on what it was trained for."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.cli import main
 from semla_ros.lab.training.adapter_training import published_adapter_training
+from semla_ros.lab.training.recipe import Recipe
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import BENCHMARK, split_seed
 from semla_ros.library.adapter_library import AdapterLibrary
@@ -18,9 +21,6 @@ from semla_ros.segmentation.checkpoint import load_model
 from semla_ros.segmentation.targets import lora_signature, lora_targets
 
 RECIPE = """
-clip: {loop: {steps: 1}}
-scene_encoder: {loop: {steps: 1}}
-segmenter: {loop: {steps: 1}}
 adapter: {loop: {steps: 4, batch_size: 2, learning_rate: 0.01, warmup_steps: 1, bfloat16: false}}
 """
 
@@ -91,6 +91,34 @@ def test_a_class_the_model_has_no_word_for_is_named(
     other.write_text("road\nhelicopter\n", encoding="utf-8")
     assert train(pictures, tmp_path / "library", "--classes", str(other)) == 2
     assert "helicopter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("segmenter: {loop: {steps: 1}}", "there is no part 'adapter' in it"),
+        ("adapter: {rank: 4}", "adapter: 'loop' is missing"),
+        ("adapter: {loop: {steps: 1}, ranks: 4}", "adapter: unknown setting 'ranks'"),
+        ("- 1", "there is no part 'adapter' in it"),
+        ("a: [", "recipe.yaml"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_one_clear_line(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, words: str
+) -> None:
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert train(pictures, tmp_path / "library", "--recipe", str(tmp_path / "recipe.yaml")) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_shipped_recipe_is_that_of_the_shipped_model() -> None:
+    recipe = Recipe.load(share_folder() / "config" / "training.yaml")
+    loaded = load_model(share_folder() / "models" / "semla-tiny")
+    expected = replace(recipe.model, clip=replace(recipe.model.clip, vocab_rows=len(loaded.tokenizer)))
+    assert loaded.model.config == expected
+    tower = SceneEncoder.load(share_folder() / "models" / "semla-tiny").tower.config
+    made = ("patch", "visual_width", "visual_layers", "native_grid", "working_grid", "embed_dim", "pool")
+    assert all(getattr(tower, name) == getattr(recipe.scene_tower, name) for name in made)
 
 
 def test_the_default_settings_are_the_published_ones() -> None:
