@@ -5,49 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.lab.world.cities import CityStyle, city_style
+from semla_ros.lab.world.cities import CityStyle, city_style, world_table
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.conditions import Conditions
 
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "road": ("road", "street", "roadway", "asphalt"),
-    "sidewalk": ("sidewalk", "pavement", "footpath", "walkway"),
-    "building": ("building", "buildings", "house", "houses", "facades"),
-    "vegetation": ("vegetation", "trees", "tree", "bushes", "a hedge"),
-    "terrain": ("terrain", "grass", "lawn", "soil"),
-    "sky": ("sky", "open sky"),
-    "pole": ("pole", "poles", "lamp post", "street lamps"),
-    "traffic sign": ("traffic sign", "traffic signs", "road sign", "sign"),
-    "person": ("person", "people", "pedestrian", "pedestrians"),
-    "car": ("car", "cars", "vehicle", "automobile"),
-    "bus": ("bus", "buses", "coach"),
-}
-
-# What a person would say of either: without common words a contrastive model sees nothing common in them.
-_LOW_SUN = ("with low sun", "in low sunlight", "in the evening sun")
-_ENCLOSED = ("underground", "under a roof", "indoors")
-
-_WEATHER: dict[str, tuple[str, ...]] = {
-    "night": ("at night", "in the dark", "at nighttime", "by night"),
-    "dusk": ("at dusk", "at sunset", *_LOW_SUN),
-    "glare": ("in sun glare", "against the sun", *_LOW_SUN),
-    "fog": ("in fog", "in dense fog", "in mist", "on a foggy day"),
-    "rain": ("in rain", "in heavy rain", "on a rainy day", "with a wet road"),
-    "snow": ("in snow", "in snowfall", "on a snowy day", "covered with snow"),
-    "tunnel": ("in a tunnel", "inside a tunnel", *_ENCLOSED),
-}
-_ADJECTIVES: dict[str, tuple[str, ...]] = {
-    "night": ("dark", "night"),
-    "dusk": ("dusky", "low-sun"),
-    "glare": ("glaring", "low-sun"),
-    "fog": ("foggy", "misty"),
-    "rain": ("rainy", "wet"),
-    "snow": ("snowy", "snow-covered"),
-    "tunnel": ("underground", "roofed"),
-}
-_CLEAR = ("on a clear day", "in daylight", "by day", "in clear weather", "on a sunny day")
-_PLACES = ("street", "road", "street scene", "driving scene")
-_OPENINGS = ("a photo of {}", "{}", "{}", "a picture of {}", "a view of {}")
+_WORDS = world_table("captions")
+SYNONYMS: dict[str, tuple[str, ...]] = _WORDS["synonyms"]
+_WEATHER: dict[str, tuple[str, ...]] = _WORDS["weather"]
+_ADJECTIVES: dict[str, tuple[str, ...]] = _WORDS["adjectives"]
+_CLEAR, _ENCLOSED, _PLACES, _OPENINGS = (_WORDS[name] for name in ("clear", "enclosed", "places", "openings"))
 _NOTICED = 0.004  # least share of the picture that a caption speaks of
 _PRESENT = 0.25  # least severity that a caption speaks of
 

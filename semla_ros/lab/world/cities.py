@@ -68,14 +68,15 @@ class CityStyle:
     ceiling_m: float = 3.0  # indoors only
 
 
-def world_table(name: str) -> dict[str, dict[str, Any]]:
+def world_table(name: str) -> dict[str, Any]:
     """One of the tables of `world.yaml`, lists as tuples."""
-    return {key: {field: _frozen(value) for field, value in values.items()} for key, values in _tables()[name].items()}
+    table: dict[str, Any] = _frozen(_tables()[name])
+    return table
 
 
 def palette(name: str) -> tuple[Colour, ...]:
     """Colours of `world.yaml`."""
-    colours: tuple[Colour, ...] = _frozen(_tables()["palettes"][name])
+    colours: tuple[Colour, ...] = world_table("palettes")[name]
     return colours
 
 
