@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
+from semla_ros.adaptation.scene_encoder_files import encoder_of
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import Engine
 from semla_ros.engines.choice import choose_engine
 from semla_ros.engines.torch_engine import choose_device, choose_threads
 from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.manifest import LibraryManifest, read_manifest
+from semla_ros.library.manifest import read_manifest
 from semla_ros.resources import find_model, shipped_library
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model, model_file
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature
-
-PUBLISHED_ENCODER = "ViT-L-14/openai"  # behind the published centroids
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +74,7 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
             missing = f"no adapter library ships with model '{config.model}' ({library_folder} is not there)"
         raise LibraryError(f"{missing}; give the folder that holds one folder per adapter as 'library'")
     manifest = library.manifest if library is not None else read_manifest(library_folder)
-    encoder = SceneEncoder.load(_encoder_source(path, manifest), model_dir=config.model_dir, device=device)
+    encoder = SceneEncoder.load(encoder_of(path, manifest.encoder.id), model_dir=config.model_dir, device=device)
     loaded = load_model(path, device)
     if library is None:
         library = AdapterLibrary.load(
@@ -97,13 +95,6 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         drift=config.drift or library.drift or DriftConfig(),
         memory=config.inference.memory,
     )
-
-
-def _encoder_source(model: Path, manifest: LibraryManifest) -> str | Path:
-    """The encoder beside the model, else the one that the library names, else the published one."""
-    if (model / ENCODER_FILE).is_file():
-        return model
-    return manifest.encoder.id or PUBLISHED_ENCODER
 
 
 def _class_names(config: SemlaConfig, loaded: LoadedModel) -> tuple[str, ...]:

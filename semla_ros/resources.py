@@ -12,6 +12,7 @@ from pathlib import Path
 from semla_ros.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent
+PUBLISHED_ENCODER = "ViT-L-14/openai"  # made the published centroids
 
 
 def share_folder() -> Path:

@@ -15,10 +15,22 @@ from semla_ros.adaptation.scene_tower import EncoderSource, build_tower, pair, r
 from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.file_integrity import atomic_file, file_sha256
 from semla_ros.library.safetensors_header import HeaderError, read_header
+from semla_ros.resources import PUBLISHED_ENCODER
 
 ENCODER_FILE = "scene_encoder.safetensors"  # in a model folder
 _CONFIG_KEY = "open_clip_vision_cfg"  # marks our own files
 _HF_FILES = ("model.safetensors", "clip_vision.safetensors")
+
+
+def encoder_of(model: Path, named: str = "") -> str:
+    """What `find_encoder` takes for a model: the encoder beside its file, else one named, else the published one.
+
+    Args:
+        model: The model's folder or file.
+        named: By its library; empty where that names none.
+    """
+    beside = (model if model.is_dir() else model.parent) / ENCODER_FILE
+    return str(beside) if beside.is_file() else named or PUBLISHED_ENCODER
 
 
 def find_encoder(source: str | Path, model_dir: str | Path = "") -> EncoderSource:

@@ -129,14 +129,14 @@ class _Subject:
 
     def _encoder(self, arguments: argparse.Namespace, model: Path) -> Any:
         from semla_ros.adaptation.scene_embedding import SceneEncoder
-        from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
-        from semla_ros.pipeline_parts import PUBLISHED_ENCODER
+        from semla_ros.adaptation.scene_encoder_files import encoder_of
+        from semla_ros.resources import PUBLISHED_ENCODER
 
-        own = arguments.encoder or (model if (model / ENCODER_FILE).is_file() else "")
+        source = arguments.encoder or encoder_of(model)
         try:
-            return SceneEncoder.load(own or PUBLISHED_ENCODER, model_dir=arguments.model_dir, device=self.device)
+            return SceneEncoder.load(source, model_dir=arguments.model_dir, device=self.device)
         except ConfigError as error:
-            if own:
+            if source != PUBLISHED_ENCODER:
                 raise
             self.notes.append(f"scene encoder left out: {error}")
             return None

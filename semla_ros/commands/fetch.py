@@ -22,9 +22,8 @@ from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.library.fetching import PUBLISHED, FetchedFile, PublishedItem, fetch, published_item, unpack_library
 from semla_ros.library.importing import import_library
 from semla_ros.library.manifest import ModelReference
-from semla_ros.resources import share_folder
+from semla_ros.resources import PUBLISHED_ENCODER, share_folder
 
-ENCODER_ID = "ViT-L-14/openai"  # made the published centroids
 BASE_ID = "catseg-l"  # the published adapters were trained on it
 
 
@@ -83,7 +82,7 @@ def _make_library(item: PublishedItem, files: list[FetchedFile], dest: Path) -> 
         import_library(
             folder,
             base=ModelReference(id=BASE_ID, sha256=digests[0] if len(digests) == 1 else ""),
-            encoder=ModelReference(id=ENCODER_ID),
+            encoder=ModelReference(id=PUBLISHED_ENCODER),
         )
     except SemlaError as error:
         return f"{len(names)} adapters in {folder}, not yet a library: {error}"

@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from semla_ros.lab.training.adapter_training import AdapterTrainingConfig
     from semla_ros.lab.training.bag_samples import BagSamples
     from semla_ros.lab.training.samples import SampleSource
-    from semla_ros.segmentation.checkpoint import LoadedModel
-
-PUBLISHED_ENCODER = "ViT-L-14/openai"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the chosen part."""
-    device = _device(arguments.device)
+    from semla_ros.engines.torch_engine import choose_device
+
+    device = choose_device(arguments.device)
     if arguments.part == "adapter":
         return _train_adapter(arguments, device)
     from semla_ros.lab.training.recipe import Recipe, TrainingFolders, train_all
@@ -150,6 +149,7 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
 
 def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: list[str], source: SampleSource) -> int:
     from semla_ros.adaptation.scene_embedding import SceneEncoder
+    from semla_ros.adaptation.scene_encoder_files import encoder_of
     from semla_ros.lab.training.adapter_training import train_adapter
     from semla_ros.lab.training.loop import Run
     from semla_ros.library.adapter_files import AdapterReader
@@ -164,7 +164,7 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
     tokens = base.tokenizer.tokenize(class_names, base.template)
     for index in range(len(source)):
         source.mask(index)  # every label is checked before hours are spent
-    encoder = SceneEncoder.load(arguments.encoder or _encoder_of(base))
+    encoder = SceneEncoder.load(arguments.encoder or encoder_of(base.path))
     config = _adapter_config(arguments)
     target = arguments.library / arguments.name
     if target.exists():
@@ -210,30 +210,9 @@ def _adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
     return published_adapter_training(arguments.steps, arguments.batch_size, arguments.seed)
 
 
-def _encoder_of(base: LoadedModel) -> str:
-    """The scene encoder beside our own models; the published one for all others."""
-    from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
-
-    beside = base.path.parent / ENCODER_FILE
-    return str(beside) if beside.is_file() else PUBLISHED_ENCODER
-
-
 def _class_names(path: Path) -> list[str]:
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise ConfigError(f"class list {path}: {error.strerror}; give a text file with one class name a line") from None
     return [name for name in names if name]
-
-
-def _device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None
-    return device
