@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import rclpy
@@ -30,7 +31,6 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.image_codec import decode_message
 from semla_ros.nodes.aside import Aside
-from semla_ros.nodes.cv_bridge_codec import choose_decoder
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
 from semla_ros.nodes.parameter_services import ParameterServices
@@ -190,7 +190,11 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         if self._parameter_services.problem:
             raise ConfigError(self._parameter_services.problem)
         config = self._parameter_services.settings.node
-        decode, self._frames.image_codec = choose_decoder(config.cv_bridge, config.max_image_pixels)
+        decode, self._frames.image_codec = partial(decode_message, max_pixels=config.max_image_pixels), "built in"
+        if config.cv_bridge == "always" or (config.cv_bridge == "auto" and find_spec("cv_bridge") is not None):
+            from semla_ros.nodes.cv_bridge_codec import choose_decoder
+
+            decode, self._frames.image_codec = choose_decoder(config.cv_bridge, config.max_image_pixels)
         self._frames.make_frame, self._frames.max_rate_hz = partial(make_frame, decode), config.max_rate_hz
         try:
             self._load_model()
