@@ -135,13 +135,19 @@ def diagnostic_message(reports: Iterable[Status], now: Time, hardware_id: str) -
     return message
 
 
-def adapter_weights_message(generation: Generation, hardware_id: str, now: Time) -> DiagnosticArray:
+def adapter_weights_message(
+    generation: Generation, hardware_id: str, now: Time, topics: Iterable[str] = ()
+) -> DiagnosticArray:
     """The mix of one generation: a status per adapter, heaviest first, and one for the base model's part.
 
-    The header's stamp is that of the scene that the mix was retrieved for, or now for a mix without a scene.
+    The header's stamp is that of the scene that the mix was retrieved for, or now for a mix without a scene. The last
+    status also names the node's `topics`, so that a recording tells its masks from what cameras saw.
     """
     scene_ns = generation.scene_stamp_ns
-    return diagnostic_message(generation.statuses(), now if scene_ns is None else to_stamp(scene_ns), hardware_id)
+    stamp = now if scene_ns is None else to_stamp(scene_ns)
+    message = diagnostic_message(generation.statuses(), stamp, hardware_id)
+    message.status[-1].values = [*message.status[-1].values, KeyValue(key="topics", value=" ".join(topics))]
+    return message
 
 
 def mask_info_message(header: Header, info: MaskInfo, hardware_id: str) -> DiagnosticArray:

@@ -165,7 +165,8 @@ class Outputs:
                 self._publishers[scope, "labels"].publish(String(data=text))
                 if (label_info := self._publishers.get((scope, "label_info"))) is not None:
                     label_info.publish(messages.label_info_message(Header(stamp=now), names))
-            weights = messages.adapter_weights_message(generation, self._hardware_id, now)
+            topics = [publisher.topic_name for publisher in self._publishers.values()]
+            weights = messages.adapter_weights_message(generation, self._hardware_id, now, topics)
             self._publishers[scope, "adapter_weights"].publish(weights)
             self._announced[scope] = generation
 

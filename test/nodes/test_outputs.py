@@ -23,7 +23,8 @@ HEADER = Header(stamp=Time(sec=3, nanosec=7), frame_id="cam")
 class Publisher:
     """Stands for rclpy's: counts, and pretends to have listeners."""
 
-    def __init__(self) -> None:
+    def __init__(self, topic_name: str) -> None:
+        self.topic_name = topic_name
         self.listeners = 0
         self.published: list[Any] = []
 
@@ -41,7 +42,7 @@ class Node:
         self.get_clock = lambda: SimpleNamespace(now=lambda: SimpleNamespace(to_msg=Time))
 
     def create_publisher(self, kind: type, topic: str, *_: Any, **__: Any) -> Publisher:
-        self.publishers[topic] = Publisher()
+        self.publishers[topic] = Publisher(topic.replace("~", "/perception"))
         return self.publishers[topic]
 
 
@@ -80,6 +81,14 @@ def publish(outputs: Outputs, camera: str = "") -> None:
         latency_ms={},
     )
     outputs.publish(Image(header=HEADER), frame, result)
+
+
+def test_the_mix_names_all_topics_of_the_node_so_that_a_recording_tells_them_apart(node: Node) -> None:
+    publish(outputs_of(node))
+    status = node.publishers["~/adapter_weights"].published[0].status[-1]
+    named = next(item.value for item in status.values if item.key == "topics").split()
+    assert sorted(named) == sorted(publisher.topic_name for publisher in node.publishers.values())
+    assert "/perception/overlay/compressed" in named
 
 
 def test_what_nobody_listens_to_is_not_made(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
