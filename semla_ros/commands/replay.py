@@ -15,6 +15,7 @@ import argparse
 import json
 import signal
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -32,6 +33,7 @@ from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, 
 from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions, write_json
 from semla_ros.lab.report.many_page import write_many_report
 from semla_ros.lab.report.progress import progress
+from semla_ros.lab.report.replay_page import topic_lines
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -226,8 +228,10 @@ def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: Repl
 
 def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> None:
     console.print(_variant_table(summary["variants"], summary["primary"], has_latency=True))
+    for line in topic_lines(summary):
+        console.print(line, highlight=False, soft_wrap=True)
     for problem in summary["problems"]:
-        console.print(f"not readable: {problem}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"warning: {problem}", style="yellow", highlight=False, soft_wrap=True)
     if "worklist" in summary:
         _print_worklist(console, summary["worklist"])
     time = summary["time"]
@@ -295,10 +299,21 @@ def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> 
 def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
     console.print(_variant_table(merged["variants"], merged["primary"], has_latency=False))
     failed = [entry for entry in merged["bags"] if not entry["complete"]]
-    damaged = sum(bool(entry["problems"]) for entry in merged["bags"])
+    warned = sum(bool(entry["problems"]) for entry in merged["bags"])
+    read = Counter(
+        ", ".join(f"{camera['topic']} against {camera['truth'] or 'no truth topic'}" for camera in entry["cameras"])
+        for entry in merged["bags"]
+        if entry["cameras"]
+    )
+    for topics, count in read.most_common():
+        console.print(f"images of {count} bags: {topics}", highlight=False, soft_wrap=True)
+    for entry in merged["bags"]:
+        for topic in entry["topics"]:
+            if topic["lost"]:
+                words = f"{entry['bag']}: {topic['lost']} of {topic['counted']} messages of {topic['topic']} are lost"
+                console.print(words, style="yellow", highlight=False, soft_wrap=True)
     console.print(
-        f"{len(merged['bags'])} bags, {len(failed)} not complete, {damaged} with unreadable parts; "
-        f"report: {out / REPORT}",
+        f"{len(merged['bags'])} bags, {len(failed)} not complete, {warned} with warnings; report: {out / REPORT}",
         highlight=False,
         soft_wrap=True,
     )

@@ -100,8 +100,8 @@ def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
             class_names, samples = _bag_samples(arguments)
             source = stack.enter_context(samples)
             for problem in samples.problems:
-                print(f"not readable: {problem}", file=sys.stderr)
-            print(f"{len(source)} labelled frames from {arguments.from_bag}")
+                print(f"warning: {problem}", file=sys.stderr)
+            print(f"{len(source)} labelled frames from {arguments.from_bag}: {samples.topics}")
         return _train_on(arguments, device, class_names, source)
 
 

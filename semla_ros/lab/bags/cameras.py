@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from semla_ros.errors import BagError, ConfigError
 from semla_ros.lab.bags.label_map import MONO
+from semla_ros.lab.bags.own_output import own_topics
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.writer import COMPRESSED_IMAGE, IMAGE
 
-_TRUTH_WORDS = re.compile(r"(label|truth|mask|semantic|segmentation|annotation|gt)(s|_id|_ids|_image)?$")
+_OWN = "a node's own output"
+_LABELS = "labels of no camera by name; name them with --truth"
+_TRUTH_WORDS = re.compile(r"(label|truth|semantic|segmentation|annotation|gt)(s|_id|_ids|_image)?$")
+_ANSWER_WORDS = re.compile(r"(mask|confidence|overlay|uncertainty|probability)s?$")
+_DEPTH_WORDS = re.compile(r"(^|[/_])(depth|disparity|range)([/_]|$)")
+_MEASURED = re.compile(r"(16|32|64)[SUF]C1\b")  # encodings of depth, disparity and the like
+_VIDEO_TYPES = re.compile(r"Packet|CompressedVideo")
 _PLAIN_PARTS = re.compile(r"^(image(_.*)?|compressed|camera_info)$")
 
 
@@ -31,12 +40,27 @@ class Camera:
     truth_topic: str = ""
 
 
-def find_cameras(bag: BagReader, topics: Sequence[str], truth: tuple[str, ...]) -> tuple[Camera, ...]:
+@dataclass(frozen=True)
+class Cameras:
+    """What of a bag is read, and what is not.
+
+    Attributes:
+        cameras: The cameras, at least one.
+        left_out: Image topic -> why it is neither a camera nor truth.
+    """
+
+    cameras: tuple[Camera, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def find_cameras(bag: BagReader, topics: Sequence[str], truth: tuple[str, ...]) -> Cameras:
     """The cameras to read.
+
+    What a node answered is never taken by itself, neither as images nor as truth, and depth is not, either.
 
     Args:
         bag: The open bag.
-        topics: Image topics; empty = every one that holds no labels.
+        topics: Image topics; empty = every one that shows what a camera saw.
         truth: As `FrameOptions.truth`.
 
     Raises:
@@ -44,23 +68,53 @@ def find_cameras(bag: BagReader, topics: Sequence[str], truth: tuple[str, ...]) 
         ConfigError: The topics of the truth are not one for each camera.
     """
     images = bag.topics_of_type(IMAGE, COMPRESSED_IMAGE)
-    candidates = [topic for topic in images if _is_truth_like(bag, topic)]
     for topic in topics:
         if bag.require(topic).type not in (IMAGE, COMPRESSED_IMAGE):
             raise BagError(
                 f"bag {bag.path}: topic '{topic}' is {bag.topics[topic].type}, expected an image topic; "
                 f"the bag has {bag.describe_topics()}"
             )
-    chosen = list(topics) or [
-        topic
-        for topic in images
-        # Of one camera's raw and compressed images, the raw ones are what its node was fed.
-        if topic not in candidates and not (topic.endswith("/compressed") and topic[:-11] in images)
-    ]
+    own = own_topics(bag)
+    left_out = {topic: _OWN if topic in own else _why_no_camera(bag, topic, images) for topic in images}
+    for other in bag.topics.values():
+        if _VIDEO_TYPES.search(other.type):
+            left_out[other.name] = "video packets; record images, or republish them as images (image_transport)"
+    chosen = list(topics) or [topic for topic in images if not left_out[topic]]
     if not chosen:
-        raise BagError(f"bag {bag.path}: there is no image topic; it has {bag.describe_topics()}")
-    truths = _find_truths(bag, chosen, truth, [topic for topic in candidates if topic not in chosen])
-    return tuple(Camera(*each) for each in zip(_camera_names(chosen), chosen, truths, strict=True))
+        why = ", ".join(f"{topic} ({why})" for topic, why in left_out.items())
+        ask = f" to take unasked (--topic takes any): {why}" if why else ""
+        raise BagError(f"bag {bag.path}: there is no image topic{ask}; it has {bag.describe_topics()}")
+    labels = [topic for topic in images if left_out[topic] == _LABELS and topic not in chosen]
+    truths = _find_truths(bag, chosen, truth, labels)
+    cameras = tuple(Camera(*each) for each in zip(_camera_names(chosen), chosen, truths, strict=True))
+    used = {*chosen, *truths}
+    return Cameras(cameras, {topic: why or "not asked for" for topic, why in left_out.items() if topic not in used})
+
+
+def _why_no_camera(bag: BagReader, topic: str, images: Collection[str]) -> str:
+    """Why an image topic is not what a camera saw; empty where it is."""
+    plain = topic.removesuffix("/compressed")
+    content = _first(bag, topic)
+    encoding = str(getattr(content, "encoding", "") or getattr(content, "format", ""))
+    if _TRUTH_WORDS.search(plain) and (bag.topics[topic].type == COMPRESSED_IMAGE or encoding in MONO):
+        return _LABELS
+    if _DEPTH_WORDS.search(topic) or _MEASURED.match(encoding):
+        return f"depth by its {'name' if _DEPTH_WORDS.search(topic) else f'encoding {encoding}'}"
+    if _ANSWER_WORDS.search(plain):
+        return "by its name what a network answered"
+    if plain != topic and plain in images:  # the raw ones are what the camera's node was fed
+        return "the raw images of the same camera are there"
+    return ""
+
+
+def _first(bag: BagReader, topic: str) -> Any:
+    """The first message of a topic that can be read; None where none of the first few can."""
+    for message in islice(bag.messages([topic]), 8):
+        try:
+            return bag.deserialize(message)
+        except BagError:
+            continue
+    return None
 
 
 def truth_folder(truth: tuple[str, ...]) -> Path | None:
@@ -84,19 +138,6 @@ def _find_truths(bag: BagReader, topics: list[str], choice: tuple[str, ...], can
             "name one for each, in the same order"
         )
     return [bag.require(topic).name for topic in choice]
-
-
-def _is_truth_like(bag: BagReader, topic: str) -> bool:
-    """A label topic is one by its name and by what its first message holds."""
-    if not _TRUTH_WORDS.search(topic.removesuffix("/compressed")):
-        return False
-    first = next(bag.messages([topic]), None)
-    if first is None or first.type == COMPRESSED_IMAGE:
-        return first is not None
-    try:
-        return bag.deserialize(first).encoding in MONO
-    except BagError:
-        return False
 
 
 def _camera_names(topics: Sequence[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -13,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.errors import BagError, ConfigError, SemlaError
 from semla_ros.image_codec import decode_message
 from semla_ros.lab.bags.cameras import Camera, find_cameras, truth_folder
 from semla_ros.lab.bags.label_map import LabelMap, decode_mask, label_names, raw_mask
 from semla_ros.lab.bags.reader import BagReader
-from semla_ros.lab.bags.salvage import StoredMessage
-from semla_ros.lab.bags.writer import IMAGE, NANOSECONDS, STRING
+from semla_ros.lab.bags.stored import EARLIEST_NS, Problems, StoredMessage
+from semla_ros.lab.bags.writer import COMPRESSED_IMAGE, IMAGE, NANOSECONDS, STRING
 from semla_ros.results import Frame, MaskArray
 
 AHEAD = 8  # frames decoded ahead of the one in work
@@ -86,29 +85,6 @@ class ReplayFrame:
     topic: str
 
 
-class Problems:
-    """What went wrong on the way, in bounded memory: the first of each kind, and how many there were."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
-        self._lock = threading.Lock()
-
-    def add(self, kind: str, text: str) -> None:
-        """Note one problem."""
-        with self._lock:
-            self._counts[kind] += 1
-            self._first.setdefault(kind, text)
-
-    def lines(self) -> list[str]:
-        """One line per kind: the first one, and how many more there were."""
-        with self._lock:
-            return [
-                text + (f" (and {self._counts[kind] - 1} more like it)" if self._counts[kind] > 1 else "")
-                for kind, text in self._first.items()
-            ]
-
-
 class FrameSource:
     """Reads a bag's frames; see `frames`.
 
@@ -119,6 +95,7 @@ class FrameSource:
 
     Attributes:
         cameras: The cameras replayed.
+        left_out: Image topics that are not, each with the reason.
         expected_frames: How many frames there will be, as far as the bag's counts tell.
         start_ns: Log time from which frames are taken.
         problems: What was left out and why.
@@ -137,7 +114,13 @@ class FrameSource:
         self.problems = Problems()
         self.busy_s = 0.0
         self.waited_s = 0.0
-        self.cameras = find_cameras(bag, options.topics, options.truth)
+        found = find_cameras(bag, options.topics, options.truth)
+        self.cameras, self.left_out = found.cameras, found.left_out
+        self._handed_over: Counter[str] = Counter()  # messages by topic: images yielded, truth and stretches read
+        self._skipped: Counter[str] = Counter()  # images between those that the stride takes
+        self._undecoded: Counter[str] = Counter()
+        self._latest: dict[str, tuple[int, int]] = {}  # topic -> stamp and log time of its latest image
+        self._is_whole = False
         self._truth_folder = truth_folder(options.truth)
         self._segment_topic = self._find_segment_topic()
         self._label_map = self._find_label_map()
@@ -145,7 +128,8 @@ class FrameSource:
         self._stop_ns = self.start_ns + round(options.duration_s * NANOSECONDS) if options.duration_s else None
         if self.start_ns > bag.end_ns:
             length_s = (bag.end_ns - bag.start_ns) / NANOSECONDS
-            raise ConfigError(f"--start {options.start_s:g}: the bag is only {length_s:.1f} s long")
+            words = "; ".join([f"the bag is only {length_s:.1f} s long", *bag.problems])
+            raise ConfigError(f"--start {options.start_s:g}: {words}")
         self.expected_frames = self._expect_frames()
 
     @property
@@ -181,7 +165,9 @@ class FrameSource:
                 try:
                     while (item := self._awaited(ahead.popleft())) is not None:
                         ahead.append(reader.submit(read))
+                        self._handed_over[item.topic] += 1
                         yield item
+                    self._is_whole = not (self._options.start_s or self._options.duration_s or self._options.max_frames)
                 finally:
                     for future in ahead:
                         future.cancel()
@@ -189,6 +175,39 @@ class FrameSource:
         finally:
             for text in self._bag.problems:
                 self.problems.add(text, text)
+            for topic in self.account():
+                if topic["lost"]:
+                    text = f"{topic['lost']} of {topic['counted']} messages of {topic['topic']} are lost"
+                    self.problems.add(text, text)
+
+    def account(self) -> list[dict[str, Any]]:
+        """What became of the messages of each topic; exact when all frames were read.
+
+        Returns:
+            For each topic `topic`, `type`, `used_as` ("images", "truth", "stretches", or empty), `why_not`, and numbers
+            of messages: `counted` by the bag is the sum of `delivered`, `lost` and `left_out`.
+        """
+        uses = {camera.topic: "images" for camera in self.cameras}
+        uses |= {camera.truth_topic: "truth" for camera in self.cameras if camera.truth_topic}
+        uses |= {self._segment_topic: "stretches"} if self._segment_topic else {}
+        entries = []
+        for topic, tally in self._bag.tallies().items():
+            use, delivered, lost = uses.get(topic, ""), self._handed_over[topic], tally.lost + self._undecoded[topic]
+            if use and self._is_whole:  # whatever did not arrive is lost, known or not
+                lost = tally.counted - delivered - self._skipped[topic]
+            entries.append(
+                {
+                    "topic": topic,
+                    "type": self._bag.topics[topic].type if topic in self._bag.topics else "",
+                    "used_as": use,
+                    "why_not": self.left_out.get(topic, ""),
+                    "counted": tally.counted,
+                    "delivered": delivered,
+                    "lost": lost,
+                    "left_out": tally.counted - delivered - lost,
+                }
+            )
+        return sorted(entries, key=lambda entry: str(entry["topic"]))
 
     def _awaited(self, future: Future[ReplayFrame | None]) -> ReplayFrame | None:
         began = time.perf_counter()
@@ -207,39 +226,55 @@ class FrameSource:
         seen: Counter[str] = Counter()
         segment = ""
         if self._segment_topic:  # the stretch that is under way where the replay starts
-            for message in self._bag.messages([self._segment_topic], None, self.start_ns):
-                segment = self._bag.deserialize(message).data
-        for message in self._bag.messages(topics, self.start_ns, self._stop_ns):
+            for message in self._bag.messages([self._segment_topic], stop_ns=self.start_ns):
+                segment = self._bag.text(message) or ""
+        # From the very beginning also what a damaged time puts before it.
+        for message in self._bag.messages(
+            topics, self.start_ns if self._options.start_s else EARLIEST_NS, self._stop_ns
+        ):
             if message.topic == self._segment_topic:
-                segment = self._bag.deserialize(message).data
+                text = self._bag.text(message)
+                (self._undecoded if text is None else self._handed_over)[message.topic] += 1
+                segment = text or ""
                 continue
             if message.topic in cameras:
                 seen[message.topic] += 1
                 if (seen[message.topic] - 1) % self._options.stride:
+                    self._skipped[message.topic] += 1
                     continue
             try:
                 if message.topic in cameras:
                     yield self._image_of(message, cameras[message.topic], segment)
                 else:
                     yield self._truth_of(message, truths[message.topic])
+                    self._handed_over[message.topic] += 1
             except SemlaError as error:
+                self._undecoded[message.topic] += 1
                 what = "image" if message.topic in cameras else "truth"
                 when_s = (message.log_ns - self._bag.start_ns) / NANOSECONDS
                 self.problems.add(f"{what} {message.topic}", f"{what} on {message.topic} at {when_s:.3f} s: {error}")
 
     def _image_of(self, message: StoredMessage, camera: Camera, segment: str) -> ReplayFrame:
-        content = self._bag.deserialize(message)
+        content = self._image_message(message)
         image = decode_message(content)
         stamp_ns = _stamp_ns(content)
         if stamp_ns == 0:
             self.problems.add("stamp", f"images on {message.topic} have no stamp: their recording time is used")
             stamp_ns = message.log_ns
+        if self._latest.get(message.topic) == (stamp_ns, message.log_ns):
+            raise BagError("it has stamp and recording time of the one before, which is the same image or damaged")
+        self._latest[message.topic] = stamp_ns, message.log_ns
         frame = Frame(image=image, stamp_ns=stamp_ns, camera=camera.name, frame_id=content.header.frame_id)
         truth = self._truth_from_folder(camera, stamp_ns) if self._truth_folder else None
         return ReplayFrame(-1, frame, message.log_ns, truth, segment, message.topic)
 
+    def _image_message(self, message: StoredMessage) -> Any:
+        if message.type not in (IMAGE, COMPRESSED_IMAGE):  # a topic may have messages of several types
+            raise BagError(f"the message is {message.type}, expected an image")
+        return self._bag.deserialize(message)
+
     def _truth_of(self, message: StoredMessage, camera: Camera) -> _Truth:
-        content = self._bag.deserialize(message)
+        content = self._image_message(message)
         is_raw = message.type == IMAGE
         mask = raw_mask(content) if is_raw else decode_mask(np.asarray(content.data), content.format)
         return _Truth(camera.topic, _stamp_ns(content) or message.log_ns, self._label_map(mask), message.log_ns)

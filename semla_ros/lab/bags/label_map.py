@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from semla_ros.errors import BagError, ConfigError
+from semla_ros.lab.bags.own_output import own_topics
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.writer import STRING
 from semla_ros.labels import unlabelled_of
@@ -116,11 +117,11 @@ def parse_label_map(content: Any, where: str) -> dict[int, str]:
 
 
 def label_names(bag: BagReader) -> dict[int, str]:
-    """Pixel value -> class name, as a label topic of the bag says; empty where it has none."""
+    """Pixel value -> class name, as a label topic of the bag says; empty where it has none but a node's own."""
     for topic in bag.topics_of_type(STRING):
-        if topic.endswith("labels"):
+        if topic.endswith("labels") and topic not in own_topics(bag):
             for message in islice(bag.messages([topic]), 1):
-                if names := parse_label_message(bag.deserialize(message).data):
+                if names := parse_label_message(bag.text(message) or ""):
                     return names
     return {}
 

@@ -22,6 +22,7 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from semla_ros.errors import BagError
+from semla_ros.lab.bags.metadata import OWN_KEY, OWN_OUTPUT
 from semla_ros.lab.bags.reader import TYPES
 from semla_ros.results import ImageArray, Status
 
@@ -43,6 +44,7 @@ class BagWriter:
         path: Folder to make.
         storage: "mcap" or "sqlite3".
         compression: "none"; "chunk" (mcap's own, readable everywhere); "message" or "file" (rosbag2's zstd).
+        is_own_output: Mark it as a bag of answers, which nothing takes for a recording of cameras.
 
     Raises:
         BagError: The folder exists, or storage and compression do not go together.
@@ -54,6 +56,7 @@ class BagWriter:
         *,
         storage: Literal["mcap", "sqlite3"] = "mcap",
         compression: Literal["none", "chunk", "message", "file"] = "none",
+        is_own_output: bool = False,
     ) -> None:
         if path.exists():
             raise BagError(f"bag {path}: it exists already; remove it or choose another folder")
@@ -65,6 +68,8 @@ class BagWriter:
         mode = {"chunk": CompressionMode.STORAGE, "message": CompressionMode.MESSAGE, "file": CompressionMode.FILE}
         if compression != "none":
             self._writer.set_compression(mode[compression], CompressionFormat.ZSTD)
+        if is_own_output:
+            self._writer.set_custom_data(OWN_KEY, OWN_OUTPUT)
         self._connections: dict[str, Connection] = {}
         try:
             self._writer.open()

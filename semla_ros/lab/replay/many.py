@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 
 from semla_ros.errors import BagError, ConfigError, SemlaError
+from semla_ros.lab.bags.metadata import Metadata
+from semla_ros.lab.bags.reader import METADATA_FILE, BagReader, is_bag_folder
 from semla_ros.lab.replay.comparison import choose_primary
 from semla_ros.lab.replay.run import MASKS, SUMMARY, TRACE, ReplayOptions, replay_bag
 from semla_ros.lab.replay.scores import add_gains, is_shifted, overlap_miou
@@ -70,7 +72,7 @@ Progress = Callable[[int, int, TaskResult | None], None]  # tasks done, tasks in
 
 
 def find_bags(paths: Sequence[Path]) -> list[Path]:
-    """The bags themselves, and all bags below folders that are none, but for the masks that a replay wrote there.
+    """The bags themselves, and all bags below folders that are none, but for those that replays wrote.
 
     Raises:
         BagError: A path does not exist or holds no bag.
@@ -79,25 +81,32 @@ def find_bags(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise BagError(f"bag {path}: there is no such file or folder")
-        if path.is_file() or _is_bag(path):
+        if not path.is_dir() or is_bag_folder(path):
             found = [path]
         else:
-            found = sorted(below for below in path.rglob("*") if _is_bag(below) and not _is_result(below))
+            below = sorted(folder for folder in path.rglob("*") if is_bag_folder(folder))
+            found = [bag for bag in below if not _is_result(bag)]
+            if len(found) < len(below):
+                logger.warning(
+                    "%s: %d bags below it were written by replays and are left out", path, len(below) - len(found)
+                )
         if not found:
-            raise BagError(
-                f"bag {path}: not a rosbag2 recording, and none below it; expected metadata.yaml and .mcap or .db3"
-            )
+            try:
+                BagReader(path).close()  # its files may be a bag by their content
+            except BagError as error:
+                raise BagError(f"{error}; there is none below it, either") from None
+            found = [path]
         bags |= dict.fromkeys(found)
     return list(bags)
 
 
-def _is_bag(path: Path) -> bool:
-    endings = (".mcap", ".db3", ".mcap.zstd", ".db3.zstd")
-    return path.is_dir() and any(file.name == "metadata.yaml" or file.name.endswith(endings) for file in path.iterdir())
-
-
 def _is_result(path: Path) -> bool:
-    return path.name == MASKS and (path.parent / TRACE).is_file()
+    if path.name == MASKS and (path.parent / TRACE).is_file():  # one that was not finished, too
+        return True
+    try:
+        return Metadata.parse((path / METADATA_FILE).read_text(encoding="utf-8")).is_own_output
+    except (OSError, ValueError):
+        return False
 
 
 def make_tasks(bags: Sequence[Path], out: Path, options: ReplayOptions) -> list[Task]:
@@ -303,7 +312,9 @@ def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any
 
 
 def _bag_entry(task: Task, result: TaskResult, summary: Mapping[str, Any] | None) -> dict[str, Any]:
-    known = summary or {"complete": False, "frames": 0, "duration_s": 0.0, "problems": [], "variants": {}}
+    known = summary or {
+        "complete": False, "frames": 0, "duration_s": 0.0, "cameras": [], "topics": [], "problems": [], "variants": {},
+    }  # fmt: skip
     variants = known["variants"]
     return {
         "bag": str(task.bag),
@@ -312,6 +323,8 @@ def _bag_entry(task: Task, result: TaskResult, summary: Mapping[str, Any] | None
         "error": result.error or (None if summary else "no results"),
         "frames": known["frames"],
         "duration_s": known["duration_s"],
+        "cameras": known["cameras"],
+        "topics": [topic for topic in known["topics"] if topic["used_as"] or topic["lost"]],
         "problems": known["problems"],
         "miou": {name: entry["miou"] for name, entry in variants.items()},
         "shifted_miou": {name: entry["shifted_miou"] for name, entry in variants.items()},

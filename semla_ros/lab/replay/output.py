@@ -64,7 +64,7 @@ class MaskBag:
     """
 
     def __init__(self, path: Path, primary: str, class_names: Sequence[str], scope: str) -> None:
-        self._writer = BagWriter(path, compression="chunk")
+        self._writer = BagWriter(path, compression="chunk", is_own_output=True)
         self._primary = primary
         self._class_names = tuple(class_names)
         self._scope = scope

@@ -316,6 +316,7 @@ class _Measured:
             "rate": self._options.rate,
             "variants": variants,
             "agreement": self._agreement.summary(),
+            "topics": source.account(),
             "problems": source.problems.lines(),
             "settings": self._settings(),
             "version": __version__,

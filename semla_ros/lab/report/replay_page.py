@@ -93,7 +93,7 @@ def _warnings(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[str]]]:
         words = f"These are the results of the {summary['frames']} frames done so far. {summary['error'] or ''}"
         warnings.append(("Interrupted." if summary["interrupted"] else "Ended early.", [words]))
     if summary["problems"]:
-        warnings.append(("What was not readable:", summary["problems"]))
+        warnings.append(("About the recording:", summary["problems"]))
     return warnings
 
 
@@ -399,6 +399,7 @@ def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for camera in summary["cameras"]:
         truth = f"truth from {camera['truth']}" if camera["truth"] else "no truth topic"
         lines.append((f"camera {camera['name']}".strip(), f"{camera['topic']}, {camera['frames']} frames, {truth}"))
+    lines += [("topic", line) for line in topic_lines(summary)]
     for key, value in summary["settings"].items():
         if isinstance(value, dict):
             value = ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
@@ -410,6 +411,25 @@ def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         lines.append(("run", words))
     return lines
+
+
+def topic_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What was read of a bag, topic by topic, against which truth, and what was left out and why."""
+    uses = ("images", "truth", "stretches")
+    used = [topic for use in uses for topic in summary["topics"] if topic["used_as"] == use]
+    lines = [f"{topic['used_as']}: {topic['topic']}, {_counts(topic)}" for topic in used]
+    if not any(topic["used_as"] == "truth" for topic in used):
+        choice = " ".join(summary["settings"]["frames"]["truth"])
+        lines.append(f"truth: {'none' if choice in ('auto', 'none') or not summary['has_truth'] else choice}")
+    lines += [f"left out: {topic['topic']}, {topic['why_not']}" for topic in summary["topics"] if topic["why_not"]]
+    unused = [topic for topic in summary["topics"] if not topic["used_as"] and topic["lost"]]
+    return lines + [f"not used: {topic['topic']}, {_counts(topic)}" for topic in unused]
+
+
+def _counts(topic: Mapping[str, Any]) -> str:
+    numbers = [(topic["lost"], "lost"), (topic["left_out"], "not asked for")]
+    words = [f"{topic['delivered']} of {topic['counted']} messages read"]
+    return ", ".join(words + [f"{number} {what}" for number, what in numbers if number])
 
 
 def _plain(value: Any) -> str:

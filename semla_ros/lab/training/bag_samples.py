@@ -110,6 +110,7 @@ class BagSamples:
         stretches: Parts to take; empty = the whole bag.
 
     Attributes:
+        topics: Which images are taken, against which truth, and what is left out.
         problems: What could not be read, a line each.
 
     Raises:
@@ -138,6 +139,8 @@ class BagSamples:
                 f"bag {bag.path}: no ground truth found for {', '.join(camera.topic for camera in source.cameras)}; "
                 f"name it with --truth; the bag has {bag.describe_topics()}"
             )
+        taken = [f"{camera.topic} against {camera.truth_topic or 'a folder'}" for camera in source.cameras]
+        self.topics = ", ".join([*taken, *(f"not {topic} ({why})" for topic, why in source.left_out.items())])
         frames = frames_inside = 0
         first_ns: int | None = None
         for item in source.frames():
