@@ -35,6 +35,11 @@ def open_regular(path: str | Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def foreign(start: bytes) -> str:
+    """What stands in place of a file's content, by its first bytes; empty where nothing does."""
+    return "a git-lfs pointer, not the file itself: run 'git lfs pull'" if start.startswith(b"version ") else ""
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes and threads that lock the same file or folder out; waits for them."""

@@ -74,8 +74,8 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
             missing = f"no adapter library ships with model '{config.model}' ({library_folder} is not there)"
         raise LibraryError(f"{missing}; give the folder that holds one folder per adapter as 'library'")
     manifest = library.manifest if library is not None else read_manifest(library_folder)
+    loaded = load_model(path, device)  # first: where it is damaged, that is what to tell
     encoder = SceneEncoder.load(encoder_of(path, manifest.encoder.id), model_dir=config.model_dir, device=device)
-    loaded = load_model(path, device)
     if library is None:
         library = AdapterLibrary.load(
             library_folder,

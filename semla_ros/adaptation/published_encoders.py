@@ -75,7 +75,7 @@ def read_open_clip(name: str, tag: str, file: Path) -> EncoderSource:
     published = open_clip.get_pretrained_cfg(name, tag or "openai") or {}
     tag = tag or ("openai" if published else file.stem)
     quick_gelu = bool(published.get("quick_gelu", False) or config.get("quick_gelu", False))
-    tensors = {key.removeprefix("module."): value for key, value in read_tensors(file, "visual.").items()}
+    tensors = read_tensors(file, "visual.")
     tower_tensors = {key.removeprefix("visual."): item for key, item in tensors.items() if key.startswith("visual.")}
     tower = build_tower(config["embed_dim"], config["vision_cfg"], quick_gelu, tower_tensors or tensors, str(file))
     height, width = pair(config["vision_cfg"]["image_size"])

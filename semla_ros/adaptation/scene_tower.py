@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.errors import CheckpointError, ConfigError
-from semla_ros.segmentation.checkpoint import Unfilled, is_finite
+from semla_ros.segmentation.checkpoint import Unfilled, is_finite, read_weights
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower
 
 _CLIP_SETTINGS = ("image_size", "layers", "patch_size", "pool_type", "width")  # those in which OpenAI's models differ
@@ -125,19 +123,11 @@ def _clip_config(dim: int, vision: Mapping[str, Any]) -> ClipConfig | None:
 
 
 def read_tensors(file: Path, start: str = "") -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a pickle that holds nothing else; those whose name starts so, if any do."""
+    """Tensors of a checkpoint; those whose name starts so, if any do. Raises CheckpointError; see `read_weights`."""
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(str(file), framework="pt") as content:
-                names = list(content.keys())
-                kept = [name for name in names if name.startswith(start)] or names
-                return {name: content.get_tensor(name) for name in kept}
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-        loaded = loaded.get("state_dict", loaded)
-        return {name: item for name, item in loaded.items() if isinstance(item, Tensor)}
-    except (SafetensorError, OSError, RuntimeError, pickle.UnpicklingError, AttributeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"scene encoder {file}: cannot be read ({reason}); fetch the file again") from None
+        return read_weights(file, start)[0]
+    except CheckpointError as error:
+        raise CheckpointError(f"scene encoder {error}") from None
 
 
 def pair(size: Any) -> tuple[int, int]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from semla_ros.errors import AdapterError
-from semla_ros.file_integrity import FileMark, mark_of, open_regular
+from semla_ros.file_integrity import FileMark, foreign, mark_of, open_regular
 from semla_ros.library.domain_statistics import DomainStatistics, parse_statistics, statistics_name
 from semla_ros.library.lora_settings import LoraSettings, parse_lora_settings
 from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry
-from semla_ros.library.safetensors_header import Header, HeaderError, foreign, parse_header
+from semla_ros.library.safetensors_header import Header, HeaderError, parse_header
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from semla_ros.file_integrity import open_regular
+from semla_ros.file_integrity import foreign, open_regular
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -81,11 +81,6 @@ def parse_header(file: BinaryIO, size: int) -> Header:
     if header.file_bytes != size:
         raise HeaderError(f"{header.file_bytes} bytes expected, {size} found: the file is truncated or damaged")
     return header
-
-
-def foreign(start: bytes) -> str:
-    """What stands in place of a file's content, by its first bytes; empty where nothing does."""
-    return "a git-lfs pointer, not the file itself: run 'git lfs pull'" if start.startswith(b"version ") else ""
 
 
 @functools.lru_cache(maxsize=16)  # adapters of one library mostly have the same layers

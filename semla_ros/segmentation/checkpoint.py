@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from semla_ros.errors import CheckpointError, SemlaError
-from semla_ros.file_integrity import atomic_file, file_sha256
+from semla_ros.file_integrity import atomic_file, file_sha256, foreign, open_regular
 from semla_ros.segmentation.clip import from_open_clip
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary
@@ -36,6 +36,9 @@ _CONV1 = _CLIP + "visual.conv1.weight"
 _ALIAS = re.compile(r"\.attn\.([qkv])_proj_weight$")
 _NAMES_SHOWN = 3
 _PUBLISHED = {"catseg-b": CatSegConfig.catseg_b(), "catseg-l": CatSegConfig.catseg_l()}
+WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training saves weights
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # of parallel, compiled and Lightning modules
+_PICKLES = (b"PK\3\4", b"\x80")  # torch's archive, or the stream itself
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,8 +108,9 @@ def load_model(
         CheckpointError: The file cannot be read, or is not a whole and sound checkpoint of this architecture.
     """
     file = model_file(Path(path))
-    tensors, header = _read(file)
+    tensors, metadata = read_weights(file)
     try:
+        header = json.loads(metadata.get(_HEADER_KEY, "{}"))
         tensors = normalise_names(tensors)
         if config is None:
             stored = header.get("config")
@@ -115,7 +119,7 @@ def load_model(
             model = CatSeg(config)
         _check_whole(model, tensors)
         _check_finite(tensors)
-    except SemlaError as error:
+    except (SemlaError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{file}: {error}") from None
     state = {name: item.to(device, torch.float32, copy=True) for name, item in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
@@ -200,14 +204,32 @@ def model_file(path: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of a file by name, and the header of one of our own files (else empty)."""
+def read_weights(path: Path, start: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a checkpoint: what it is, its content says and not its name. Nothing of a pickle is executed.
+
+    Args:
+        path: Safetensors, or a pickle of tensors by name, as they are or under one of `WRAPPERS`. A prefix that
+            training puts before every name is taken off.
+        start: Only tensors whose name starts so are read, if any does.
+
+    Returns:
+        Tensors by name; the metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is neither, cut off, damaged, holds other objects, or a git-lfs pointer stands for it.
+    """
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "{}"))
-                return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-        return _published_weights(path), {}
+        with open_regular(path) as file:
+            first = file.read(16)
+        if reason := foreign(first):
+            raise CheckpointError(f"{path}: {reason}")
+        if first.startswith(_PICKLES) and first[8:9] != b"{":  # where the header of safetensors begins
+            tensors, metadata = _unpickled(path), dict[str, str]()
+        else:
+            with safe_open(path, framework="pt") as content:
+                names = list(content.keys())
+                kept = [name for name in names if name.startswith(start)] or names
+                tensors, metadata = {name: content.get_tensor(name) for name in kept}, content.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error}); fetch or copy it again") from None
     except pickle.UnpicklingError:
@@ -215,22 +237,34 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: damaged, or holds Python objects other than tensors, which are never executed here; "
             "fetch it again or convert it to safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path}: cannot be read ({first}); fetch or copy it again") from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle may lead torch into any
+        first_line = (str(error).strip() or type(error).__name__).split("\n")[0]
+        raise CheckpointError(f"{path}: cannot be read ({first_line}); fetch or copy it again") from None
+    while tensors and (
+        prefix := next((item for item in _PREFIXES if all(name.startswith(item) for name in tensors)), "")
+    ):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return {name: item for name, item in tensors.items() if name.startswith(start)} or tensors, metadata
 
 
-def _published_weights(path: Path) -> dict[str, Tensor]:
+def _unpickled(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"  # older files are bare pickles, which cannot be mapped into memory
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    weights = content.get("model", content) if isinstance(content, Mapping) else None
-    if not isinstance(weights, Mapping):
-        raise CheckpointError(f"{path}: expected a dictionary with the weights under 'model'")
-    foreign = [str(name) for name, item in weights.items() if not isinstance(item, Tensor)]
-    if foreign:
-        raise CheckpointError(f"{path}: expected tensors, found something else under {_listed(foreign)}")
-    return dict(weights)
+        # Older files are bare pickles, which cannot be mapped into memory; by this name torch would read safetensors.
+        can_map = file.read(2) == b"PK" and path.suffix != ".safetensors"
+        file.seek(0)
+        source = path if can_map else file
+        weights = torch.load(source, map_location="cpu", weights_only=True, mmap=can_map)
+    while isinstance(weights, Mapping) and (inner := next((item for item in WRAPPERS if item in weights), "")):
+        weights = weights[inner]
+    if not isinstance(weights, Mapping) or not weights:
+        wrappers = "', '".join(WRAPPERS)
+        raise CheckpointError(f"{path}: expected a dictionary with the weights under '{wrappers}'")
+    others = [str(name) for name, item in weights.items() if not isinstance(item, Tensor)]
+    if others:
+        raise CheckpointError(f"{path}: expected tensors, found something else under {_listed(others)}")
+    return {str(name): item for name, item in weights.items()}
 
 
 def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -8,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from semla_ros.errors import CheckpointError
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
-from semla_ros.segmentation.checkpoint import LoadedModel, load_model, save_model
+from semla_ros.segmentation.checkpoint import LoadedModel, load_model, read_weights, save_model
 from semla_ros.segmentation.clip import ClipConfig, to_open_clip
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary
@@ -185,6 +188,82 @@ def test_a_truncated_file_is_one_clear_line(tmp_path: Path, saved: Path, suffix:
         load_model(path)
     assert "\n" not in str(raised.value)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize("wrapper", [(), ("model",), ("state_dict",), ("model_state_dict",), ("model", "state_dict")])
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin"])
+def test_weights_are_found_however_training_wrapped_them(
+    tmp_path: Path, saved: Path, suffix: str, wrapper: tuple[str, ...], prefix: str
+) -> None:
+    expected = load_file(saved)
+    content: dict[str, Any] = {prefix + name: tensor for name, tensor in expected.items()}
+    for key in reversed(wrapper):
+        content = {"epoch": 3, "optimizer": {}, key: content}
+    path = tmp_path / f"weights{suffix}"
+    torch.save(content, path, _use_new_zipfile_serialization=suffix != ".pt")
+    tensors, metadata = read_weights(path)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert metadata == {}
+
+
+def test_content_and_not_the_name_says_what_a_file_is(tmp_path: Path, saved: Path) -> None:
+    expected = load_file(saved)
+    renamed = tmp_path / "weights.pth"
+    renamed.write_bytes(saved.read_bytes())
+    assert load_model(renamed).model_id == load_model(saved).model_id
+    tiny, starts = tmp_path / "tiny.safetensors", set()
+    for length in range(0, 256, 8):  # one header's length begins with the first byte of a pickle
+        save_file({"weight": torch.ones(3)}, tiny, metadata={"x": "y" * (length + 200)})
+        starts.add(tiny.read_bytes()[0])
+        assert read_weights(tiny)[0].keys() == {"weight"}
+    assert 0x80 in starts
+    pickled = tmp_path / "pickled.safetensors"
+    torch.save({"state_dict": expected}, pickled)
+    assert read_weights(pickled)[0].keys() == expected.keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run 'git lfs pull'"),
+        (b"", "not a whole safetensors file"),
+        (b"<!DOCTYPE html>" + bytes(99), "not a whole safetensors file"),
+        (b"PK\3\4" + bytes(99), "cannot be read"),
+        (b"\x80\2" + bytes(99), "fetch"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_what_stands_in_place_of_weights_is_named(tmp_path: Path, suffix: str, content: bytes, message: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_model(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_whatever_is_done_to_a_checkpoint_it_is_read_or_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    path, wholes = tmp_path / "weights.pth", []
+    for is_zip in (True, False):
+        torch.save({"state_dict": {"module.a.weight": torch.ones(40), "module.b": torch.zeros(3)}}, path,
+                   _use_new_zipfile_serialization=is_zip)  # fmt: skip
+        wholes.append(path.read_bytes())
+    save_file({"a.weight": torch.ones(40)}, path)
+    wholes.append(path.read_bytes())
+    for index in range(600):
+        data = bytearray(wholes[index % 3])
+        place = int(rng.integers(len(data)))
+        if index % 2:
+            data[place] = int(rng.integers(256))
+        else:
+            del data[place : place + int(rng.integers(1, 200))]
+        path.write_bytes(bytes(data))
+        with contextlib.suppress(CheckpointError):
+            read_weights(path)
 
 
 class Surprise:
