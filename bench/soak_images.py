@@ -79,7 +79,7 @@ def _rows(image: np.ndarray, encoding: str, is_bigendian: bool) -> np.ndarray:
     """Bytes of each row, shape (rows, bytes)."""
     height, width = image.shape[:2]
     if encoding.endswith("16"):
-        high = _mosaic(image, encoding) if encoding.startswith("bayer") else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        high = _rows(image, encoding.removesuffix("16") + "8", is_bigendian)
         return (high.astype(np.uint16) << 8).astype(">u2" if is_bigendian else "<u2").view(np.uint8)
     if encoding.startswith("bayer"):
         return _mosaic(image, encoding)

@@ -262,6 +262,13 @@ class NodeConfig(Checked):
     )
     max_batch: Count = fixed(0, "Cameras answered by one pass of a shared model; 0 = all on a GPU, one on a CPU")
     cv_bridge: Literal["auto", "never", "always"] = fixed("auto", "auto: where it is installed and not known to crash")
+    assume_encoding: str = fixed(
+        "",
+        "What images are read as whose encoding leaves it open, such as 8UC3, 16UC1 or none; empty = what it can mean",
+    )
+    bits: Annotated[int, Range(0, 16)] = fixed(
+        0, "Bits that 16-bit samples use, counted from the lowest: 8 to 16; 0 = found from the images"
+    )
     max_image_pixels: Annotated[int, Range(1)] = fixed(MAX_IMAGE_PIXELS, "Larger images are dropped as broken")
     max_rate_hz: NonNegative = fixed(0.0, "Images of a camera that come faster on average are dropped; 0 = none are")
     mask_scale: Annotated[float, Range(0, 1, is_open_below=True)] = fixed(
@@ -279,6 +286,7 @@ class NodeConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require(not 0 < self.bits < 8, "bits", "0 or 8 to 16", self.bits)
         _require(not 0 < self.watch_library_s < 0.01, "watch_library_s", "0 or at least 0.01", self.watch_library_s)
         _require(len(set(self.cameras)) == len(self.cameras), "cameras", "free of repetitions", self.cameras)
         _require(len(self.cameras) <= MOST_CAMERAS, "cameras", f"at most {MOST_CAMERAS}", self.cameras)

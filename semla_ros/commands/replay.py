@@ -58,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--segments", default="", metavar="TOPIC", help="String topic that names stretches of the bag")
     what.add_argument("--start", type=float, default=0.0, metavar="S", help="seconds after the bag's first message")
     what.add_argument("--duration", type=float, default=0.0, metavar="S", help="seconds; default: to the end")
+    what.add_argument(
+        "--assume-encoding", default="", metavar="NAME", help="what images are read as whose encoding leaves it open"
+    )
+    what.add_argument("--bits", type=int, default=0, metavar="N", help="bits of 16-bit samples; default: found")
     what.add_argument("--stride", type=int, default=1, metavar="N", help="every n-th image of each camera")
     what.add_argument("--max-frames", type=int, default=0, metavar="N", help="stop after N frames")
 
@@ -144,6 +148,8 @@ def read_options(arguments: argparse.Namespace) -> ReplayOptions:
             duration_s=arguments.duration,
             stride=arguments.stride,
             max_frames=arguments.max_frames,
+            assume_encoding=arguments.assume_encoding,
+            bits=arguments.bits,
         ),
         compare=parse_variants(arguments.compare),
         config=SemlaConfig(

@@ -17,15 +17,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ImageError, SemlaError
-from semla_ros.image_codec import check_pixels
+from semla_ros.errors import SemlaError
+from semla_ros.image_files import read_image
 from semla_ros.labels import overlay, palette_of
-from semla_ros.results import BASE_MODEL, Frame, ImageArray, Segmentation
+from semla_ros.results import BASE_MODEL, Frame, Segmentation
 from semla_ros.serving.memory import peak_resident_bytes
 from semla_ros.timing import Stopwatch
 
@@ -91,23 +91,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _show(summary, records, arguments.out)
     return 0
-
-
-def read_image(path: Path) -> ImageArray:
-    """Read an image file as RGB, shape (H, W, 3), uint8.
-
-    Raises:
-        ImageError: There is no such file, or it is no image.
-    """
-    try:
-        with Image.open(path) as picture:
-            check_pixels(str(path), *picture.size)
-            return np.array(picture.convert("RGB"))
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        reason = "not an image file" if isinstance(error, UnidentifiedImageError) else str(error).split("\n")[0]
-        raise ImageError(f"{path}: cannot be read: {reason}") from None
 
 
 def _unique_stems(paths: Sequence[Path]) -> list[str]:

@@ -65,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     bag.add_argument("--truth-tolerance", type=float, default=0.0, metavar="MS", help="stamps may differ by (0 ms)")
     bag.add_argument("--label-map", type=Path, metavar="FILE", help="YAML or JSON: pixel value -> class name")
+    bag.add_argument("--assume-encoding", default="", metavar="NAME", help="as for semla replay")
+    bag.add_argument("--bits", type=int, default=0, metavar="N", help="as for semla replay")
     adapter.add_argument("--library", type=Path, required=True, help="folder to write the adapter into")
     adapter.add_argument("--model", default="semla-tiny", help="base model id or checkpoint")
     adapter.add_argument("--model-dir", default="", help="where model files are")
@@ -109,7 +111,7 @@ def _folder_samples(arguments: argparse.Namespace) -> tuple[list[str], SampleSou
     for name in ("images", "labels", "classes"):
         if getattr(arguments, name) is None:
             raise ConfigError(f"--{name} is missing; give --images, --labels and --classes, or --from-bag")
-    for name in ("stretch", "worklist", "topic", "truth", "truth_tolerance", "label_map"):
+    for name in ("stretch", "worklist", "topic", "truth", "truth_tolerance", "label_map", "assume_encoding", "bits"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} goes with --from-bag")
     from semla_ros.lab.training.samples import FolderSamples
@@ -143,6 +145,8 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
         truth=tuple(arguments.truth) or ("auto",),
         label_map=label_map,
         truth_tolerance_ms=arguments.truth_tolerance,
+        assume_encoding=arguments.assume_encoding,
+        bits=arguments.bits,
     )
     return class_names, BagSamples(bag, class_names, options, stretches)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from semla_ros.errors import ConfigError, ImageError
-from semla_ros.image_codec import decode_message, is_tight
+from semla_ros.image_codec import ImageDecoder, is_tight
 from semla_ros.results import ImageArray
 
 logger = logging.getLogger(__name__)
@@ -32,35 +30,38 @@ def why_unsafe() -> str:
     return ""
 
 
-def choose_decoder(setting: str, max_pixels: int) -> tuple[Callable[[Any], ImageArray], str]:
-    """What decodes image messages by the `cv_bridge` parameter: a `CvBridgeDecoder`, or `image_codec.decode_message`.
+def choose_decoder(setting: str, max_pixels: int, assume_encoding: str = "", bits: int = 0) -> tuple[ImageDecoder, str]:
+    """What decodes the image messages of a camera by the `cv_bridge` parameter.
 
     Args:
         setting: "auto", "never" or "always".
-        max_pixels: Larger images are refused.
+        max_pixels: Of one picture, as the rest; see `ImageDecoder`.
+        assume_encoding: Likewise.
+        bits: Likewise.
 
     Returns:
-        It, and its name for reports.
+        It, a `CvBridgeDecoder` or the built-in one, and its name for reports.
 
     Raises:
-        ConfigError: "always", but it is not installed or would crash.
+        ConfigError: "always", but it is not installed or would crash; or no such encoding.
     """
     reason = "" if setting == "never" else why_unsafe()
     if reason and setting == "always":
         raise ConfigError(f"cv_bridge is set to 'always', but {reason}; set it to 'auto' or 'never'")
     if reason:
         logger.debug("images are decoded without cv_bridge: %s", reason)
-    built_in = partial(decode_message, max_pixels=max_pixels)
-    return (built_in, "built in") if reason or setting == "never" else (CvBridgeDecoder(max_pixels), "cv_bridge")
+    is_built_in = bool(reason) or setting == "never"
+    decoder = (ImageDecoder if is_built_in else CvBridgeDecoder)(max_pixels, assume_encoding, bits)
+    return decoder, "built in" if is_built_in else "cv_bridge"
 
 
-class CvBridgeDecoder:
-    """As `image_codec.decode_message`, by cv_bridge where it may."""
+class CvBridgeDecoder(ImageDecoder):
+    """As the built-in one, by cv_bridge where it may."""
 
-    def __init__(self, max_pixels: int) -> None:
+    def __init__(self, max_pixels: int, assume_encoding: str = "", bits: int = 0) -> None:
         from cv_bridge import CvBridge
 
-        self._max_pixels = max_pixels
+        super().__init__(max_pixels, assume_encoding, bits)
         self._bridge = CvBridge()
 
     def __call__(self, message: Any) -> ImageArray:
@@ -69,15 +70,17 @@ class CvBridgeDecoder:
         Raises:
             ImageError: The message cannot be decoded.
         """
-        if not _suits_cv_bridge(message) or message.width * message.height > self._max_pixels:
-            return decode_message(message, self._max_pixels)
+        if not _suits_cv_bridge(message) or message.width * message.height > self.max_pixels:
+            return super().__call__(message)
         try:
-            return np.ascontiguousarray(self._bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
+            image = np.ascontiguousarray(self._bridge.imgmsg_to_cv2(message, desired_encoding="rgb8"))
         except Exception as error:  # CvBridgeError, cv2.error, KeyError, depending on what is wrong
             raise ImageError(
                 f"{message.encoding} image of {message.width}x{message.height} pixels with step {message.step}: "
                 f"cv_bridge says {error}"
             ) from None
+        self.encoding = message.encoding
+        return image
 
 
 def _suits_cv_bridge(message: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import copy
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from semla_ros.results import Frame, Generation, Level, MaskInfo, Status
+from semla_ros.results import Frame, Generation, ImageArray, Level, MaskInfo, Status
 
 _ENCODING_OF = {("uint8", 2): "mono8", ("uint16", 2): "mono16", ("uint8", 3): "rgb8"}
 _PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # id masks shrink well at the fastest setting
@@ -183,7 +183,7 @@ def label_info_message(header: Header, names: Sequence[str]) -> Any:
     return message
 
 
-def make_frame(decode: Callable[[Any], NDArray[np.uint8]], camera: str, message: Any) -> Frame:
-    """The pipeline's frame of a camera's image message; `decode` makes RGB of it, and raises `ImageError`."""
-    header = message.header
-    return Frame(image=decode(message), stamp_ns=stamp_ns(header.stamp), camera=camera, frame_id=header.frame_id)
+def make_frame(decoders: Mapping[str, Callable[[Any], ImageArray]], camera: str, message: Any) -> Frame:
+    """The pipeline's frame of a camera's image message; its decoder makes RGB of it, and raises `ImageError`."""
+    header, image = message.header, decoders[camera](message)
+    return Frame(image=image, stamp_ns=stamp_ns(header.stamp), camera=camera, frame_id=header.frame_id)

@@ -28,8 +28,9 @@ from rclpy.node import Node
 from rclpy.signals import uninstall_signal_handlers
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
+from semla_ros.config import NodeConfig
 from semla_ros.errors import ConfigError, SemlaError
-from semla_ros.image_codec import decode_message
+from semla_ros.image_codec import ImageDecoder
 from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
@@ -72,7 +73,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         parameters = ParameterServices(self, self._aside, self._bank, self._troubles)
         self._parameter_services = parameters
         self._outputs = Outputs(self, parameters)
-        decode = partial(make_frame, decode_message)
+        self._decoders: dict[str, ImageDecoder] = {}  # by camera, made on configure
+        decode = partial(make_frame, self._decoders)
         self._frames = FrameLoop(parameters.cameras, decode, self._outputs, self.get_clock(), self._troubles)
         self._image_subscriptions: list[Any] = []
         self._transition_lock = threading.Lock()
@@ -80,7 +82,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         config = parameters.settings.node
         shared = (self._bank, self._frames, self._troubles)
         services = NodeServices(self, self._aside, *shared)
-        report = Reporter(self, parameters, self._outputs, *shared).report
+        report = Reporter(self, parameters, self._outputs, self._decoders, *shared).report
         self._hang_watch = HangWatch(self._frames, config.watchdog_s, report)
         jobs = [(LOOK_S, self._hang_watch.look), (config.diagnostics.period_s, report)]
         if config.watch_library_s:
@@ -190,12 +192,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         if self._parameter_services.problem:
             raise ConfigError(self._parameter_services.problem)
         config = self._parameter_services.settings.node
-        decode, self._frames.image_codec = partial(decode_message, max_pixels=config.max_image_pixels), "built in"
-        if config.cv_bridge == "always" or (config.cv_bridge == "auto" and find_spec("cv_bridge") is not None):
-            from semla_ros.nodes.cv_bridge_codec import choose_decoder
-
-            decode, self._frames.image_codec = choose_decoder(config.cv_bridge, config.max_image_pixels)
-        self._frames.make_frame, self._frames.max_rate_hz = partial(make_frame, decode), config.max_rate_hz
+        for camera in self._parameter_services.cameras:
+            self._decoders[camera], self._frames.image_codec = _make_decoder(config)
+        self._frames.max_rate_hz = config.max_rate_hz
         try:
             self._load_model()
         except BaseException:
@@ -300,6 +299,16 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._stop_all()
         self._jump_handle.unregister()
         stop_forwarding(self._log_handler)
+
+
+def _make_decoder(config: NodeConfig) -> tuple[ImageDecoder, str]:
+    """What decodes a camera's images, and its name for reports."""
+    how = config.max_image_pixels, config.assume_encoding, config.bits
+    if config.cv_bridge == "always" or (config.cv_bridge == "auto" and find_spec("cv_bridge") is not None):
+        from semla_ros.nodes.cv_bridge_codec import choose_decoder
+
+        return choose_decoder(config.cv_bridge, *how)
+    return ImageDecoder(*how), "built in"
 
 
 def spin(node: PerceptionNode) -> None:

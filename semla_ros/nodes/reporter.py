@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, qos_check_compatible
 
+from semla_ros.image_codec import ImageDecoder
 from semla_ros.nodes.messages import diagnostic_message, to_stamp
 from semla_ros.nodes.outputs import Outputs
 from semla_ros.nodes.parameter_services import ParameterServices
@@ -31,12 +33,13 @@ class Reporter:
         node: Node,
         parameters: ParameterServices,
         outputs: Outputs,
+        decoders: Mapping[str, ImageDecoder],
         bank: ModelBank,
         frames: FrameLoop,
         troubles: Troubles,
     ) -> None:
         self._node, self._parameters, self._bank = node, parameters, bank
-        self._outputs, self._frames, self._troubles = outputs, frames, troubles
+        self._outputs, self._decoders, self._frames, self._troubles = outputs, decoders, frames, troubles
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._clock = node.get_clock()
         self._ros_time = (0, time.monotonic())  # latest time of a clock that may stand still, and when it changed
@@ -74,16 +77,14 @@ class Reporter:
         hang, clock_problem = self._frames.hang(), self._clock_problem()
         parts = self._bank, self._frames, self._troubles
         reports = [node_report(name, state, settings, *parts, hang=hang, clock_problem=clock_problem)]
+        is_enabled = self._frames.is_enabled
         for camera, statistics in self._frames.statistics.items() if state == "active" else ():
-            topic = self._node.resolve_topic_name(self._parameters.image_topic(camera))
+            topic, decoder = self._node.resolve_topic_name(self._parameters.image_topic(camera)), self._decoders[camera]
             snapshot = statistics.snapshot(time.monotonic(), config.hold_s)
             hint = partial(why_silent, self._node, topic, settings.node.image_transport)
-            problem, is_enabled = self._outputs.info_problems.get(camera, ""), self._frames.is_enabled
-            reports.append(
-                camera_report(
-                    name, camera, topic, snapshot, config, is_enabled=is_enabled, problem=problem, hint=hint, hang=hang
-                )
-            )
+            problem = "; ".join(filter(None, (*decoder.assumptions, self._outputs.info_problems.get(camera))))
+            more = {"is_enabled": is_enabled, "problem": problem, "hint": hint, "hang": hang}
+            reports.append(camera_report(name, camera, topic, snapshot, config, read_as=decoder.read_as, **more))
         for scope, pipeline in self._bank.pipelines.items():
             status = pipeline.status()
             age_s = self._bank.failure_age_s(scope, status.failures)

@@ -99,6 +99,7 @@ def camera_report(
     *,
     is_enabled: bool,
     problem: str = "",
+    read_as: str = "",
     hint: Callable[[], str] = lambda: "check that the camera runs, and its topic name",
     hang: Hang | None = None,
 ) -> Status:
@@ -112,6 +113,7 @@ def camera_report(
         config: Thresholds.
         is_enabled: Whether the node answers images at all.
         problem: What else is wrong with it; empty where nothing.
+        read_as: Encoding that its images are read as; empty before the first one.
         hint: Gives what to do where no image comes.
         hang: The stage in which the frame path hangs.
     """
@@ -127,6 +129,7 @@ def camera_report(
         worries.add(Level.WARN, problem)
     values = {
         "Topic": topic,
+        "Read as": read_as,
         "Image rate (Hz)": f"{snapshot.image_rate_hz:.2f}",
         "Mask rate (Hz)": f"{snapshot.mask_rate_hz:.2f}",
         "Images received": str(snapshot.received),

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from semla_ros.errors import BagError, ConfigError, SemlaError
-from semla_ros.image_codec import decode_message
+from semla_ros.image_codec import ImageDecoder
 from semla_ros.lab.bags.cameras import Camera, find_cameras, truth_folder
-from semla_ros.lab.bags.label_map import LabelMap, decode_mask, label_names, raw_mask
+from semla_ros.lab.bags.label_map import LabelMap, decode_mask, label_names, raw_mask, read_mask
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.stored import EARLIEST_NS, Problems, StoredMessage
 from semla_ros.lab.bags.writer import COMPRESSED_IMAGE, IMAGE, NANOSECONDS, STRING
@@ -40,6 +40,8 @@ class FrameOptions:
         duration_s: Length in seconds; 0 = to the end.
         stride: Take every n-th image of each camera.
         max_frames: Stop after so many frames; 0 = all.
+        assume_encoding: What images are read as whose encoding leaves it open; see `ImageDecoder`.
+        bits: Of 16-bit samples, counted from the lowest; 0 = found from the images.
     """
 
     topics: tuple[str, ...] = ()
@@ -51,6 +53,8 @@ class FrameOptions:
     duration_s: float = 0.0
     stride: int = 1
     max_frames: int = 0
+    assume_encoding: str = ""
+    bits: int = 0
 
     def __post_init__(self) -> None:
         for name, is_good, expected in (
@@ -58,6 +62,7 @@ class FrameOptions:
             ("duration", self.duration_s >= 0, "at least 0 s"),
             ("stride", self.stride >= 1, "at least 1"),
             ("max-frames", self.max_frames >= 0, "at least 0"),
+            ("bits", self.bits == 0 or 8 <= self.bits <= 16, "0 or 8 to 16"),
             ("truth-tolerance", self.truth_tolerance_ms >= 0, "at least 0 ms"),
         ):
             if not is_good:
@@ -121,6 +126,10 @@ class FrameSource:
         self._undecoded: Counter[str] = Counter()
         self._latest: dict[str, tuple[int, int]] = {}  # topic -> stamp and log time of its latest image
         self._is_whole = False
+        self._decoders = {
+            camera.topic: ImageDecoder(assume_encoding=options.assume_encoding, bits=options.bits)
+            for camera in self.cameras
+        }
         self._truth_folder = truth_folder(options.truth)
         self._segment_topic = self._find_segment_topic()
         self._label_map = self._find_label_map()
@@ -175,6 +184,9 @@ class FrameSource:
         finally:
             for text in self._bag.problems:
                 self.problems.add(text, text)
+            for name, decoder in self._decoders.items():
+                for text in decoder.assumptions:
+                    self.problems.add(f"{name} {text}", f"images on {name}: {text}")
             for topic in self.account():
                 if topic["lost"]:
                     text = f"{topic['lost']} of {topic['counted']} messages of {topic['topic']} are lost"
@@ -256,7 +268,7 @@ class FrameSource:
 
     def _image_of(self, message: StoredMessage, camera: Camera, segment: str) -> ReplayFrame:
         content = self._image_message(message)
-        image = decode_message(content)
+        image = self._decoders[camera.topic](content)
         stamp_ns = _stamp_ns(content)
         if stamp_ns == 0:
             self.problems.add("stamp", f"images on {message.topic} have no stamp: their recording time is used")
@@ -286,7 +298,7 @@ class FrameSource:
         if not path.is_file():
             return None
         try:
-            return self._label_map(decode_mask(np.frombuffer(path.read_bytes(), np.uint8), "png"))
+            return self._label_map(read_mask(path))
         except SemlaError as error:
             self.problems.add("truth file", f"truth {path}: {error}")
             return None

@@ -8,11 +8,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from semla_ros.errors import BagError, ConfigError
+from semla_ros.image_files import label_values, read_labels
 from semla_ros.lab.bags.own_output import own_topics
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.writer import STRING
@@ -147,11 +148,16 @@ def raw_mask(content: Any) -> MaskArray:
 
 
 def decode_mask(data: ImageArray, image_format: str) -> MaskArray:
-    """Class ids of a PNG; a JPEG would have changed them."""
-    if data[:2].tobytes() == b"\xff\xd8":
-        raise BagError(f"a label image must be lossless (PNG), got '{image_format}'")
-    mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    if mask is None or mask.ndim != 2:
-        shape = "unreadable bytes" if mask is None else f"{mask.shape[2]} channels"
-        raise BagError(f"a label image must be a PNG with one channel of class ids, got {shape}")
-    return mask  # type: ignore[no-any-return]
+    """Class ids of a PNG, of a palette its indices; a JPEG would have changed them."""
+    return _one_channel(label_values(data, f"a label image of {data.size} bytes (format '{image_format}')"))
+
+
+def read_mask(path: Path) -> MaskArray:
+    """As `decode_mask`, of a file."""
+    return _one_channel(read_labels(path))
+
+
+def _one_channel(mask: NDArray[Any]) -> MaskArray:
+    if mask.ndim != 2:
+        raise BagError(f"a label image must be a PNG with one channel of class ids, got {mask.shape[2]} channels")
+    return mask

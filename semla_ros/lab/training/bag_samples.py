@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from semla_ros.errors import BagError, ConfigError, DatasetError
+from semla_ros.errors import BagError, ConfigError, DatasetError, ImageError
+from semla_ros.image_files import read_image, read_labels
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
 from semla_ros.lab.bags.label_map import label_names
 from semla_ros.lab.bags.reader import BagReader
@@ -176,11 +178,11 @@ class BagSamples:
 
     def image(self, index: int) -> ImageArray:
         """RGB image, shape (H, W, 3), uint8."""
-        return np.ascontiguousarray(_load(self._path("image", index), cv2.IMREAD_COLOR)[..., ::-1])
+        return _again(read_image, self._path("image", index))
 
     def mask(self, index: int) -> MaskArray:
         """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
-        return _load(self._path("mask", index), cv2.IMREAD_UNCHANGED)
+        return _again(read_labels, self._path("mask", index))
 
     def close(self) -> None:
         """Remove the files."""
@@ -202,8 +204,8 @@ def _write(path: Path, pixels: ImageArray) -> None:
         raise DatasetError(f"{path} cannot be written; is the temporary folder full?")
 
 
-def _load(path: Path, flags: int) -> ImageArray:
-    pixels = cv2.imread(str(path), flags)
-    if pixels is None:
-        raise DatasetError(f"{path} cannot be read again; was the temporary folder cleaned meanwhile?")
-    return np.asarray(pixels)
+def _again(read: Callable[[Path], NDArray[Any]], path: Path) -> NDArray[Any]:
+    try:
+        return read(path)
+    except ImageError:
+        raise DatasetError(f"{path} cannot be read again; was the temporary folder cleaned meanwhile?") from None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.file_integrity import file_sha256
-from semla_ros.lab.training.samples import image_files, read_image
+from semla_ros.lab.training.samples import image_files, training_image
 from semla_ros.library.domain_statistics import (
     DomainStatistics,
     statistics_name,
@@ -118,7 +118,7 @@ def _embed_files(
     if on_progress:
         on_progress(len(files) - len(todo), len(files))
     for number, batch in enumerate(batches, start=1):
-        vectors = encoder.embed_batch([read_image(files[index]) for index in batch])
+        vectors = encoder.embed_batch([training_image(files[index]) for index in batch])
         state.add([keys[index] for index in batch], vectors)
         if on_progress:
             on_progress(len(files) - len(todo) + sum(map(len, batches[:number])), len(files))

@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 import semla_ros.lab.world
-from semla_ros.errors import DatasetError
-from semla_ros.lab.evaluation.datasets.labels import stored_values
+from semla_ros.errors import DatasetError, ImageError
+from semla_ros.image_files import read_image, read_labels
 from semla_ros.lab.evaluation.datasets.layouts import pair_folders
 from semla_ros.lab.world.caption import caption
 from semla_ros.lab.world.domains import Domain, Split, split_seed
@@ -152,15 +152,15 @@ class FolderSamples:
 
     def image(self, index: int) -> ImageArray:
         """RGB image, shape (H, W, 3), uint8."""
-        return read_image(self._pairs[index].image)
+        return training_image(self._pairs[index].image)
 
     def mask(self, index: int) -> MaskArray:
         """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
         image_path, path = self._pairs[index].image, self._pairs[index].labels
         try:
-            mask = stored_values(path)
-        except Exception as error:  # a damaged file raises whatever its bytes lead the decoder into
-            raise DatasetError(f"label {path}: cannot be read: {error}") from None
+            mask = read_labels(path)
+        except ImageError as error:
+            raise DatasetError(f"label {error}") from None
         if mask.ndim != 2 or mask.dtype != np.uint8:
             kind = f"{mask.dtype} of shape {mask.shape}"
             raise DatasetError(f"label {path}: expected a single-channel 8-bit image of class indices, got {kind}")
@@ -190,16 +190,16 @@ def image_files(folder: Path, what: str) -> list[Path]:
     return files
 
 
-def read_image(path: Path) -> ImageArray:
+def training_image(path: Path) -> ImageArray:
     """An image file as RGB, shape (H, W, 3), uint8.
 
     Raises:
         DatasetError: It cannot be decoded.
     """
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DatasetError(f"image {path} cannot be decoded; remove it or replace it")
-    return np.ascontiguousarray(image[..., ::-1])
+    try:
+        return read_image(path)
+    except ImageError as error:
+        raise DatasetError(f"image {error}") from None
 
 
 class ConcatenatedSamples:

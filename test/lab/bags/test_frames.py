@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from semla_ros.errors import BagError, ConfigError
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
@@ -152,6 +153,39 @@ def test_an_unknown_encoding_costs_only_its_own_images(tmp_path: Path) -> None:
     frames, problems = replay(tmp_path / "bag")
     assert [frame.frame.stamp_ns for frame in frames] == [stamp(1), stamp(3)]
     assert "mystery12" in problems[0]
+
+
+def test_what_cameras_left_open_is_read_as_in_the_node_and_said_once(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as bag:
+        for index in range(4):
+            deep = picture(index)[..., 0].astype(np.uint16) << 4
+            for topic, pixels, encoding in (("/left", picture(index), "8UC3"), ("/right", deep, "mono16")):
+                bag.write(topic, "sensor_msgs/msg/Image", image_message(pixels, stamp(index), encoding), stamp(index))
+    topics = ("/left", "/right")
+    frames, problems = replay(tmp_path / "bag", topics=topics, truth=("none",))
+    assert sorted(problems) == [
+        "images on /left: encoding '8UC3' is read as bgr8; set assume_encoding to what it is",
+        "images on /right: 16-bit samples use 12 bits so far and are read as such; set bits to what the camera has",
+    ]
+    for item in frames:
+        expected = picture((item.frame.stamp_ns - START_NS) // STEP_NS)
+        expected = expected[..., ::-1] if item.topic == "/left" else expected[..., :1].repeat(3, axis=2)
+        assert np.array_equal(item.frame.image, expected)
+    frames, problems = replay(tmp_path / "bag", topics=topics, truth=("none",), assume_encoding="rgb8", bits=12)
+    assert problems == []
+    assert np.array_equal(next(item.frame.image for item in frames if item.topic == "/left"), picture(0))
+
+
+def test_truth_of_a_palette_is_its_indices(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag")
+    (tmp_path / "truth").mkdir()
+    for index in range(6):
+        ids = Image.fromarray(truth(index), mode="P")
+        ids.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+        ids.save(tmp_path / "truth" / f"{stamp(index)}.png")
+    frames, problems = replay(bag, truth=(str(tmp_path / "truth"),))
+    assert problems == []
+    assert all(np.array_equal(frame.truth, truth(index)) for index, frame in enumerate(frames))
 
 
 def test_segments_name_the_frames_behind_them(tmp_path: Path) -> None:

@@ -361,6 +361,19 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
         open_domain("bdd", tmp_path).read(0, 0)
 
 
+def test_images_are_upright_by_their_exif_data(tmp_path: Path) -> None:
+    bdd(tmp_path)
+    path = tmp_path / "bdd100k/images/10k/val/7d06fefd-f7be05a6.jpg"
+    with Image.open(path) as picture:
+        upright = np.asarray(picture.convert("RGB"))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned to the left
+    Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(path, exif=exif, quality=95)
+    scene = open_domain("bdd", tmp_path).read(0, 0).scene
+    assert scene.shape == upright.shape
+    assert np.abs(scene.astype(int) - upright).mean() < 12  # noise, through a JPEG; turned it would be 80
+
+
 def test_a_damaged_mat_file_is_a_data_set_error(tmp_path: Path) -> None:
     broken = tmp_path / "x.mat"
     broken.write_bytes(b"\x00" * 200)

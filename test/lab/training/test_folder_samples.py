@@ -35,6 +35,29 @@ def test_labels_are_matched_by_name_with_or_without_a_suffix(folders: tuple[Path
         assert np.array_equal(samples.mask(index), samples.image(index)[..., 0] // 128)
 
 
+def test_images_are_upright_and_labels_of_a_palette_are_its_indices(folders: tuple[Path, Path]) -> None:
+    images, labels = folders
+    samples = FolderSamples(images, labels, class_count=2)
+    upright, mask = samples.image(1), samples.mask(1)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored turned to the left
+    Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(images / "a1.png", exif=exif)
+    palette = Image.fromarray(mask, mode="P")
+    palette.putpalette([9, 8, 7, 200, 100, 50])
+    palette.save(labels / "a1.png")
+    assert np.array_equal(samples.image(1), upright)
+    assert np.array_equal(samples.mask(1), mask)
+
+
+def test_a_file_that_is_cut_off_is_named(folders: tuple[Path, Path]) -> None:
+    samples = FolderSamples(*folders, class_count=2)
+    for folder, read in zip(folders, (samples.image, samples.mask), strict=True):
+        path = folder / "a1.png"
+        path.write_bytes(path.read_bytes()[:-20])
+        with pytest.raises(DatasetError, match=r"a1\.png: cut off"):
+            read(1)
+
+
 def test_a_batch_keeps_image_and_mask_together(folders: tuple[Path, Path]) -> None:
     samples = ConcatenatedSamples([FolderSamples(*folders, class_count=2)] * 2)
     mean, std = torch.zeros(3), torch.ones(3)

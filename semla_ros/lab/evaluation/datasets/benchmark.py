@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from semla_ros.config import from_mapping
-from semla_ros.errors import ConfigError, DatasetError, SemlaError
+from semla_ros.errors import ConfigError, DatasetError, ImageError, SemlaError
+from semla_ros.image_files import read_image
 from semla_ros.lab.evaluation.datasets.labels import Encoding
 from semla_ros.lab.evaluation.datasets.layouts import NAME, Layout, SamplePaths
 from semla_ros.lab.evaluation.datasets.sizes import SizeRule
@@ -226,10 +226,10 @@ class DomainImages:
         del seed  # an index is the same image for every seed
         paths = self.paths[index]
         try:
-            with Image.open(paths.image) as file:
-                image = np.array(file.convert("RGB"))  # a copy, that may be written to
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"domain '{self._name}': image {paths.image} cannot be read: {error}") from None
+            image = read_image(paths.image)
+        except ImageError as error:
+            reason = str(error).removeprefix(f"{paths.image}: ")
+            raise DatasetError(f"domain '{self._name}': image {paths.image} cannot be read: {reason}") from None
         labels = self._encoding.decode(self.class_names, paths.labels, paths.segments)
         if labels.shape != image.shape[:2]:
             raise DatasetError(

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from semla_ros.errors import ConfigError, DatasetError
+from semla_ros.image_files import read_labels
 from semla_ros.results import UNLABELLED
 
 Mask = NDArray[np.uint8]
@@ -73,7 +73,7 @@ class Encoding:
             DatasetError: The file is unreadable or holds a value that the encoding does not know.
         """
         try:
-            values = _label_map(path) if self.reader == "mat" else stored_values(path)
+            values = _label_map(path) if self.reader == "mat" else read_labels(path)
         except Exception as error:  # a damaged file raises whatever its bytes lead a reader into
             raise DatasetError(f"label file {path}: cannot be read as {self.what}: {error!r}") from None
         table = self.table(names)
@@ -102,12 +102,6 @@ def _numbers(text: str) -> list[int]:
             raise ConfigError(f"'unlabelled' must be numbers and ranges such as '0-33, 255', got '{text}'")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
-
-
-def stored_values(path: Path) -> NDArray[Any]:
-    """What an image file stores, shape (H, W) or (H, W, C): indices of a palette image, not its colours."""
-    with Image.open(path) as image:
-        return np.asarray(image)
 
 
 def _label_map(path: Path) -> NDArray[Any]:
