@@ -1,10 +1,10 @@
 """Segment image files, each with the adapters that fit its scene.
 
     semla segment street.png fog.jpg --out out/segment
-    semla segment *.png --model catseg-l --library adapters/catseg-l --inference sliding --classes road car sky
+    semla segment *.png --model catseg-l --library adapters/catseg-l --inference sliding --classes road,car,sky
 
 Writes <name>_mask.png (class index per pixel, 255 = unlabelled; 16 bits above 254 classes) and <name>_overlay.png, and
-prints the mix, the time and the peak memory.
+prints the mix, the time and the peak memory. An image that cannot be segmented is named, and the others follow.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -25,9 +26,14 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import SemlaError
 from semla_ros.image_files import read_image
 from semla_ros.labels import overlay, palette_of
-from semla_ros.results import BASE_MODEL, Frame, Segmentation
+from semla_ros.results import BASE_MODEL, Frame, ImageArray, Segmentation
 from semla_ros.serving.memory import peak_resident_bytes
 from semla_ros.timing import Stopwatch
+
+if TYPE_CHECKING:
+    from semla_ros.pipeline import PerceptionPipeline
+
+KINDS = ("mask", "overlay")  # of output files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-dir", default="", metavar="DIR", help="where model files are looked for first")
     parser.add_argument("--library", default="", metavar="DIR", help="adapter library; default: the model's own")
     parser.add_argument("--out", type=Path, default=Path("out/segment"), metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="default: the model's own list")
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="separated by commas or spaces; default: the model's own list",
+    )
     parser.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores but one")
@@ -45,62 +57,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Segment the images; 0, or 2 through SemlaError on bad input, before anything is written."""
-    images = [read_image(path) for path in arguments.images]
+    """Segment the images; 0, 1 where some could not be, 2 where none could be, or through SemlaError."""
     import torch
 
     from semla_ros.pipeline import PerceptionPipeline
 
-    inference = InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads)
-    config = SemlaConfig(
-        model=arguments.model,
-        model_dir=arguments.model_dir,
-        library=arguments.library,
-        classes=tuple(arguments.classes),
-        inference=inference,
-    )
-    watch = Stopwatch()
-    with watch.stage("load"):
-        pipeline = PerceptionPipeline.load(config)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    names = pipeline.class_names
-    records = []
-    for path, image, stem in zip(arguments.images, images, _unique_stems(arguments.images), strict=True):
-        pipeline.reset_gate()  # each image is a scene of its own
-        result, step = pipeline.process(Frame(image=image, stamp_ns=0))
-        if step.error is not None:
-            raise SemlaError(step.error)
-        mask_file, overlay_file = (arguments.out / f"{stem}_{kind}.png" for kind in ("mask", "overlay"))
-        Image.fromarray(result.mask).save(mask_file)
-        Image.fromarray(overlay(image, result.mask, palette_of(names))).save(overlay_file)
-        latency_ms = {**step.latency_ms, **result.latency_ms}
-        files = {"image": str(path), "mask": str(mask_file), "overlay": str(overlay_file)}
-        records.append({**files, **_record(result, latency_ms, names)})
+    watch, pipeline = Stopwatch(), None
+    records: list[dict[str, object]] = []
+    failed: list[dict[str, str]] = []
+    for path, stem in zip(arguments.images, _unique_stems(arguments.images, arguments.out), strict=True):
+        try:
+            image = read_image(path)
+        except SemlaError as error:
+            failed.append(_failure(path, error))
+            continue
+        if pipeline is None:
+            with watch.stage("load"):
+                pipeline = PerceptionPipeline.load(_config(arguments))
+            arguments.out.mkdir(parents=True, exist_ok=True)
+        try:
+            records.append(_segment(pipeline, image, path, arguments.out / stem))
+        except SemlaError as error:
+            failed.append(_failure(path, error))
+    if pipeline is None:
+        return 2
     summary = {
         "model": arguments.model,
         "inference": arguments.inference,
-        "classes": list(names),
+        "classes": list(pipeline.class_names),
         "threads": torch.get_num_threads(),
         "load_s": watch.latency_ms["load"] / 1e3,
         "peak_memory_mib": peak_resident_bytes() / 2**20,
         "images": records,
+        "failed": failed,
     }
     if arguments.json:
         json.dump(summary, sys.stdout, indent=2)
         print()
     else:
         _show(summary, records, arguments.out)
-    return 0
+    return 0 if not failed else 1 if records else 2
 
 
-def _unique_stems(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix; a number is added where two would be the same."""
-    seen: Counter[str] = Counter()
-    stems = []
+def _config(arguments: argparse.Namespace) -> SemlaConfig:
+    names = (name.strip() for text in arguments.classes for name in text.split(","))
+    return SemlaConfig(
+        model=arguments.model,
+        model_dir=arguments.model_dir,
+        library=arguments.library,
+        classes=tuple(filter(None, names)),
+        inference=InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads),
+    )
+
+
+def _segment(pipeline: PerceptionPipeline, image: ImageArray, path: Path, stem: Path) -> dict[str, object]:
+    pipeline.reset_gate()  # each image is a scene of its own
+    result, step = pipeline.process(Frame(image=image, stamp_ns=0))
+    if step.error is not None:
+        raise SemlaError(step.error)
+    names = pipeline.class_names
+    pictures = (result.mask, overlay(image, result.mask, palette_of(names)))
+    files = {"image": str(path)}
+    for kind, pixels in zip(KINDS, pictures, strict=True):
+        files[kind] = _output(stem, kind)
+        Image.fromarray(pixels).save(files[kind])
+    return {**files, **_record(result, {**step.latency_ms, **result.latency_ms}, names)}
+
+
+def _failure(path: Path, error: SemlaError) -> dict[str, str]:
+    text = str(error)
+    print(f"semla segment: {text if str(path) in text else f'{path}: {text}'}", file=sys.stderr)
+    return {"image": str(path), "error": text}
+
+
+def _output(stem: Path, kind: str) -> str:
+    return f"{stem}_{kind}.png"
+
+
+def _unique_stems(paths: Sequence[Path], out: Path) -> list[str]:
+    """File names without suffix; a number is added where an output would replace another one, or an image."""
+    names, images, stems = {path.stem for path in paths}, {path.resolve() for path in paths}, dict[str, None]()
+
+    def is_free(stem: str, name: str) -> bool:
+        outputs = {Path(_output(out / stem, kind)).resolve() for kind in KINDS}
+        return stem not in stems and (stem == name or stem not in names) and not outputs & images
+
     for path in paths:
-        seen[path.stem] += 1
-        stems.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
-    return stems
+        numbered = (f"{path.stem}-{number}" for number in count(2))
+        stems[next(stem for stem in chain([path.stem], numbered) if is_free(stem, path.stem))] = None
+    return list(stems)
 
 
 def _record(result: Segmentation, latency_ms: Mapping[str, float], class_names: Sequence[str]) -> dict[str, object]:
