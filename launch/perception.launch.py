@@ -46,7 +46,6 @@ def make_node(context: LaunchContext) -> list[Action]:
         given["cameras"] = [name.strip() for name in value_of("cameras").split(",") if name.strip()]
     if given:
         parameters.append(given)
-    image_topic = value_of("image_topic")
     actions: list[Action] = []
     if value_of("dds_profile"):
         # The first name is Humble's and Jazzy's, the second one that of later distributions.
@@ -64,8 +63,7 @@ def make_node(context: LaunchContext) -> list[Action]:
             emulate_tty=True,
             parameters=parameters,
             remappings=[
-                ("image", image_topic),
-                ("image/compressed", f"{image_topic}/compressed"),
+                ("image", value_of("image_topic")),
                 ("camera_info", value_of("camera_info_topic")),
             ],
             arguments=["--ros-args", "--log-level", value_of("log_level")],

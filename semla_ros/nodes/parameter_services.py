@@ -71,9 +71,16 @@ class ParameterServices:
         return self.settings.node.cameras or ("",)
 
     def image_topic(self, camera: str) -> str:
-        """The topic of a camera's images, below the node's namespace."""
-        suffix = "image" if self.settings.node.image_transport == "raw" else "image/compressed"
-        return f"{camera}/{suffix}" if camera else suffix
+        """The topic to subscribe to for a camera's images.
+
+        As in image_transport, compressed images follow a remapping of `image`; one of `image/compressed` counts more.
+        """
+        image = f"{camera}/image" if camera else "image"
+        if self.settings.node.image_transport == "raw":
+            return image
+        compressed, resolve = f"{image}/compressed", self._node.resolve_topic_name
+        is_remapped = resolve(compressed) != resolve(compressed, only_expand=True)
+        return compressed if is_remapped else f"{resolve(image)}/compressed"
 
     @property
     def hardware_id(self) -> str:

@@ -81,7 +81,8 @@ class Reporter:
         for camera, statistics in self._frames.statistics.items() if state == "active" else ():
             topic, decoder = self._node.resolve_topic_name(self._parameters.image_topic(camera)), self._decoders[camera]
             snapshot = statistics.snapshot(time.monotonic(), config.hold_s)
-            hint = partial(why_silent, self._node, topic, settings.node.image_transport)
+            image = f"{camera}/image" if camera else "image"
+            hint = partial(why_silent, self._node, image, topic, settings.node.image_transport)
             problem = "; ".join(filter(None, (*decoder.assumptions, self._outputs.info_problems.get(camera))))
             more = {"is_enabled": is_enabled, "problem": problem, "hint": hint, "hang": hang}
             reports.append(camera_report(name, camera, topic, snapshot, config, read_as=decoder.read_as, **more))
@@ -92,24 +93,25 @@ class Reporter:
         return reports
 
 
-def why_silent(node: Node, topic: str, transport: str) -> str:
+def why_silent(node: Node, image: str, topic: str, transport: str) -> str:
     """What to do about a camera topic on which nothing arrives.
 
     Args:
         node: Subscribed to the topic.
-        topic: Full name.
+        image: Name of the camera's `image`, before remapping.
+        topic: Full name of the topic.
         transport: "raw" or "compressed".
     """
     publishers = node.get_publishers_info_by_topic(topic)
-    if not publishers:
-        other = "raw" if transport == "compressed" else "compressed"
-        other_topic = topic.removesuffix("/compressed") if other == "raw" else f"{topic}/compressed"
-        if node.count_publishers(other_topic):
-            return f"images are published on {other_topic}: set image_transport to '{other}'"
-        return "nobody publishes there: check that the camera runs, its topic name and ROS_DOMAIN_ID"
     kinds = sorted({publisher.topic_type for publisher in publishers})
     if _TYPES[transport] not in kinds:
-        return f"what is published there is {', '.join(kinds)}, not {_TYPES[transport]}: remap 'image' to another topic"
+        if hint := _where_images_are(node, image, topic, transport):
+            return hint
+        if not kinds:
+            return "nobody publishes there: check that the camera runs, its topic name and ROS_DOMAIN_ID"
+        return (
+            f"what is published there is {', '.join(kinds)}, not {_TYPES[transport]}: remap '{image}' to another topic"
+        )
     own = [item for item in node.get_subscriptions_info_by_topic(topic) if item.node_name == node.get_name()]
     for publisher in publishers:
         for subscription in own:
@@ -119,3 +121,27 @@ def why_silent(node: Node, topic: str, transport: str) -> str:
                     f"the camera's QoS does not fit ({reason.strip('; ')}): change qos_overrides, or the camera's QoS"
                 )
     return "a camera is connected, but sends nothing: check the camera"
+
+
+def _where_images_are(node: Node, image: str, topic: str, transport: str) -> str:
+    """How to hear the images that are published under a name near the topic; empty where none are.
+
+    Names what the node would then subscribe to, so that nobody who follows it is sent on.
+    """
+    base, compressed = node.resolve_topic_name(image), f"{image}/compressed"
+    is_remapped = node.resolve_topic_name(compressed) != node.resolve_topic_name(compressed, only_expand=True)
+
+    def remap(name: str, target: str) -> str:
+        return f"remap '{name}' to {target}"
+
+    ways = []
+    for stem in dict.fromkeys((base, *(name.removesuffix("/compressed") for name in (base, topic)))):
+        step, packed = "" if stem == base else remap(image, stem), f"{stem}/compressed"
+        ways += [("raw", stem, step), ("compressed", packed, remap(compressed, packed) if is_remapped else step)]
+    ways += [("raw", topic, remap(image, topic))]
+    ways += [("compressed", name, remap(compressed, name)) for name in (base, topic)]
+    for kind, name, step in sorted(ways, key=lambda way: way[0] != transport):
+        if any(publisher.topic_type == _TYPES[kind] for publisher in node.get_publishers_info_by_topic(name)):
+            steps = filter(None, (kind != transport and f"set image_transport to '{kind}'", step))
+            return f"images are published on {name}: {' and '.join(steps)}"
+    return ""

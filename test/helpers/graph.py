@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +110,13 @@ class Graph:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
 
-    def start(self, *command: str, namespace: str = "", **parameters: object) -> NodeProcess:
+    def start(
+        self, *command: str, namespace: str = "", remappings: Mapping[str, str] | None = None, **parameters: object
+    ) -> NodeProcess:
         """Start `python <command>` with parameters, as text as on a command line."""
         arguments = [sys.executable, *command, "--ros-args"]
+        for name, target in (remappings or {}).items():
+            arguments += ["-r", f"{name}:={target}"]
         if namespace:
             arguments += ["-r", f"__ns:=/{namespace}"]
         for key, value in parameters.items():
@@ -227,7 +231,9 @@ class PerceptionClient:
         return message
 
 
-def start_costless(graph: Graph, namespace: str, **parameters: object) -> NodeProcess:
+def start_costless(
+    graph: Graph, namespace: str, remappings: Mapping[str, str] | None = None, **parameters: object
+) -> NodeProcess:
     """Start the perception node on a model that costs nothing."""
     parameters = {"diagnostics.period_s": 0.1, "diagnostics.hardware_id": namespace} | parameters
-    return graph.start(str(HERE / "costless_node.py"), namespace=namespace, **parameters)
+    return graph.start(str(HERE / "costless_node.py"), namespace=namespace, remappings=remappings, **parameters)
