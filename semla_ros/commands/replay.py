@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +25,7 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.label_map import read_label_map
+from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, run_tasks
 from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions, write_json
@@ -74,9 +72,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--rate",
-        choices=("max", "realtime"),
+        choices=("max", "realtime", "live"),
         default="max",
-        help="max: answer every frame; realtime: arrival times and latency count, the newest frame wins (%(default)s)",
+        help="max: answer every frame; realtime: arrival times and latency count, the newest frame wins; live: play "
+        "the bag to the real node over DDS, which needs ROS 2 (%(default)s)",
     )
     how.add_argument(
         "--scope",
@@ -108,6 +107,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results.add_argument("--no-report", action="store_true", help="do not write report.html")
     results.add_argument("--video", action="store_true", help="write replay.mp4")
     results.add_argument(
+        "--pictures", action="store_true", help="write contact_sheet.png and timeline.png, where there is truth"
+    )
+    results.add_argument(
         "--propose-adapter", action="store_true", help="list the stretches that no adapter covers, with example frames"
     )
 
@@ -121,11 +123,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Replay; 0, 1 where some bags failed, 130 after an interrupt."""
     options = read_options(arguments)
     bags = find_bags(arguments.bags)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # a terminated replay keeps what it has, as an interrupted one does
+    terminate_like_interrupt()  # it keeps what it has
     if len(bags) > 1 or arguments.ray:
-        if arguments.through_node:
-            raise ConfigError("--through-node replays one bag, without --ray")
+        if arguments.through_node or options.rate == "live":
+            raise ConfigError("through the node one bag is replayed, without --ray")
         return _run_many(arguments, bags, options)
     return _run_one(arguments, bags[0], options)
 
@@ -134,8 +135,8 @@ def read_options(arguments: argparse.Namespace) -> ReplayOptions:
     """The options of the command line, checked."""
     if arguments.threads < 0 or arguments.jobs < 0:
         raise ConfigError("--threads and --jobs must be at least 0")
-    if arguments.through_node and arguments.rate == "realtime":
-        raise ConfigError("--through-node waits for each mask: --rate realtime cannot be had with it")
+    if arguments.through_node and arguments.rate != "max":
+        raise ConfigError("--through-node waits for each mask; to play the bag to the node, give --rate live alone")
     inference = InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads)
     return ReplayOptions(
         frames=FrameOptions(
@@ -163,6 +164,7 @@ def read_options(arguments: argparse.Namespace) -> ReplayOptions:
         scope=arguments.scope,
         with_bag=not arguments.no_bag,
         with_video=arguments.video,
+        with_pictures=arguments.pictures,
         with_report=not arguments.no_report,
         propose_adapter=arguments.propose_adapter,
     )
@@ -171,8 +173,8 @@ def read_options(arguments: argparse.Namespace) -> ReplayOptions:
 def _run_one(arguments: argparse.Namespace, bag: Path, options: ReplayOptions) -> int:
     console = Console(stderr=True)
     make_runner = None
-    if arguments.through_node:
-        make_runner = _node_runner(options, arguments.out)
+    if arguments.through_node or options.rate == "live":
+        make_runner = _node_runner(bag, options, arguments.out)
     replay = Replay(bag, arguments.out, options, make_runner=make_runner)
     with progress(console) as bars:
         task = bars.add_task(f"replaying {bag.name}", total=None)
@@ -187,12 +189,12 @@ def _run_one(arguments: argparse.Namespace, bag: Path, options: ReplayOptions) -
     return 0
 
 
-def _node_runner(options: ReplayOptions, out: Path) -> Any:
+def _node_runner(bag: Path, options: ReplayOptions, out: Path) -> Any:
     try:
-        from semla_ros.lab.replay.through_node import make_runner
+        from semla_ros.lab.replay.live_node import make_runner
     except ImportError as error:
-        raise ConfigError(f"--through-node needs ROS 2 (rclpy): {error}") from None
-    return make_runner(options, out)
+        raise ConfigError(f"the node needs ROS 2 (rclpy): {error}") from None
+    return make_runner(bag, options, out)
 
 
 def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: ReplayOptions) -> int:
@@ -329,8 +331,3 @@ def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
 
 def _figure(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise KeyboardInterrupt

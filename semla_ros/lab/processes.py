@@ -1,4 +1,4 @@
-"""Child processes that never outlive the demo: output in log files, watched while they run, ended by their own pid."""
+"""Child processes that never outlive this one: output in log files, watched while they run, ended by their own pid."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,9 +22,19 @@ class ChildError(SemlaError):
 
 
 def _end_with_parent() -> None:
-    """Ask Linux to end this child when the demo is killed in a way that it cannot handle."""
+    """Ask Linux to end this child when this process is killed in a way that it cannot handle."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def terminate_like_interrupt() -> None:
+    """Let SIGTERM end this process as Ctrl-C does, so that what was done is kept and no child outlives it."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 class Child:

@@ -1,9 +1,8 @@
-"""What a replay leaves behind while it runs: the trace, the bag with masks, the video."""
+"""What a replay leaves behind while it runs: the trace, the bag with masks, video and contact sheet."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -11,20 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from semla_ros.config import NodeConfig
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter
 from semla_ros.lab.replay.runners import Answer, Outcome, VariantRunner
-from semla_ros.lab.replay.scores import FrameScore, six_digits
-from semla_ros.lab.report.pictures import FAINT_TEXT, Canvas, colourise, draw_mix, resize
+from semla_ros.lab.replay.scores import FrameScore, overlap_miou, six_digits
+from semla_ros.lab.report.charts import BETWEEN
+from semla_ros.lab.report.moments import Moment, Panel, draw_row, write_contact_sheet
+from semla_ros.lab.report.pictures import colourise
 from semla_ros.lab.report.video import VideoWriter
 from semla_ros.labels import labels_json, overlay, palette_of
-from semla_ros.results import Generation, ImageArray
+from semla_ros.results import Generation, ImageArray, MaskArray
 
 NODE = "/perception"  # where the node publishes by default
-_OVERLAY_ALPHA = 0.5
+LEAST_VISIBLE = 0.0005  # share of an adapter that nobody would see
 
 
 def trace_line(item: ReplayFrame, seconds: float, name: str, outcome: Outcome, score: FrameScore) -> dict[str, Any]:
@@ -91,7 +90,7 @@ class MaskBag:
             if result.confidence is not None:
                 self._writer.image(f"{base}/confidence", result.confidence, *header, log_ns=log_ns)
             if result.mask.shape == frame.image.shape[:2]:
-                picture = overlay(frame.image, result.mask, self._palette, _OVERLAY_ALPHA)
+                picture = overlay(frame.image, result.mask, self._palette, NodeConfig.overlay_alpha)
                 self._writer.compressed_image(f"{base}/overlay/compressed", picture, *header, log_ns=log_ns)
             self._report(log_ns, runner)
 
@@ -117,81 +116,140 @@ class MaskBag:
             self._writer.diagnostics("/diagnostics", statuses, log_ns, log_ns=log_ns)
 
 
-class ReplayVideo:
-    """An mp4 of one camera: image, truth where there is one, and the masks of up to three variants.
+class MomentMaker:
+    """Makes a moment of each frame of the first camera: image, truth where there is one, masks of up to three variants.
 
     Args:
-        path: File to write.
         names: Variants, the ones shown first.
-        primary: Whose mix is written in.
+        primary: What the moments are about; shown last.
         class_names: The vocabulary.
-        rate_hz: Frames per second.
     """
 
-    _WIDTH, _HEADER, _FOOTER, _GAP = 384, 34, 46, 4
-
-    def __init__(
-        self, path: Path, names: Sequence[str], primary: str, class_names: Sequence[str], rate_hz: float
-    ) -> None:
-        self._names = [*[name for name in names if name != primary][:2], primary]
-        self._primary = primary
-        self._palette: NDArray[np.uint8] = palette_of(class_names)
-        self._video = VideoWriter(path, rate_hz)
+    def __init__(self, names: Sequence[str], primary: str, class_names: Sequence[str]) -> None:
+        self.names = [*[name for name in names if name != primary][:2], primary]
+        self.class_names = tuple(class_names)
+        self.palette = palette_of(class_names)
         self._camera: str | None = None
-        self._has_truth: bool | None = None
+        self._has_truth = False
 
-    def add(self, item: ReplayFrame, outcomes: Mapping[str, Outcome], scores: Mapping[str, FrameScore]) -> None:
-        """Append one frame of the first camera."""
+    def make(
+        self, item: ReplayFrame, seconds: float, outcomes: Mapping[str, Outcome], scores: Mapping[str, FrameScore]
+    ) -> Moment | None:
+        """The moment; None for a frame of another camera."""
         if self._camera is None:
             self._camera, self._has_truth = item.frame.camera, item.truth is not None
         if item.frame.camera != self._camera:
-            return
-        height, width = item.frame.image.shape[:2]
-        tall = round(self._WIDTH * height / width)
-        panels: list[tuple[str, ImageArray | None, float]] = [("camera", item.frame.image, math.nan)]
+            return None
+        panels = [Panel(title="camera", picture=item.frame.image, is_mask=False)]
         if self._has_truth:
-            panels.append(("truth", None if item.truth is None else colourise(item.truth, self._palette), math.nan))
-        for name in self._names:
-            mask = outcomes[name].mask
-            panels.append((name, None if mask is None else colourise(mask, self._palette), scores[name].miou))
-        canvas = Canvas(len(panels) * (self._WIDTH + self._GAP) + self._GAP, self._HEADER + tall + self._FOOTER)
-        for column, (title, picture, miou) in enumerate(panels):
-            left = self._GAP + column * (self._WIDTH + self._GAP)
-            canvas.text(left + 6, self._HEADER / 2, title, size=16, bold=True)
-            if not math.isnan(miou):
-                canvas.text(
-                    left + self._WIDTH - 6,
-                    self._HEADER / 2,
-                    f"mIoU {miou:.2f}",
-                    size=15,
-                    colour=FAINT_TEXT,
-                    anchor="rm",
-                )
-            if picture is not None:
-                canvas.paste(resize(picture, self._WIDTH, tall, smooth=title == "camera"), left, self._HEADER)
-        mix = outcomes[self._primary].generation.mix
-        middle = self._HEADER + tall + self._FOOTER / 2
-        canvas.text(self._GAP + 6, middle, item.segment or f"frame {item.index}", size=16, bold=True)
-        left = self._GAP + self._WIDTH // 2
-        draw_mix(canvas, mix.shares(), left, round(middle) - 13, canvas.width - left - 2 * self._GAP, 26)
-        self._video.write(canvas.array())
+            panels.append(Panel(title="truth", picture=self._painted(item.truth)))
+        for name in self.names:
+            miou = six_digits(scores[name].miou) if self._has_truth else None
+            picture = self._painted(outcomes[name].mask)
+            panels.append(Panel(title=name, picture=picture, miou=miou, is_strong=name == self.names[-1]))
+        generation = outcomes[self.names[-1]].generation
+        shares = {name: share for name, share in generation.mix.shares().items() if share > LEAST_VISIBLE}
+        place = f"{seconds:.1f} s, generation {generation.number}"
+        return Moment(name=item.segment or f"frame {item.index}", place=place, panels=panels, shares=shares)
+
+    def _painted(self, mask: MaskArray | None) -> ImageArray | None:
+        return None if mask is None else colourise(mask, self.palette)
+
+
+class ReplayVideo:
+    """An mp4 of the moments.
+
+    Args:
+        path: File to write.
+        maker: Of the moments.
+        rate_hz: Frames per second.
+    """
+
+    def __init__(self, path: Path, maker: MomentMaker, rate_hz: float) -> None:
+        self._maker = maker
+        self._video = VideoWriter(path, rate_hz)
+        self._overlaps: dict[str, Any] = {}
+
+    def add(self, item: ReplayFrame, moment: Moment, scores: Mapping[str, FrameScore]) -> None:
+        """Append one frame."""
+        del item
+        for name, score in scores.items():
+            if score.overlaps is not None:
+                self._overlaps[name] = self._overlaps.get(name, 0) + score.overlaps
+        figures = [overlap_miou(self._overlaps[name]) for name in self._maker.names if name in self._overlaps]
+        so_far = " → ".join(f"{figure:.2f}" for figure in figures if figure is not None)
+        self._video.write(draw_row(moment, so_far, self._maker.class_names, self._maker.palette))
 
     def close(self) -> None:
         """Finish the file."""
         self._video.close()
 
 
-class Outputs(ExitStack):
-    """Trace, bag and video together, closed together, whatever happens, so that what was done can be read."""
+class ContactSheet:
+    """A PNG of one moment of each named stretch: that of median gain, so that neither luck nor bad luck is shown.
 
-    def __init__(self, trace: Path, bag: MaskBag | None, video: ReplayVideo | None) -> None:
+    Args:
+        path: File to write.
+        maker: Of the moments.
+        reference: Variant that the gain is over; None where there is none.
+    """
+
+    _CANDIDATES, _MOST_STRETCHES = 16, 10
+
+    def __init__(self, path: Path, maker: MomentMaker, reference: str | None) -> None:
+        self._path, self._maker, self._reference = path, maker, reference
+        self._chosen: dict[str, Moment] = {}
+        self._stretch = ""
+        self._begin("")
+
+    def _begin(self, stretch: str) -> None:
+        if self._stretch not in (*BETWEEN, *self._chosen) and self._candidates:
+            ranked = sorted(self._candidates, key=lambda candidate: candidate[0])
+            self._chosen[self._stretch] = ranked[len(ranked) // 2][1]
+        self._stretch = stretch
+        self._candidates: list[tuple[float, Moment]] = []
+        self._seen, self._every = 0, 1
+
+    def add(self, item: ReplayFrame, moment: Moment, scores: Mapping[str, FrameScore]) -> None:
+        """Look at one frame: of a stretch, candidates evenly spread over it are kept."""
+        if item.segment != self._stretch:
+            self._begin(item.segment)
+        has_masks = all(panel.picture is not None for panel in moment.panels)
+        self._seen += 1
+        if not has_masks or item.truth is None or (self._seen - 1) % self._every or item.segment in self._chosen:
+            return
+        gain = scores[self._maker.names[-1]].miou - (scores[self._reference].miou if self._reference else 0.0)
+        self._candidates.append((gain, moment.shrunk()))
+        if len(self._candidates) >= self._CANDIDATES:
+            self._candidates = self._candidates[::2]
+            self._every *= 2
+
+    def close(self) -> None:
+        """Write the file, where a stretch with truth was seen."""
+        self._begin("")
+        if moments := list(self._chosen.values())[: self._MOST_STRETCHES]:
+            write_contact_sheet(self._path, moments, self._maker.class_names, self._maker.palette)
+
+
+class Outputs(ExitStack):
+    """All of them together, closed together, whatever happens, so that what was done can be read.
+
+    Args:
+        trace: File of the trace.
+        bag: The new bag, where one is wanted.
+        maker: Of the moments for `pictures`.
+        pictures: Video and contact sheet, as far as they are wanted.
+    """
+
+    def __init__(
+        self, trace: Path, bag: MaskBag | None, maker: MomentMaker, pictures: Sequence[ReplayVideo | ContactSheet]
+    ) -> None:
         super().__init__()
         # Line by line: a replay that is killed keeps them.
         self._trace = self.enter_context(trace.open("w", encoding="utf-8", buffering=1))
-        self._bag, self._video = bag, video
-        for output in (bag, video):
-            if output is not None:
-                self.callback(output.close)
+        self._bag, self._maker, self._pictures = bag, maker, pictures
+        for output in (*([bag] if bag else []), *pictures):
+            self.callback(output.close)
 
     def add(
         self,
@@ -206,8 +264,10 @@ class Outputs(ExitStack):
             line = trace_line(item, seconds, name, outcome, scores[name])
             self._trace.write(json.dumps(line, ensure_ascii=False) + "\n")
             self.add_made(name, outcome.made, runners[name])
-        if self._video is not None:
-            self._video.add(item, outcomes, scores)
+        moment = self._maker.make(item, seconds, outcomes, scores) if self._pictures else None
+        if moment is not None:
+            for output in self._pictures:
+                output.add(item, moment, scores)
 
     def add_made(self, name: str, made: Sequence[Answer], runner: VariantRunner) -> None:
         """Write the masks that a variant made."""

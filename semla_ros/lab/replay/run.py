@@ -29,7 +29,7 @@ from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.replay.comparison import ReplayVariant, choose_primary, parse_variants, reference_of
 from semla_ros.lab.replay.gallery import Gallery
-from semla_ros.lab.replay.output import MaskBag, Outputs, ReplayVideo
+from semla_ros.lab.replay.output import ContactSheet, MaskBag, MomentMaker, Outputs, ReplayVideo
 from semla_ros.lab.replay.runners import Answer, Outcome, RealtimeRunner, VariantRunner
 from semla_ros.lab.replay.scores import Agreement, FrameScore, VariantScore, add_gains
 from semla_ros.lab.replay.stretches import StretchFinder
@@ -42,11 +42,13 @@ from semla_ros.serving.model_bank import Load, load_pipeline
 if TYPE_CHECKING:
     from semla_ros.pipeline import PerceptionPipeline
 
-SUMMARY, TRACE, REPORT, MASKS, VIDEO, WORKLIST, EXAMPLES = (
-    "summary.json", "trace.jsonl", "report.html", "masks", "replay.mp4", "worklist.json", "worklist",
+SUMMARY, TRACE, REPORT, MASKS, VIDEO, SHEET, TIMELINE, WORKLIST, EXAMPLES = (
+    "summary.json", "trace.jsonl", "report.html", "masks", "replay.mp4", "contact_sheet.png", "timeline.png",
+    "worklist.json", "worklist",
 )  # fmt: skip
 
 Progress = Callable[[int, int], None]  # frames done, frames expected
+Watch = Callable[[ReplayFrame, float, Mapping[str, Outcome], Mapping[str, FrameScore]], None]  # with the frame's time
 _FUSIONS_SHOWN = 400
 
 
@@ -58,10 +60,13 @@ class ReplayOptions:
         frames: Which frames, with which truth.
         compare: The variants.
         config: Of the pipelines.
-        rate: "max": every frame is answered; "realtime": latency counts, see `VariantRunner`.
+        rate: "max": every frame is answered; "realtime": latency counts, see `RealtimeRunner`; "live": the real node is
+            played the bag, see `LiveRunner`.
+        speed: Of the player, times real time ("live" only).
         scope: "vehicle": one scene estimate for all cameras; "camera": one each.
         with_bag: Write the masks as a bag.
         with_video: Write an mp4.
+        with_pictures: Write the contact sheet and the timeline, where there is truth.
         with_report: Write the HTML report.
         propose_adapter: Write the worklist of stretches that no adapter covers.
         side_by_side: Variants run at the same time, each in one thread; 0 = one per core.
@@ -71,10 +76,12 @@ class ReplayOptions:
     frames: FrameOptions = field(default_factory=FrameOptions)
     compare: tuple[ReplayVariant, ...] = field(default_factory=lambda: parse_variants("base,semla"))
     config: SemlaConfig = field(default_factory=SemlaConfig)
-    rate: Literal["max", "realtime"] = "max"
+    rate: Literal["max", "realtime", "live"] = "max"
+    speed: float = 1.0
     scope: Literal["vehicle", "camera"] = "vehicle"
     with_bag: bool = True
     with_video: bool = False
+    with_pictures: bool = False
     with_report: bool = True
     propose_adapter: bool = False
     side_by_side: int = 0
@@ -94,8 +101,9 @@ class Replay:
         options: How.
         load: Makes a pipeline; tests give their own.
         make_runner: Makes what answers the frames of a variant; given where another process does (see
-            `through_node.py`), and registers how to end it. Returning None leaves the variant to a pipeline in this
+            `live_node.py`), and registers how to end it. Returning None leaves the variant to a pipeline in this
             process.
+        watch: Shown each frame with what came of it.
 
     Raises:
         SemlaError: The bag, the model, the library or an option cannot be used.
@@ -109,10 +117,12 @@ class Replay:
         *,
         load: Load = load_pipeline,
         make_runner: Callable[[ReplayVariant, Sequence[str], ExitStack], VariantRunner | None] | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self._bag_path, self._out, self._options = bag_path, out, options
         self._load = load
         self._make_runner = make_runner
+        self._watch = watch
 
     def run(self, progress: Progress | None = None) -> dict[str, Any]:
         """Replay the bag and write the results; returns what `summary.json` holds.
@@ -191,14 +201,18 @@ class Replay:
                 for item in frames:
                     futures = {name: pool.submit(runner.run, item) for name, runner in runners.items()}
                     outcomes = {name: future.result() for name, future in futures.items()}
+                    if options.rate == "live" and not all(outcome.answer for outcome in outcomes.values()):
+                        continue  # the node has dropped it for a newer one
                     seconds, scores = measured.add(item, outcomes)
                     outputs.add(item, seconds, outcomes, scores, runners)
+                    if self._watch is not None:
+                        self._watch(item, seconds, outcomes, scores)
                     if progress is not None:
                         progress(measured.frames, max(measured.frames, source.expected_frames))
         finally:
             for name, runner in runners.items():
                 made = runner.finish()
-                measured.finish(name, made, runner.dropped)
+                measured.finish(name, made, runner.facts())
                 outputs.add_made(name, made, runner)
 
     def _clear_earlier_results(self) -> None:
@@ -211,7 +225,7 @@ class Replay:
                     f"--out {self._out}: it holds a folder '{MASKS}' that is not of a replay; choose another"
                 )
             shutil.rmtree(masks)
-        for name in (SUMMARY, TRACE, REPORT, VIDEO, WORKLIST):
+        for name in (SUMMARY, TRACE, REPORT, VIDEO, SHEET, TIMELINE, WORKLIST):
             (self._out / name).unlink(missing_ok=True)
         shutil.rmtree(self._out / EXAMPLES, ignore_errors=True)
 
@@ -219,17 +233,22 @@ class Replay:
         options, out = self._options, self._out
         primary = choose_primary(options.compare).name
         names = [variant.name for variant in options.compare]
-        return Outputs(
-            out / TRACE,
-            MaskBag(out / MASKS, primary, class_names, options.scope) if options.with_bag else None,
-            ReplayVideo(out / VIDEO, names, primary, class_names, min(60.0, source.rate_hz))
-            if options.with_video
-            else None,
-        )
+        maker = MomentMaker(names, primary, class_names)
+        pictures: list[ReplayVideo | ContactSheet] = []
+        if options.with_video:
+            pictures.append(ReplayVideo(out / VIDEO, maker, min(60.0, source.rate_hz * options.speed)))
+        if options.with_pictures:
+            pictures.append(ContactSheet(out / SHEET, maker, reference_of(primary, names)))
+        bag = MaskBag(out / MASKS, primary, class_names, options.scope) if options.with_bag else None
+        return Outputs(out / TRACE, bag, maker, pictures)
 
     def _write(self, summary: Mapping[str, Any], measured: _Measured) -> None:
         if self._options.propose_adapter:
             write_json(self._out / WORKLIST, {"bag": summary["bag"], "stretches": summary["worklist"]})
+        if self._options.with_pictures and summary["has_truth"]:
+            from semla_ros.lab.report.timeline_picture import draw_timeline  # matplotlib takes a second to import
+
+            draw_timeline(self._out / TIMELINE, summary, measured.report_data())
         if self._options.with_report and measured.frames:
             write_report(self._out / REPORT, summary, measured.report_data())
         # Last, and in one step: where it is complete, everything else is.
@@ -275,10 +294,10 @@ class _Measured:
         self._last_s = max(self._last_s, seconds)
         return seconds, scores
 
-    def finish(self, name: str, made: Sequence[Answer], dropped: int) -> None:
-        """Add what a variant made after the last frame, and how many frames it left out."""
+    def finish(self, name: str, made: Sequence[Answer], facts: Mapping[str, Any]) -> None:
+        """Add what a variant made after the last frame, and what its runner knows of the whole."""
         self._scores[name].add_made(made)
-        self._scores[name].dropped = dropped
+        self._scores[name].facts = facts
 
     def _note_fusion(self, item: ReplayFrame, seconds: float, outcome: Outcome) -> None:
         """Remember when the primary variant's model changed; of very many times every other one."""

@@ -124,6 +124,10 @@ class VariantRunner:
         """Answer what still waits."""
         return ()
 
+    def facts(self) -> dict[str, Any]:
+        """What is known of the whole replay at its end: entries for the variant's summary."""
+        return {"dropped": self.dropped}
+
     def reports(self) -> list[Status]:
         """What the node would say of its adaptation in its diagnostics."""
         return [

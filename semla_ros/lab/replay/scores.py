@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.evaluation.miou import Counts, MiouMeter, confusion_matrix, mean_iou
 from semla_ros.lab.replay.runners import Answer, Outcome
+from semla_ros.lab.report.charts import BETWEEN
 from semla_ros.labels import unlabelled_of
 from semla_ros.results import MaskArray
 from semla_ros.timing import LatencyWindow
 
 CLEAR_SEGMENTS = ("clear", "day")  # stretches that a base model is trained for
-BETWEEN_SEGMENTS = ("transition", "")
 MAX_SEGMENTS = 200
 LATENCY_WINDOW = 10_000  # latest masks that latencies are told of
 
@@ -66,11 +66,11 @@ class VariantScore:
         class_names: The vocabulary.
 
     Attributes:
-        dropped: Frames that a newer one replaced (realtime only).
+        facts: What the runner knows at the end, see `VariantRunner.facts`.
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
-        self.dropped = 0
+        self.facts: Mapping[str, Any] = {"dropped": 0}
         self._class_names = tuple(class_names)
         self._unlabelled = unlabelled_of(class_names)
         self._whole = self._meter()
@@ -142,7 +142,6 @@ class VariantScore:
             "fusions": self._fusions,
             "generations": len(self._generations),
             "adaptation_failures": self._failures,
-            "dropped": self.dropped,
             "adapters": {
                 name: round(total / max(self._frames, 1), 6)
                 for name, total in sorted(self._shares.items(), key=lambda entry: -entry[1])
@@ -156,6 +155,7 @@ class VariantScore:
                 stage: {key: round(value, 3) for key, value in asdict(latency).items()}
                 for stage, latency in self._latencies.summary().items()
             },
+            **self.facts,
         }
 
     def _meter(self) -> MiouMeter:
@@ -211,7 +211,7 @@ def add_gains(variants: Mapping[str, dict[str, Any]]) -> None:
 
 def is_shifted(segment: str) -> bool:
     """Whether a stretch is neither what the base model was trained for nor between two."""
-    return segment not in (*CLEAR_SEGMENTS, *BETWEEN_SEGMENTS)
+    return segment not in (*CLEAR_SEGMENTS, *BETWEEN)
 
 
 def overlaps(counts: Counts) -> Counts:

@@ -30,12 +30,11 @@ from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
 from semla_ros.config import SemlaConfig
-from semla_ros.errors import EngineError, SemlaError
+from semla_ros.errors import EngineError
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.bags.label_map import raw_mask
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
-from semla_ros.lab.replay.comparison import ReplayVariant
 from semla_ros.lab.replay.run import ReplayOptions
 from semla_ros.lab.replay.runners import NEAREST, Answer, Outcome
 from semla_ros.nodes import messages
@@ -48,10 +47,9 @@ from semla_ros.serving.memory import keep_large_blocks
 NODE = "/perception"
 TOLD = "answered"  # topic of this replay's node: what a frame was answered with
 MASKS = ("mask", "confidence")
-ANSWERS = (*MASKS, TOLD)
 START_S = 300.0  # loading a large model from a slow disk takes its time
 ANSWER_S = 120.0
-_QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=4, reliability=ReliabilityPolicy.RELIABLE)
+QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=4, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class InlinePipeline(PerceptionPipeline):
@@ -90,7 +88,7 @@ class InlinePipeline(PerceptionPipeline):
 
 
 class NodeRunner:
-    """Answers the frames of one variant through a node; takes the place of `VariantRunner`.
+    """Answers the frames of one variant through a node, one after the other; takes the place of `VariantRunner`.
 
     Args:
         options: How the bag is replayed.
@@ -99,24 +97,28 @@ class NodeRunner:
         resources: Ends the node and leaves the graph where it is closed.
 
     Attributes:
-        dropped: Always 0: each frame is waited for.
+        dropped: Frames that got no mask of their own; here always 0, as each one is waited for.
+        domain: DDS domain of the node.
 
     Raises:
         SemlaError: The node does not start; the message holds the reason that it gives.
     """
+
+    module = __name__  # the node's process
+    answers: tuple[str, ...] = (*MASKS, TOLD)  # what comes for each frame
 
     def __init__(self, options: ReplayOptions, cameras: Sequence[str], log: Path, resources: ExitStack) -> None:
         self.dropped = 0
         self._cameras = tuple(cameras)
         self._scopes = self._cameras if options.scope == "camera" else ("",)
         self._answers: dict[tuple[str, str], dict[int, Any]] = {
-            (what, camera): {} for what in ANSWERS for camera in cameras
+            (what, camera): {} for what in self.answers for camera in cameras
         }
         self._generations: dict[str, Generation] = {}
         self._reports: list[Status] = []
-        domain = free_domain()
-        self._child = self._start_node(options, domain, log, resources)
-        self._connect(domain, resources)
+        self.domain = free_domain()
+        self._child = self._start_node(options, log, resources)
+        self._connect(resources)
         self._wait(self._is_ready, START_S, "it is not ready")
 
     def run(self, item: ReplayFrame) -> Outcome:
@@ -129,7 +131,7 @@ class NodeRunner:
         header = Header(stamp=messages.to_stamp(frame.stamp_ns), frame_id=frame.frame_id)
         began_s = time.perf_counter()
         self._images[camera].publish(messages.image_message(header, frame.image))
-        parts = [self._answers[what, camera] for what in ANSWERS]
+        parts = [self._answers[what, camera] for what in self.answers]
         self._wait(
             lambda: all(frame.stamp_ns in part for part in parts) and self._generation(camera, frame.stamp_ns),
             ANSWER_S,
@@ -151,15 +153,24 @@ class NodeRunner:
         nearest = tuple((name, distance) for name, distance in told["nearest"])
         return Outcome.own(Answer(item, segmentation, step, nearest, item.log_ns))
 
+    def all_reports(self) -> list[Status]:
+        """The latest report of the node on itself."""
+        return self._reports
+
     def reports(self) -> list[Status]:
-        """The latest report of the node on its adaptation."""
+        """The part of it that is on its adaptation."""
         return [status for status in self._reports if ": adaptation" in status.name]
 
     def finish(self) -> tuple[Answer, ...]:
         """Nothing waits: each frame was answered."""
         return ()
 
-    def _start_node(self, options: ReplayOptions, domain: int, log: Path, resources: ExitStack) -> Child:
+    def facts(self) -> dict[str, Any]:
+        """As `VariantRunner.facts`."""
+        return {"dropped": self.dropped}
+
+    def _parameters(self, options: ReplayOptions) -> dict[str, Any]:
+        """Of the node."""
         config = options.config
         values: dict[str, Any] = {
             "model": config.model,
@@ -178,12 +189,16 @@ class NodeRunner:
         if config.inference.inference != "whole":
             values["inference"] = config.inference.inference
         for camera in self._cameras:  # nothing may be lost on the way
-            values[f"qos_overrides.{_topic(camera, 'image')}.subscription.reliability"] = "reliable"
+            values[f"qos_overrides.{topic_of(camera, 'image')}.subscription.reliability"] = "reliable"
+        return values
+
+    def _start_node(self, options: ReplayOptions, log: Path, resources: ExitStack) -> Child:
+        values = self._parameters(options)
         file = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="semla-replay-"))) / "parameters.yaml"
         file.write_text(yaml.safe_dump({"/**": {"ros__parameters": values}}), encoding="utf-8")
-        command = [sys.executable, "-m", __name__, "--ros-args", "--params-file", str(file)]
+        command = [sys.executable, "-m", self.module, "--ros-args", "--params-file", str(file)]
         log.parent.mkdir(parents=True, exist_ok=True)
-        environment = isolated_environment(domain)
+        environment = isolated_environment(self.domain)
         child = Child("perception node", command, environment, log)
         resources.callback(child.stop)
         for name in ("ROS_AUTOMATIC_DISCOVERY_RANGE", "FASTRTPS_DEFAULT_PROFILES_FILE", "AMENT_PREFIX_PATH"):
@@ -191,9 +206,9 @@ class NodeRunner:
                 os.environ[name] = environment[name]
         return child
 
-    def _connect(self, domain: int, resources: ExitStack) -> None:
+    def _connect(self, resources: ExitStack) -> None:
         context = Context()
-        rclpy.init(args=[], context=context, domain_id=domain)
+        rclpy.init(args=[], context=context, domain_id=self.domain)
         resources.callback(context.try_shutdown)
         self._node = node = Node("semla_replay", context=context, use_global_arguments=False)
         resources.callback(node.destroy_node)
@@ -202,21 +217,25 @@ class NodeRunner:
         resources.callback(self._executor.shutdown)
         self._images = {}
         for camera in self._cameras:
-            self._images[camera] = node.create_publisher(Image, _topic(camera, "image"), _QOS)
+            self._images[camera] = node.create_publisher(Image, topic_of(camera, "image"), QOS)
             for what in MASKS:
-                store = partial(self._store, self._answers[what, camera])
-                node.create_subscription(Image, NODE + _topic(camera, what), store, _QOS)
-        node.create_subscription(String, NODE + _topic("", TOLD), self._store_told, _QOS)
+                store = partial(self._store, what, camera)
+                node.create_subscription(Image, NODE + topic_of(camera, what), store, QOS)
         for scope in self._scopes:
             store = partial(self._store_generation, scope)
-            node.create_subscription(DiagnosticArray, NODE + _topic(scope, "adapter_weights"), store, LATCHED_QOS)
+            node.create_subscription(DiagnosticArray, NODE + topic_of(scope, "adapter_weights"), store, LATCHED_QOS)
         node.create_subscription(DiagnosticArray, "/diagnostics", self._store_reports, 10)
+        self._listen_further()
+
+    def _listen_further(self) -> None:
+        """Subscribe to what comes with the masks."""
+        self._node.create_subscription(String, NODE + topic_of("", TOLD), self._store_told, QOS)
 
     def _is_ready(self) -> bool:
         """Every publisher here and there has found its counterpart, and the first weights have come."""
         return len(self._generations) == len(self._scopes) and all(
             publisher.get_subscription_count()
-            and all(self._node.count_publishers(NODE + _topic(camera, what)) for what in MASKS)
+            and all(self._node.count_publishers(NODE + topic_of(camera, what)) for what in MASKS)
             for camera, publisher in self._images.items()
         )
 
@@ -224,17 +243,29 @@ class NodeRunner:
         deadline_s = time.monotonic() + seconds
         while not is_done():
             self._executor.spin_once(timeout_sec=0.05)
+            self._check_process()
             errors = "; ".join(status.message for status in self._reports if status.level == Level.ERROR)
-            if self._child.status is not None:
-                raise EngineError(f"the perception node has ended: {self._child.last_lines(3)}".replace("\n", " | "))
             if errors and not self._generations:
                 raise EngineError(f"the perception node cannot start: {errors}")
             if time.monotonic() > deadline_s:
                 why = f"it says: {errors}" if errors else f"its output is in {self._child.log}"
                 raise EngineError(f"the perception node did not answer within {seconds:.0f} s: {what}; {why}")
 
-    def _store(self, answers: dict[int, Any], message: Image) -> None:
-        answers[messages.stamp_ns(message.header.stamp)] = message
+    def _check_process(self) -> None:
+        if self._child.status is not None:
+            raise EngineError(f"the perception node has ended: {self._child.last_lines(3)}".replace("\n", " | "))
+
+    def _store(self, what: str, camera: str, message: Any, info: dict[str, int]) -> None:
+        """Keep an answer.
+
+        Args:
+            what: One of `answers`.
+            camera: Its camera.
+            message: With the header of the image.
+            info: When it was sent and received, nanoseconds of the system clock.
+        """
+        del info
+        self._answers[what, camera][messages.stamp_ns(message.header.stamp)] = message
 
     def _store_told(self, message: String) -> None:
         content = json.loads(message.data)
@@ -253,25 +284,9 @@ class NodeRunner:
         return generation if is_own else None
 
 
-def _topic(camera: str, name: str) -> str:
+def topic_of(camera: str, name: str) -> str:
+    """Of one camera; of the only one where its name is empty."""
     return f"/{camera}/{name}" if camera else f"/{name}"
-
-
-def make_runner(
-    options: ReplayOptions, out: Path
-) -> Callable[[ReplayVariant, Sequence[str], ExitStack], NodeRunner | None]:
-    """What `Replay` needs: variants that follow the scene go through the node, the others stay in this process.
-
-    Raises:
-        SemlaError: No variant follows the scene throughout.
-    """
-    if not any(variant.kind == "semla" for variant in options.compare):
-        raise SemlaError("--through-node needs the variant 'semla': it is what the node does")
-
-    def make(variant: ReplayVariant, cameras: Sequence[str], resources: ExitStack) -> NodeRunner | None:
-        return NodeRunner(options, cameras, out / "node.log", resources) if variant.kind == "semla" else None
-
-    return make
 
 
 def main() -> int:
@@ -285,7 +300,7 @@ def main() -> int:
         return pipeline
 
     node = PerceptionNode(load=load)
-    told = node.create_publisher(String, f"~/{TOLD}", _QOS)
+    told = node.create_publisher(String, f"~/{TOLD}", QOS)
     spin(node)
     return 0
 

@@ -21,7 +21,7 @@ Values = Sequence[float | None]
 
 _LETTER_PX = 6.6  # width of a letter, generously
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4")  # lines differ by more than their colour
-_BETWEEN = ("", "transition")  # what a stretch without a name is called
+BETWEEN = ("", "transition")  # what a stretch without a name is called
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +315,7 @@ def _frame(axis: TimeAxis, low: float, high: float, height: int, in_words: Calla
     for name, run in itertools.groupby(zip(axis.segments, axis.edges(), strict=True), key=lambda part: part[0]):
         edges = [edge for _, edge in run]
         begin, width = edges[0][0], edges[-1][1] - edges[0][0]
-        if name in _BETWEEN:
+        if name in BETWEEN:
             continue
         band: dict[str, object] = {"x": _share(begin), "width": _share(width), "height": height}
         parts.append(_tag("rect", css="band tint", style=tint(domain_colour(name)), **band))

@@ -25,6 +25,13 @@ from semla_ros.lab.report.page import (
 from semla_ros.lab.report.palette import domain_colour, variant_colours
 from semla_ros.results import BASE_MODEL
 
+_RATES = {
+    "max": "No frame was dropped; latency does not count in these figures.",
+    "realtime": "Arrival times and latency count: at each frame's arrival the newest mask that was ready is judged, "
+    "and a frame that came while the model was busy was replaced by a newer one.",
+    "live": "The node was sent the frames at their rate; those that it dropped for newer ones are left out.",
+}
+
 
 def write_report(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     """Write the report.
@@ -143,7 +150,7 @@ def variant_table(
             "fusions": str(entry["fusions"]),
             "out of library": f"{entry['out_of_library_s']:.1f} s",
             "latency p50 / p95 (ms)": _latencies(entry, "total", ("p50", "p95")),
-            "dropped": str(entry["dropped"]) if rate == "realtime" else "–",
+            "dropped": str(entry["dropped"]) if rate != "max" else "–",
             "frames": str(entry["frames"]),
         }
         rows.append(row)
@@ -163,13 +170,7 @@ def _variants(summary: Mapping[str, Any]) -> Section:
     table = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
     pairs = [f"{pair.replace('|', ' and ')}: {share(value)}" for pair, value in summary["agreement"].items() if value]
     agreement = Words(heading="Agreement: share of pixels with the same class", text=" · ".join(pairs))
-    explanation = (
-        "Arrival times and latency count: at each frame's arrival the newest mask that was ready is judged, and a "
-        "frame that came while the model was busy was replaced by a newer one."
-        if summary["rate"] == "realtime"
-        else "No frame was dropped; latency does not count in these figures."
-    )
-    note = f"Every variant saw the very same frames. {explanation}"
+    note = f"Every variant saw the very same frames. {_RATES[summary['rate']]}"
     return Section(title="Variants", note=note, parts=[table, agreement if pairs else None])
 
 

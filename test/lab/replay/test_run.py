@@ -8,15 +8,19 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from replay_toys import ADAPTERS, CLASSES, STEP_NS, ToyPipeline, toy_image, write_toy_bag
+from PIL import Image
+from replay_toys import ADAPTERS, CLASSES, DOMAINS, STEP_NS, ToyPipeline, toy_image, toy_truth, write_toy_bag
 
 from semla_ros.errors import BagError, ConfigError
-from semla_ros.lab.bags.frames import FrameOptions
+from semla_ros.lab.bags.frames import FrameOptions, ReplayFrame
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.writer import BagWriter
-from semla_ros.lab.replay import timeline
+from semla_ros.lab.replay import output, timeline
 from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.run import Replay, ReplayOptions, replay_bag
+from semla_ros.lab.replay.scores import FrameScore
+from semla_ros.lab.report.moments import Moment, Panel
+from semla_ros.results import Frame
 
 ALL = "base,uniform,semla,oracle:fog,frozen@1.5"
 
@@ -278,3 +282,37 @@ def test_frames_can_be_chosen(bag: Path, tmp_path: Path) -> None:
     chosen = options("base", frames=FrameOptions(start_s=1.0, duration_s=1.0, stride=2))
     assert replay_bag(bag, tmp_path / "out", chosen, load=ToyPipeline)["frames"] == 5
     assert toy_image(0, "fog").shape == (24, 32, 3)
+
+
+def test_pictures_show_the_first_camera_and_one_moment_of_each_named_stretch(tmp_path: Path) -> None:
+    bag = write_toy_bag(tmp_path / "bag", frames=160, cameras=("front", "rear"))
+    out = tmp_path / "out"
+    replay_bag(bag, out, options("base,uniform,semla", with_video=True, with_pictures=True), load=ToyPipeline)
+    with Image.open(out / "contact_sheet.png") as sheet, av.open(str(out / "replay.mp4")) as video:
+        assert len(DOMAINS) * 256 < sheet.width < (len(DOMAINS) + 1) * 256
+        assert 5 * 192 < sheet.height < 6.5 * 192  # camera, truth, three variants
+        assert sum(1 for _ in video.decode(video=0)) == 160
+    assert (out / "timeline.png").is_file()
+
+
+def test_a_moment_is_of_median_gain_among_those_spread_over_its_stretch(tmp_path: Path, monkeypatch) -> None:
+    written: list[Moment] = []
+    monkeypatch.setattr(output, "write_contact_sheet", lambda path, moments, *others: written.extend(moments))
+    maker = output.MomentMaker(["semla"], "semla", CLASSES)
+    sheet = output.ContactSheet(tmp_path / "sheet.png", maker, None)
+    gains = np.random.default_rng(0).permutation(100) / 100
+    for index in range(101):
+        picture = np.zeros((24, 32, 3), np.uint8)
+        moment = Moment(name="fog", place=str(index), panels=[Panel(title="semla", picture=picture)])
+        segment = "fog" if index < 100 else "transition"
+        item = ReplayFrame(index, Frame(image=picture, stamp_ns=index), index, toy_truth(index), segment, "/image")
+        sheet.add(item, moment, {"semla": FrameScore(miou=float(gains[index % 100]))})
+    sheet.close()
+    (chosen,) = written
+    assert 0.3 < gains[int(chosen.place)] < 0.7
+
+
+def test_without_truth_there_are_no_pictures_to_compare(tmp_path: Path) -> None:
+    bag, out = write_toy_bag(tmp_path / "bag", has_truth=False), tmp_path / "out"
+    replay_bag(bag, out, options(with_pictures=True), load=ToyPipeline)
+    assert not {"contact_sheet.png", "timeline.png"} & {path.name for path in out.iterdir()}
