@@ -1,6 +1,5 @@
-"""The demo's nodes: a camera that drives through changing weather, and the perception node that adapts to it.
-
-`semla demo` starts this where `ros2 launch` is installed, and measures what comes out.
+"""A camera that drives through changing weather, and the perception node that adapts to it, to look at with RViz or
+Foxglove. `semla demo` measures such a drive.
 """
 
 from __future__ import annotations

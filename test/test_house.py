@@ -14,12 +14,7 @@ ROS_PACKAGES = {
 # Where a command or the lab meets ROS on purpose: imported in a function, only when it is asked for.
 MEETS_ROS_LATE = {"commands.replay", "commands.status", "commands.view", "lab.demo.run"}
 # Nodes that stand in the lab; nothing imports them but those above, late.
-NODES_OF_THE_LAB = {
-    "lab.demo.demo_monitor",
-    "lab.demo.scene_camera_node",
-    "lab.replay.live_node",
-    "lab.replay.through_node",
-}
+NODES_OF_THE_LAB = {"lab.demo.scene_camera_node", "lab.replay.live_node", "lab.replay.through_node"}
 FILES = house.modules(house.ROOT)
 GRAPH = house.module_graph(house.ROOT)
 MODULES = sorted(name for name in FILES if name)

@@ -1,8 +1,9 @@
 """Adapt a live ROS 2 node to a drive through changing weather, and measure it.
 
-Starts a camera node, which drives through day, dusk, night, rain, fog and snow, and the perception node, both as real
-processes over DDS on this machine only. Compares the node's masks with the truth and with the same model without
-adaptation, and writes summary.json, timeline.png, drive.mp4, contact_sheet.png and the nodes' logs.
+Renders a drive through day, dusk, night, rain, fog and snow, plays it to the perception node, a process of its own,
+over DDS on this machine only, and compares the masks that come back with the truth and with the same model without
+adaptation: `semla record-demo` and `semla replay --rate live` in one, with a verdict. Writes report.html, summary.json,
+trace.jsonl, timeline.png, contact_sheet.png, replay.mp4 and the node's log.
 
 Example:
   semla demo --out out/demo
@@ -16,104 +17,105 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from semla_ros.lab.demo.settings import DemoSettings, parse_size
-
-if TYPE_CHECKING:
-    from semla_ros.lab.demo.run import DemoOutcome
+from semla_ros.lab.demo.demo_bag import parse_size
+from semla_ros.lab.demo.run import DemoSettings, run_demo
+from semla_ros.lab.processes import terminate_like_interrupt
+from semla_ros.lab.replay.scores import is_shifted
+from semla_ros.lab.report.charts import BETWEEN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    default = DemoSettings()
+    parser.add_argument("--out", type=Path, default=default.out, help="folder for the results (%(default)s)")
     parser.add_argument(
-        "--out", type=Path, default=Path("out/demo"), help="folder for the results (default: %(default)s)"
+        "--fast", action="store_true", help="play a fifth of the images five times as fast, and expect less, for tests"
     )
-    parser.add_argument("--fast", action="store_true", help="a drive of 18 s with lower expectations, for tests")
-    parser.add_argument("--seed", type=int, default=DemoSettings.seed, help="another street (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed, help="another street (%(default)s)")
     parser.add_argument(
-        "--rate-hz",
-        default=0.0,
-        type=_rate,
-        metavar="HZ",
-        help="camera frames per second (default: auto, by the number of processor cores)",
+        "--rate-hz", default=0.0, type=float, metavar="HZ", help="images per second; 0 = by the number of cores"
     )
     parser.add_argument(
-        "--duration-s", type=float, default=0.0, help="length of the drive (default: 90, or 18 with --fast)"
+        "--duration-s", type=float, default=default.duration_s, metavar="S", help="of the drive (%(default)s)"
     )
-    parser.add_argument("--size", default="256x192", help="camera image in pixels (default: %(default)s)")
-    parser.add_argument("--model", default=DemoSettings.model, help="model id or path (default: %(default)s)")
+    parser.add_argument("--size", default=f"{default.width}x{default.height}", metavar="WxH", help="(%(default)s)")
+    parser.add_argument("--model", default=default.model, help="model id or path (%(default)s)")
     parser.add_argument(
         "--library", default="", help="adapter library folder (default: the one shipped with the model)"
     )
-    parser.add_argument("--no-live", action="store_true", help="a line every 5 s instead of the live table")
     parser.add_argument(
         "--json", action="store_true", help="print the summary as JSON on standard output, all else on standard error"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the demo; returns 0, or 1 where a promise was not kept."""
-    from semla_ros.lab.demo.run import run_demo
-
+    """Run the demo; returns 0, 1 where a promise was not kept, or 130 after an interrupt."""
     width, height = parse_size(arguments.size)
     settings = DemoSettings(
         out=arguments.out,
         is_fast=arguments.fast,
         seed=arguments.seed,
         rate_hz=arguments.rate_hz,
-        drive_s=arguments.duration_s,
+        duration_s=arguments.duration_s,
         width=width,
         height=height,
-        shows_live=not arguments.no_live,
         model=arguments.model,
         library=arguments.library,
     )
+    terminate_like_interrupt()
     console = Console(stderr=arguments.json)
-    outcome = run_demo(settings, console)
-    _report(outcome, settings, console)
+    summary = run_demo(settings, console)
+    _report(summary, settings, console)
     if arguments.json:
-        json.dump(outcome.summary, sys.stdout, indent=2, ensure_ascii=False)
+        json.dump(summary, sys.stdout, indent=1, ensure_ascii=False)
         print()
-    return 0 if outcome.passed else 1
+    return 130 if summary["interrupted"] else 0 if summary["passed"] else 1
 
 
-def _rate(words: str) -> float:
-    value = 0.0 if words == "auto" else float(words)
-    if value <= 0 and words != "auto":
-        raise argparse.ArgumentTypeError(f"must be positive, or 'auto', got {words}")
-    return value
+def _report(summary: Mapping[str, Any], settings: DemoSettings, console: Console) -> None:
+    console.print(_segment_table(summary))
+    for check in summary["checks"]:
+        mark = "[green]kept  [/]" if check["passed"] else "[bold red]BROKEN[/]"
+        note = " [grey62](relaxed for --fast)[/]" if check["is_relaxed"] else ""
+        console.print(f"{mark} {check['sentence']}{note}", highlight=False, soft_wrap=True)
+    if summary["interrupted"]:
+        console.print("interrupted; the results are those of the frames done so far", style="yellow")
+    elif settings.is_fast:
+        console.print("[grey62]--fast: which adapter led in each segment is reported above, but not judged[/]")
+    console.print(
+        f"\nResults in {settings.out}: report.html, timeline.png, contact_sheet.png, replay.mp4, summary.json",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
-def _report(outcome: DemoOutcome, settings: DemoSettings, console: Console) -> None:
+def _segment_table(summary: Mapping[str, Any]) -> Table:
+    base, adapted = summary["variants"]["base"], summary["variants"]["semla"]
     table = Table(title="mIoU by segment", title_justify="left", header_style="grey62")
     for heading in ("segment", "frames", "base", "adapted", "gain", "right adapter led"):
         table.add_column(heading, justify="left" if heading == "segment" else "right")
-    score = outcome.score
-    for segment in (segment for segment in score.segments if segment.is_pure):
-        right = segment.heaviest_adapter_right_fraction
-        table.add_row(
-            segment.name, str(segment.frames), f"{segment.base:.3f}", f"{segment.adapted:.3f}",
-            f"{segment.adapted - segment.base:+.3f}", "-" if right is None else f"{right:.0%}",
-        )  # fmt: skip
+
+    def add(
+        name: str, frames: int, without: float | None, with_it: float | None, right: str = "", style: str = ""
+    ) -> None:
+        if without is not None and with_it is not None:
+            figures = (f"{without:.3f}", f"{with_it:.3f}", f"{with_it - without:+.3f}")
+            table.add_row(name, str(frames), *figures, right, style=style)
+
+    pure = {name: entry for name, entry in adapted["per_segment"].items() if name not in BETWEEN}
+    for name, entry in pure.items():
+        right = summary["right_adapter_led"].get(name)
+        without = base["per_segment"][name]["miou"]
+        add(name, entry["frames"], without, entry["miou"], "-" if right is None else f"{right:.0%}")
     table.add_section()
-    for name, count, base, adapted, style in (
-        ("shifted segments", sum(segment.frames for segment in score.segments if segment.is_shifted), score.base,
-         score.adapted, "bold"),
-        ("with transitions", len(score.frames), score.base_all, score.adapted_all, ""),
-    ):  # fmt: skip
-        table.add_row(name, str(count), f"{base:.3f}", f"{adapted:.3f}", f"{adapted - base:+.3f}", style=style)
-    console.print(table)
-    for check in outcome.checks:
-        mark = "[green]kept  [/]" if check.passed else "[bold red]BROKEN[/]"
-        note = " [grey62](relaxed for --fast)[/]" if check.is_relaxed else ""
-        console.print(f"{mark} {check.sentence}{note}", highlight=False, soft_wrap=True)
-    if settings.is_fast:
-        console.print("[grey62]--fast: which adapter led in each segment is reported above, but not judged[/]")
-    console.print(
-        f"\nResults in {settings.out}: timeline.png, drive.mp4, contact_sheet.png, summary.json", highlight=False
-    )
+    shifted = sum(entry["frames"] for name, entry in pure.items() if is_shifted(name))
+    add("shifted segments", shifted, base["shifted_miou"], adapted["shifted_miou"], style="bold")
+    add("with transitions", adapted["frames_with_truth"], base["miou"], adapted["miou"])
+    return table

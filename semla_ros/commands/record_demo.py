@@ -13,8 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from semla_ros.errors import ConfigError
-from semla_ros.lab.demo.demo_bag import DemoBagOptions, record_demo_bag
+from semla_ros.lab.demo.demo_bag import DemoBagOptions, parse_size, record_demo_bag
 from semla_ros.lab.report.progress import progress
 from semla_ros.lab.world.cities import CITIES
 
@@ -60,16 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the bag."""
-    width, _, height = arguments.size.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ConfigError(f"--size must be WIDTHxHEIGHT in pixels, as in 256x192, got '{arguments.size}'")
+    width, height = parse_size(arguments.size)
     options = DemoBagOptions(
         frames=arguments.frames,
         seed=arguments.seed,
         rate_hz=arguments.rate,
         cameras=tuple(arguments.cameras.split(",")),
-        width=int(width),
-        height=int(height),
+        width=width,
+        height=height,
         city=arguments.city,
         transport=arguments.transport,
         storage=arguments.storage,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter
@@ -18,6 +21,7 @@ from semla_ros.lab.world.drive import Drive, demo_drive
 from semla_ros.lab.world.render import Scene
 from semla_ros.labels import labels_json
 
+T = TypeVar("T")
 DRIVE_S = 90.0
 START_NS = 1_750_000_000 * NANOSECONDS
 SEGMENT_TOPIC = "/scene/segment"
@@ -61,8 +65,10 @@ class DemoBagOptions:
             raise ConfigError(f"a recording needs frames and a rate, got {self.frames} frames at {self.rate_hz:g} Hz")
         if self.rate_hz == 0:
             object.__setattr__(self, "rate_hz", min(30.0, max(1.0, round(self.instants / DRIVE_S, 1))))
-        if self.seed < 0:
-            raise ConfigError(f"--seed must be at least 0, got {self.seed}")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"--seed must be at least 0 and below 2^31, got {self.seed}")
+        if not (32 <= self.width <= 4096 and 32 <= self.height <= 4096):
+            raise ConfigError(f"--size must be 32x32 to 4096x4096 pixels, got {self.width}x{self.height}")
         if not self.cameras or len(set(self.cameras)) < len(self.cameras):
             raise ConfigError(f"--cameras must be different names, got '{','.join(self.cameras)}'")
         if bad := [name for name in self.cameras if not name.replace("_", "").isalnum()]:
@@ -140,7 +146,19 @@ def _write_camera(bag: BagWriter, camera: str, scene: Scene, stamp_ns: int, opti
         bag.image(f"/{camera}/label", scene.mask, stamp_ns, frame_id)
 
 
-def _render(all_drives: Sequence[Drive], t_s: float, width: int, height: int) -> list[Scene]:
+def parse_size(words: str) -> tuple[int, int]:
+    """Read "256x192" as (width, height).
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", words.strip().lower())
+    if match is None:
+        raise ConfigError(f"--size must be WIDTHxHEIGHT in pixels, as in 256x192, got '{words}'")
+    return int(match[1]), int(match[2])
+
+
+def _render(all_drives: Sequence[Drive], width: int, height: int, t_s: float) -> list[Scene]:
     scenes = [drive.render(t_s, width, height) for drive in all_drives]
     # Depth is not recorded: leaving it out keeps it from travelling between processes.
     return [replace(scene, depth_m=scene.depth_m[:0]) for scene in scenes]
@@ -148,21 +166,24 @@ def _render(all_drives: Sequence[Drive], t_s: float, width: int, height: int) ->
 
 def _rendered(options: DemoBagOptions, jobs: int) -> Iterator[list[Scene]]:
     """Scenes of all cameras, frame by frame, rendered ahead by several processes."""
-    all_drives = drives(options)
+    work = partial(_render, drives(options), options.width, options.height)
     times = (index / options.rate_hz for index in range(options.instants))
     if jobs <= 1:
-        for t_s in times:
-            yield _render(all_drives, t_s, options.width, options.height)
+        yield from map(work, times)
         return
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        ahead: deque[Future[list[Scene]]] = deque()
-        try:
-            for t_s in times:
-                ahead.append(pool.submit(_render, all_drives, t_s, options.width, options.height))
-                if len(ahead) > 4 * jobs:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+        yield from ahead(pool, work, times, 4 * jobs)
+
+
+def ahead(pool: Executor, work: Callable[[float], T], items: Iterable[float], count: int) -> Iterator[T]:
+    """`map` in a pool, never more than `count` results ahead; closing it cancels what has not begun."""
+    rest = iter(items)
+    pending = deque(pool.submit(work, item) for item in islice(rest, count))
+    try:
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(work, item) for item in islice(rest, 1))
+            yield result
+    finally:
+        for future in pending:
+            future.cancel()

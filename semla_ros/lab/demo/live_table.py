@@ -1,86 +1,124 @@
-"""What the demo shows while the nodes run: a table where the terminal can draw one, else a line now and then."""
+"""What the demo shows while the drive goes on: a table where the terminal can draw one, else a line now and then."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.panel import Panel
+from rich.status import Status as Spinner
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.lab.demo.recording import FrameRecord, Recording, shares_of
-from semla_ros.lab.demo.score import LiveFigures
+from semla_ros.lab.bags.frames import ReplayFrame
+from semla_ros.lab.replay.output import LEAST_VISIBLE
+from semla_ros.lab.replay.runners import Outcome
+from semla_ros.lab.replay.scores import FrameScore, overlap_miou
 from semla_ros.lab.report.palette import domain_colour
-from semla_ros.results import Generation
+from semla_ros.results import Level, Status
 
-RECENT_S = 3.0  # window of rate and latency
+if TYPE_CHECKING:
+    from semla_ros.lab.replay.live_node import LiveRunner  # needs ROS, which a table does not
+
+RECENT_S = 3.0  # window of the mask rate
+LINE_EVERY_S = 5.0
 BAR_WIDTH = 24
 
 
-def latencies_ms(frames: Sequence[FrameRecord]) -> list[float]:
-    """Milliseconds from an image's arrival at the monitor to its mask's, of the answered frames.
-
-    Both travel over DDS to the same process, so one way is counted once. A mask that overtakes its image counts as 0.
-    """
-    return [
-        max(0.0, (frame.mask_s - frame.image_s) * 1e3)
-        for frame in frames
-        if frame.is_answered and frame.mask_s is not None and frame.image_s is not None
-    ]
-
-
-def observe(
-    recording: Recording, figures: LiveFigures, *, now_s: float, elapsed_s: float, duration_s: float
-) -> dict[str, str]:
-    """What is known by now, by name.
+class LiveTable:
+    """Watches a replay of `base` and `semla`; use it as a context manager.
 
     Args:
-        recording: What the monitor has collected.
-        figures: mIoU of sampled frames.
-        now_s: Monotonic time in seconds.
-        elapsed_s: Time of the drive so far.
+        console: Where to draw.
         duration_s: Length of the drive.
     """
-    frames, generation = recording.frames(), recording.latest
-    recent = [frame for frame in frames if frame.mask_s is not None and frame.mask_s > now_s - RECENT_S]
-    latencies = latencies_ms(recent)
-    seen = [frame for frame in frames if frame.image_s is not None]
-    gain = figures.adapted - figures.base
-    base, adapted = ("-" if math.isnan(value) else f"{value:.2f}" for value in (figures.base, figures.adapted))
-    return {
-        "drive": f"{elapsed_s:.0f} / {duration_s:.0f} s",
-        "place": (seen[-1].segment or "transition") if seen else "waiting",  # the camera names pure segments only
-        "frame rate": f"{len(recent) / min(RECENT_S, max(elapsed_s, 0.5)):.1f} Hz",
-        "latency": f"{np.median(latencies):.0f} ms" if latencies else "-",
-        "frames, masks": f"{len(seen)}, {sum(frame.is_answered for frame in frames)}",
-        "drift": recording.diagnostics.values.get("adaptation: Drift", "-"),
-        "generation": f"{generation.number} ({generation.reason})",
-        "mIoU": f"{base} -> {adapted}" + ("" if math.isnan(gain) else f" ({gain:+.2f})"),
-        "node": f"{recording.diagnostics.level or 'no diagnostics yet'} {recording.diagnostics.message}",
-    }
+
+    def __init__(self, console: Console, duration_s: float) -> None:
+        self._console, self._duration_s = console, duration_s
+        self.node: LiveRunner | None = None
+        self._display: Live | Spinner = console.status("starting the node and loading the model")
+        self._masks = 0
+        self._recent_s: deque[float] = deque()
+        self._overlaps: dict[str, Any] = {"base": 0, "semla": 0}
+        self._next_line_s = 0.0
+
+    def watch(
+        self, item: ReplayFrame, seconds: float, outcomes: Mapping[str, Outcome], scores: Mapping[str, FrameScore]
+    ) -> None:
+        """See `Replay`."""
+        now_s, outcome = time.monotonic(), outcomes["semla"]
+        self._masks += 1
+        self._recent_s.append(now_s)
+        while self._recent_s[0] < now_s - RECENT_S:
+            self._recent_s.popleft()
+        for name, score in scores.items():
+            if score.overlaps is not None:
+                self._overlaps[name] = self._overlaps[name] + score.overlaps
+        state = self._state(item, seconds, outcome)
+        shares = {name: share for name, share in outcome.generation.mix.shares().items() if share > LEAST_VISIBLE}
+        if self._console.is_terminal:
+            self._live().update(render(state, shares))
+        elif now_s >= self._next_line_s:
+            self._next_line_s = now_s + LINE_EVERY_S
+            self._console.print(status_line(state, shares), highlight=False, soft_wrap=True)
+
+    def _state(self, item: ReplayFrame, seconds: float, outcome: Outcome) -> dict[str, str]:
+        """What is known by now, by name."""
+        answer, generation = outcome.answer, outcome.generation
+        dropped, reports = (self.node.dropped, self.node.all_reports()) if self.node else (0, [])
+        figures = [None if isinstance(sums, int) else overlap_miou(sums) for sums in self._overlaps.values()]
+        base, adapted = ("-" if figure is None else f"{figure:.2f}" for figure in figures)
+        drift = [status.values["Drift"] for status in reports if "Drift" in status.values]
+        worst = max(reports, key=lambda status: status.level, default=Status(message="no report yet", name=""))
+        rate_hz = (len(self._recent_s) - 1) / max(self._recent_s[-1] - self._recent_s[0], 0.1)
+        return {
+            "drive": f"{seconds:.0f} / {self._duration_s:.0f} s",
+            "place": item.segment,
+            "mask rate": f"{rate_hz:.1f} Hz",
+            "latency": f"{answer.latency_ms['total']:.0f} ms" if answer else "-",
+            "frames, masks": f"{self._masks + dropped}, {self._masks}",
+            "drift": (drift or ["-"])[0],
+            "generation": f"{generation.number} ({generation.reason})",
+            "mIoU so far": f"{base} → {adapted}",
+            "node": f"{Level(worst.level).name} {worst.message}",
+        }
+
+    def _live(self) -> Live:
+        if not isinstance(self._display, Live):
+            self._display.stop()
+            self._display = Live(console=self._console, refresh_per_second=4)
+            self._display.start()
+        return self._display
+
+    def __enter__(self) -> LiveTable:
+        self._display.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._display.stop()
 
 
-def render(state: Mapping[str, str], generation: Generation) -> RenderableType:
+def render(state: Mapping[str, str], shares: Mapping[str, float]) -> RenderableType:
     """The table for a terminal of 80 columns or more."""
     figures, bars = Table.grid(padding=(0, 2)), Table.grid(padding=(0, 1))
     for name, value in state.items():
         figures.add_row(Text(name, style="grey62"), Text(value, overflow="ellipsis", no_wrap=True))
-    for name, share in shares_of(generation).items():
+    for name, share in shares.items():
         bar = Text("█" * round(share * BAR_WIDTH) or "▏", style=_style(name))
         bars.add_row(Text(name, justify="right"), bar, f"{share:.0%}")
-    title = "[bold]semla demo[/]  real ROS 2 nodes on a drive through changing weather"
+    title = "[bold]semla demo[/]  a real ROS 2 node on a drive through changing weather"
     return Panel(Group(figures, Text(), bars), title=title, border_style="grey50", padding=(1, 2))
 
 
-def status_line(state: Mapping[str, str], generation: Generation) -> str:
+def status_line(state: Mapping[str, str], shares: Mapping[str, float]) -> str:
     """The same in one line, for logs and terminals without cursor movement."""
-    names = ("drive", "place", "frame rate", "latency")
-    shares = " ".join(f"{name} {share:.0%}" for name, share in list(shares_of(generation).items())[:3])
-    figures = "  ".join(f"{state[name]:>9}" for name in names)
-    return f"{figures}  generation {state['generation']}  {shares}  mIoU {state['mIoU']}"
+    figures = "  ".join(f"{state[name]:>10}" for name in ("drive", "place", "mask rate", "latency"))
+    mix = " ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:3])
+    return f"{figures}  generation {state['generation']}  {mix}  mIoU {state['mIoU so far']}"
 
 
 def _style(domain: str) -> str:

@@ -1,272 +1,178 @@
-"""The demo from start to end: start the nodes, watch the drive, compare, draw, judge."""
+"""The demo from start to end: render the drive, replay it to the real node, judge what came back."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import SemlaError
-from semla_ros.lab.demo.base_model import BaseModel, LiveComparison
-from semla_ros.lab.demo.frame_store import FrameStore
-from semla_ros.lab.demo.live_table import observe, render, status_line
-from semla_ros.lab.demo.nodes import has_ros2_command, start_nodes
-from semla_ros.lab.demo.recording import Recording
-from semla_ros.lab.demo.score import DriveScore, compare_masks, score_drive
-from semla_ros.lab.demo.settings import DemoSettings
-from semla_ros.lab.demo.verdict import Check
-from semla_ros.lab.isolation import free_domain, isolated_environment
-from semla_ros.lab.processes import Children
+from semla_ros.errors import ConfigError
+from semla_ros.lab.demo.demo_bag import DRIVE_S, DemoBagOptions, record_demo_bag
+from semla_ros.lab.demo.live_table import LiveTable
+from semla_ros.lab.demo.verdict import Leaders, judge
+from semla_ros.lab.replay.comparison import ReplayVariant
+from semla_ros.lab.replay.run import SUMMARY, Replay, ReplayOptions, write_json
 from semla_ros.lab.report.progress import progress
-from semla_ros.lab.world.classes import CLASS_NAMES, PALETTE
+from semla_ros.serving.model_bank import load_pipeline
 
-logger = logging.getLogger(__name__)
-
-READY_TIMEOUT_S = 180.0  # a cold start on a slow machine imports torch and loads the model
-SILENCE_TIMEOUT_S = 20.0  # no frame for so long during the drive: something is stuck
-VIDEO_PANEL_WIDTH = 480
+FAST_SPEED = 5.0  # of a fast drive, times real time
+CAMERA = "front"
 
 
-class DemoError(SemlaError):
-    """The demo could not be run to its end."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DemoOutcome:
-    """What a run measured.
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """Checked options of `semla demo`.
 
     Attributes:
-        summary: What stands in summary.json.
-        checks: The promises and whether they were kept.
-        score: The drive in detail.
+        out: Folder for the results.
+        is_fast: Play the drive five times as fast, with images as much farther apart: what decides about adaptation
+            goes by image stamps, so the node follows as it does in the full drive.
+        seed: Street, traffic and noise.
+        rate_hz: Images per second; 0 = by the number of processor cores.
+        duration_s: Length of the drive.
+        width: Of the images, pixels.
+        height: Likewise.
+        model: Model id or path.
+        library: Adapter library folder; empty = the model's own.
     """
 
-    summary: Mapping[str, Any]
-    checks: tuple[Check, ...]
-    score: DriveScore
+    out: Path = Path("out/demo")
+    is_fast: bool = False
+    seed: int = 7
+    rate_hz: float = 0.0
+    duration_s: float = DRIVE_S
+    width: int = 256
+    height: int = 192
+    model: str = SemlaConfig.model
+    library: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ("rate-hz", self.rate_hz, 0, 60),
+            ("duration-s", self.duration_s, 1, 3600),
+        ):
+            if not least <= value <= most:
+                raise ConfigError(f"--{name} must be {least} to {most}, got {value:g}")
+        _ = self.drive  # checks the others
 
     @property
-    def passed(self) -> bool:
-        """Every promise was kept."""
-        return all(check.passed for check in self.checks)
+    def speed(self) -> float:
+        """Of the player, times real time."""
+        return FAST_SPEED if self.is_fast else 1.0
+
+    @property
+    def drive(self) -> DemoBagOptions:
+        """What is rendered.
+
+        On one core a frame of the tiny model takes about 60 ms, once in the node and once for the comparison, so 5 Hz
+        leaves two cores room for the rest.
+        """
+        rate_hz = (self.rate_hz or (5.0 if usable_cores() <= 2 else 8.0 if usable_cores() <= 4 else 10.0)) / self.speed
+        return DemoBagOptions(
+            frames=max(1, round(self.duration_s * rate_hz)),
+            seed=self.seed,
+            rate_hz=rate_hz,
+            cameras=(CAMERA,),
+            width=self.width,
+            height=self.height,
+        )
+
+    @property
+    def replay(self) -> ReplayOptions:
+        """How it is replayed.
+
+        Node and comparison have half the cores each: where the threads of one model have to wait for a core, all wait
+        for the last. On two cores with other work, a frame took 60 ms with one thread and seconds with two.
+        """
+        inference = InferenceConfig(threads=max(1, usable_cores() // 2))
+        return ReplayOptions(
+            config=SemlaConfig(model=self.model, library=self.library, inference=inference),
+            rate="live",
+            speed=self.speed,
+            with_bag=False,
+            with_video=True,
+            with_pictures=True,
+        )
 
 
-def run_demo(settings: DemoSettings, console: Console) -> DemoOutcome:
-    """Run it; see the module's docstring. Files are written to `settings.out`.
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_demo(settings: DemoSettings, console: Console) -> dict[str, Any]:
+    """Run it; returns what `summary.json` holds: that of the replay, with the checks and whether all "passed".
+
+    Files are written to `settings.out`. An interrupt keeps what was done so far; nothing is judged then.
 
     Args:
         settings: What to do.
         console: Where table, progress and hints go.
 
     Raises:
-        SemlaError: A node failed or stopped answering; the message says which and shows its last output.
+        SemlaError: The node failed or stopped answering; the message says why.
     """
     settings.out.mkdir(parents=True, exist_ok=True)
-    domain = free_domain()
-    environment = isolated_environment(domain)
-    with (
-        _environment(environment),
-        _terminate_like_interrupt(),
-        FrameStore(settings.out / ".frames.bin") as store,
-    ):
-        recording = Recording(store)
-        base_model = _watch_drive(settings, recording, domain, environment, console)
-        score = _score(settings, recording, base_model, console)
-        return _write_results(settings, recording, score, console)
+    families: dict[str, str] = {}
+    leaders = Leaders(families)
+    table = LiveTable(console, settings.duration_s)
+    with TemporaryDirectory(prefix=".drive-", dir=settings.out) as folder:
+        bag = Path(folder) / "drive"
+        make_node = _node_maker(bag, settings)
+        _record(bag, settings, console)
+
+        def make_runner(variant: ReplayVariant, cameras: Sequence[str], resources: ExitStack) -> Any:
+            runner = make_node(variant, cameras, resources)
+            if runner is not None:
+                table.node = runner
+                environment = f"ROS_DOMAIN_ID={runner.domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST"
+                console.print(
+                    f"To look in from another terminal: {environment} semla status", highlight=False, soft_wrap=True
+                )
+            return runner
+
+        def load(config: SemlaConfig) -> Any:
+            pipeline = load_pipeline(config)
+            library = pipeline.library
+            families.update({name: library.entry(name).family or name for name in library.names})
+            return pipeline
+
+        def watch(item: Any, seconds: float, outcomes: Any, scores: Any) -> None:
+            table.watch(item, seconds, outcomes, scores)
+            leaders.add(item.segment, outcomes["semla"].generation.mix.heaviest)
+
+        replay = Replay(bag, settings.out, settings.replay, load=load, make_runner=make_runner, watch=watch)
+        with table:
+            summary = replay.run()
+    checks = [] if summary["interrupted"] else judge(summary, leaders.fractions(), is_fast=settings.is_fast)
+    summary |= {
+        "passed": bool(checks) and all(check.passed for check in checks),
+        "checks": [asdict(check) for check in checks],
+        "right_adapter_led": leaders.fractions(),
+        "drive": {**asdict(settings.drive), "speed": settings.speed},
+    }
+    write_json(settings.out / SUMMARY, summary)
+    return summary
 
 
-def _watch_drive(
-    settings: DemoSettings, recording: Recording, domain: int, environment: Mapping[str, str], console: Console
-) -> BaseModel:
-    """Start the nodes, collect the whole drive, end the nodes; returns the base model."""
-    from semla_ros.lab.demo.demo_monitor import Monitor  # the one place where the demo meets ROS
-
-    with Children() as children:
-        start_nodes(children, settings, environment)
-        console.print(f"The nodes are starting on DDS domain {domain}, which only this machine sees.", highlight=False)
-        if has_ros2_command():
-            hint = f"ROS_DOMAIN_ID={domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST ros2 topic list"
-            console.print(f"To look in from another terminal: {hint}", highlight=False, soft_wrap=True)
-        with console.status("loading the model"):
-            base_model = _load_base_model(settings)  # before the monitor: the drive starts as soon as it listens
-        with Monitor(recording, domain) as monitor:
-
-            def check() -> None:
-                children.check()
-                monitor.check()
-
-            with console.status("waiting for the perception node and the first image"):
-                _wait_for_first_frame(settings, recording, check)
-            comparison = LiveComparison(recording, base_model, CLASS_NAMES)
-            try:
-                _show_until_end(settings, recording, comparison, check, console)
-            finally:
-                comparison.stop()
-    return base_model
-
-
-def _load_base_model(settings: DemoSettings) -> BaseModel:
-    from semla_ros.pipeline import PerceptionPipeline  # loads torch, which a command line's check need not wait for
-
-    # One thread: while the drive goes on, the processor belongs to the nodes.
-    config = SemlaConfig(model=settings.model, library=settings.library, inference=InferenceConfig(threads=1))
-    return BaseModel(PerceptionPipeline.load(config))
-
-
-def _wait_for_first_frame(settings: DemoSettings, recording: Recording, check: Callable[[], None]) -> None:
-    end = time.monotonic() + READY_TIMEOUT_S
-    while not recording.has_images:
-        check()
-        node = recording.diagnostics
-        if node.level == "ERROR":
-            raise DemoError(f"the perception node cannot work: {node.message}")
-        if time.monotonic() > end:
-            state = node.values.get("node: Lifecycle state", "not heard of")
-            raise DemoError(
-                f"no camera image within {READY_TIMEOUT_S:.0f} s (perception node: {state}); {_last_words(settings)}"
-            )
-        time.sleep(0.1)
-
-
-def _show_until_end(
-    settings: DemoSettings,
-    recording: Recording,
-    comparison: LiveComparison,
-    check: Callable[[], None],
-    console: Console,
-) -> None:
-    """Show the table, or a line now and then, until the drive is over and the last mask has come."""
-    start_s = time.monotonic()
-
-    def state() -> dict[str, str]:
-        now_s, whole_s = time.monotonic(), settings.duration_s
-        elapsed_s = min(now_s - start_s, whole_s)
-        return observe(recording, comparison.figures, now_s=now_s, elapsed_s=elapsed_s, duration_s=whole_s)
-
-    if settings.shows_live and console.is_terminal:
-        with Live(console=console, refresh_per_second=4) as live:
-
-            def update() -> None:
-                live.update(render(state(), recording.latest))
-
-            _watch(settings, recording, check, update, every_s=0.25)
-            update()
-    else:
-
-        def show() -> None:
-            console.print(status_line(state(), recording.latest), highlight=False, soft_wrap=True)
-
-        _watch(settings, recording, check, show, every_s=5.0)
-
-
-def _watch(
-    settings: DemoSettings, recording: Recording, check: Callable[[], None], show: Callable[[], None], every_s: float
-) -> None:
-    """Call `show` every `every_s` seconds until the drive is over."""
-    next_s = 0.0
-    while True:
-        check()
-        now_s = time.monotonic()
-        if recording.is_complete(now_s):
-            return
-        if not recording.drive_ended and now_s - recording.last_heard_s > SILENCE_TIMEOUT_S:
-            raise DemoError(f"nothing came from the nodes for {SILENCE_TIMEOUT_S:.0f} s; {_last_words(settings)}")
-        if now_s >= next_s:
-            show()
-            next_s = now_s + every_s
-        time.sleep(0.05)
-
-
-def _last_words(settings: DemoSettings) -> str:
-    """The end of every log that the nodes have written."""
-    ends = []
-    for log in sorted(settings.out.glob("*.log")):
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
-        ends.append(f"the end of {log}:\n" + "\n".join(lines or ["(empty)"]))
-    return "\n".join(ends)
-
-
-def _score(settings: DemoSettings, recording: Recording, base_model: BaseModel, console: Console) -> DriveScore:
-    recording.name_transitions()
+def _record(bag: Path, settings: DemoSettings, console: Console) -> None:
     with progress(console, stays=console.is_terminal) as bars:
-        task = bars.add_task("base model on the same frames", total=None)
-        frames = compare_masks(
-            recording,
-            base_model.mask,
-            base_model.class_names,
-            CLASS_NAMES,
-            lambda done, total: bars.update(task, completed=done, total=total),
+        task = bars.add_task("rendering the drive", total=settings.drive.frames)
+        record_demo_bag(
+            bag, settings.drive, jobs=usable_cores(), progress=lambda done: bars.update(task, completed=done)
         )
-    if len(frames) < 2:
-        raise DemoError(
-            f"{len(frames)} frames came back as masks: the node answered almost nothing; {_last_words(settings)}"
-        )
-    return score_drive(frames, base_model.adapter_families)
 
 
-def _write_results(settings: DemoSettings, recording: Recording, score: DriveScore, console: Console) -> DemoOutcome:
-    from semla_ros.lab.demo.panels import PanelMaker, write_contact_sheet, write_video
-    from semla_ros.lab.demo.summary import make_summary
-    from semla_ros.lab.demo.timeline import draw_timeline
-
-    summary, checks = make_summary(settings, recording, score, CLASS_NAMES)
-    text = json.dumps(summary, indent=2, ensure_ascii=False)
-    (settings.out / "summary.json").write_text(text + "\n", encoding="utf-8")
-    draw_timeline(settings.out / "timeline.png", score, recording.generations)
-    small = PanelMaker(recording.store, PALETTE, 256, round(256 * settings.height / settings.width))
-    write_contact_sheet(settings.out / "contact_sheet.png", score, small, CLASS_NAMES, PALETTE)
-    height = round(VIDEO_PANEL_WIDTH * settings.height / settings.width)
-    large = PanelMaker(recording.store, PALETTE, VIDEO_PANEL_WIDTH, height)
-    with progress(console, stays=console.is_terminal) as bars:
-        task = bars.add_task("video", total=len(score.frames))
-        write_video(
-            settings.out / "drive.mp4",
-            score,
-            large,
-            CLASS_NAMES,
-            PALETTE,
-            settings.camera_rate_hz,
-            lambda done, total: bars.update(task, completed=done, total=total),
-        )
-    return DemoOutcome(summary=summary, checks=tuple(checks), score=score)
-
-
-@contextlib.contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Let this process join the nodes' graph, for as long as the context lasts."""
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(values)
+def _node_maker(bag: Path, settings: DemoSettings) -> Any:
     try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _terminate_like_interrupt() -> Iterator[None]:
-    """Make a polite kill end the nodes too, as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        from semla_ros.lab.replay.live_node import make_runner  # the one place where the demo meets ROS
+    except ImportError as error:
+        raise ConfigError(f"the demo needs ROS 2 (rclpy): {error}; requirements-ros.txt has it as wheels") from None
+    return make_runner(bag, settings.replay, settings.out)

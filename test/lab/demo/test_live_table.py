@@ -1,75 +1,77 @@
 import io
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from replay_toys import toy_image, toy_truth
 from rich.console import Console
 
-from semla_ros.lab.demo.live_table import latencies_ms, observe, render, status_line
-from semla_ros.lab.demo.recording import DiagnosticsSnapshot
-from semla_ros.lab.demo.score import LiveFigures
+from semla_ros.lab.bags.frames import ReplayFrame
+from semla_ros.lab.demo.live_table import LiveTable
+from semla_ros.lab.replay.runners import Answer, Outcome
+from semla_ros.lab.replay.scores import VariantScore
+from semla_ros.results import BASE_MODEL, AdapterMix, Frame, Generation, Level, Segmentation, Status
+
+CLASSES = ("road", "sky", "car")
+MIX = AdapterMix(names=("fog",), weights=np.array([0.7]), distances=np.array([0.3]), base_weight=0.3)
+NODE = SimpleNamespace(
+    dropped=2,
+    all_reports=lambda: [
+        Status(name="perception: camera", level=Level.WARN, message="2 images were overtaken"),
+        Status(name="perception: adaptation", message="generation 4", values={"Drift": "0.2134"}),
+    ],
+)
+
+
+def outcome(item: ReplayFrame, mask: np.ndarray, number: int, mix: AdapterMix) -> Outcome:
+    generation = Generation(number=number, mix=mix, class_names=CLASSES, vocabulary_version=1, reason="drift")
+    made = Segmentation(
+        mask=mask,
+        confidence=None,
+        generation=generation,
+        stamp_ns=0,
+        camera="",
+        frame_id="",
+        latency_ms={"total": 83.4},
+    )
+    return Outcome.own(Answer(item, made, None, (), 0))
 
 
 @pytest.fixture
-def state(drive):
-    recording = drive.recording
-    recording.diagnostics = DiagnosticsSnapshot("OK", "all is well", {"adaptation: Drift": "0.21"})
-    last_s = recording.frames()[-1].mask_s
-    return observe(recording, LiveFigures(0.42, 0.61, 5), now_s=last_s, elapsed_s=7.5, duration_s=90.0)
+def shown():
+    """What a table writes of three frames, on a terminal or into a file."""
+
+    def show(*, is_terminal: bool) -> str:
+        file = io.StringIO()
+        console = Console(file=file, width=100, force_terminal=is_terminal)
+        scores = {"base": VariantScore(CLASSES), "semla": VariantScore(CLASSES)}
+        with LiveTable(console, 90.0) as table:
+            table.node = NODE
+            for index in range(3):
+                truth = toy_truth(index)
+                frame = Frame(image=toy_image(index, "fog"), stamp_ns=index)
+                item = ReplayFrame(index, frame, index, truth, "fog", "/image")
+                outcomes = {
+                    "base": outcome(item, np.zeros_like(truth), 0, AdapterMix()),
+                    "semla": outcome(item, truth, 4, MIX),
+                }
+                table.watch(item, 7.5, outcomes, {name: scores[name].add(item, outcomes[name]) for name in scores})
+        return file.getvalue()
+
+    return show
 
 
-def text_of(state, generation) -> str:
-    console = Console(file=io.StringIO(), width=100)
-    console.print(render(state, generation))
-    return console.file.getvalue()
-
-
-def test_the_table_shows_every_figure(state, drive) -> None:
-    words = text_of(state, drive.recording.latest)
+def test_a_terminal_shows_every_figure_and_the_mix_as_bars(shown) -> None:
+    words = shown(is_terminal=True)
     for expected in (
-        "fog",
-        "8 / 90 s",
-        "4.0 Hz",
-        "80 ms",
-        "30, 30",
-        "0.21",
-        "0.42",
-        "0.61",
-        "+0.19",
-        "OK",
-        "70%",
-        "20%",
-        "10%",
-    ):
+        "8 / 90 s", "fog", "83 ms", "5, 3", "0.2134", "4 (drift)", "→ 1.00", "WARN 2 images were overtaken", "█", "70%",
+        BASE_MODEL, "30%",
+    ):  # fmt: skip
         assert expected in words, expected
 
 
-def test_bars_are_proportional_to_the_weights(state, drive) -> None:
-    words = text_of(state, drive.recording.latest)
-    bars = {line.split("█")[0].split()[-1]: line.count("█") for line in words.splitlines() if "█" in line}
-    assert bars["fog"] == 17
-    assert bars["rain"] == 5
-
-
-def test_nothing_heard_yet_is_shown_without_errors(tmp_path) -> None:
-    from semla_ros.lab.demo.frame_store import FrameStore
-    from semla_ros.lab.demo.recording import Recording
-
-    with FrameStore(tmp_path / "frames.bin") as store:
-        recording = Recording(store)
-    state = observe(recording, LiveFigures(), now_s=1.0, elapsed_s=0.0, duration_s=90.0)
-    assert "waiting" in text_of(state, recording.latest)
-    assert "mIoU - -> -" in status_line(state, recording.latest)
-
-
-def test_the_line_for_logs_names_segment_mix_and_figures(state, drive) -> None:
-    line = status_line(state, drive.recording.latest)
-    assert "fog 70% rain 20%" in line
-    assert "0.42 -> 0.61" in line
-    assert len(line.splitlines()) == 1
-
-
-def test_latency_is_counted_from_image_to_mask_and_never_negative(drive) -> None:
-    frames = drive.recording.frames()
-    frames[0].mask_s = frames[0].image_s - 0.001  # the mask overtook its image on the way to the monitor
-    values = latencies_ms(frames)
-    assert values[0] == 0.0
-    assert values[1:] == pytest.approx([80.0] * 29)
+def test_elsewhere_a_line_comes_now_and_then(shown) -> None:
+    lines = shown(is_terminal=False).strip().splitlines()
+    assert len([line for line in lines if "generation" in line]) == 1
+    for expected in ("8 / 90 s", "83 ms", "generation 4 (drift)", "fog 70% base model 30%", "→ 1.00"):
+        assert expected in lines[-1], expected
