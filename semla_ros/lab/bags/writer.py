@@ -126,11 +126,9 @@ class BagWriter:
         self.write(topic, COMPRESSED_IMAGE, message, stamp_ns if log_ns is None else log_ns)
 
     def camera_info(
-        self, topic: str, stamp_ns: int, frame_id: str, *, width: int, height: int, focal_px: float
+        self, topic: str, stamp_ns: int, frame_id: str, *, width: int, height: int, matrix: NDArray[np.float64]
     ) -> None:
-        """Write the calibration of an ideal pinhole camera with the principal point in the middle."""
-        centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
-        matrix = [focal_px, 0.0, centre_x, 0.0, focal_px, centre_y, 0.0, 0.0, 1.0]
+        """Write the calibration of a camera without distortion, whose intrinsic matrix is (3, 3)."""
         region = _new("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
         message = _new(
             CAMERA_INFO,
@@ -139,9 +137,9 @@ class BagWriter:
             width=width,
             distortion_model="plumb_bob",
             d=np.zeros(5),
-            k=np.array(matrix),
+            k=matrix.reshape(-1),
             r=np.eye(3).reshape(-1),
-            p=np.array([*matrix[:3], 0.0, *matrix[3:6], 0.0, *matrix[6:], 0.0]),
+            p=np.hstack([matrix, np.zeros((3, 1))]).reshape(-1),
             binning_x=0,
             binning_y=0,
             roi=region,

@@ -13,6 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter
 from semla_ros.lab.world.cities import city_style
@@ -133,17 +136,25 @@ def _write_camera(bag: BagWriter, camera: str, scene: Scene, stamp_ns: int, opti
     else:
         topic = f"/{camera}/image/compressed"
         bag.compressed_image(topic, scene.image, stamp_ns, frame_id, format=options.transport)
-    focal_px = city_style(options.city).focal * options.width
     bag.camera_info(
         f"/{camera}/camera_info",
         stamp_ns,
         frame_id,
         width=options.width,
         height=options.height,
-        focal_px=focal_px,
+        matrix=camera_matrix(options.city, options.width, options.height),
     )
     if options.has_truth:
         bag.image(f"/{camera}/label", scene.mask, stamp_ns, frame_id)
+
+
+def camera_matrix(city: str, width: int, height: int) -> NDArray[np.float64]:
+    """Intrinsics (3, 3) of a city's camera; the centre of the first pixel is (0, 0), as ROS has it.
+
+    It looks level through a shifted lens: its principal point is on the horizon.
+    """
+    focal_px, horizon_px = city_style(city).view(width, height)
+    return np.array([[focal_px, 0, width / 2 - 0.5], [0, focal_px, horizon_px - 0.5], [0, 0, 1]])
 
 
 def parse_size(words: str) -> tuple[int, int]:

@@ -78,9 +78,8 @@ def render(
 
 
 def _camera(city: CityStyle, street: Street, width: int, height: int, position_m: float) -> Camera:
-    focal = city.focal * width
+    focal, horizon = city.view(width, height)
     bend = street.bend_per_m * math.sin(position_m / 190.0 + street.bend_phase)
-    horizon = height / 2 - focal * math.tan(math.radians(city.pitch_deg))
     return Camera(width, height, focal, horizon, city.camera_height_m, street.driving_x_m, position_m, bend)
 
 

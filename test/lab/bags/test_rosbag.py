@@ -231,7 +231,8 @@ def test_a_bag_closed_by_an_error_can_be_read(tmp_path: Path) -> None:
 
 def test_calibration_and_diagnostics_are_read_back(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag") as bag:
-        bag.camera_info("/front/camera_info", START_NS, "front", width=64, height=48, focal_px=50.0)
+        matrix = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
+        bag.camera_info("/front/camera_info", START_NS, "front", width=64, height=48, matrix=matrix)
         bag.diagnostics("/weights", [Status(name="fog", message="0.7", values={"weight": "0.7"})], START_NS)
         bag.compressed_image("/front/image/compressed", picture(3), START_NS, format="png")
     with BagReader(tmp_path / "bag") as bag:

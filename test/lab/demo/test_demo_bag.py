@@ -9,8 +9,10 @@ from semla_ros.cli import main
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource
 from semla_ros.lab.bags.reader import BagReader
-from semla_ros.lab.demo.demo_bag import DemoBagOptions, drives, record_demo_bag
+from semla_ros.lab.demo.demo_bag import DemoBagOptions, camera_matrix, drives, record_demo_bag
+from semla_ros.lab.world.cities import city_style
 from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.lab.world.drive import demo_drive
 
 SMALL = DemoBagOptions(frames=8, width=64, height=48, rate_hz=0.1)
 
@@ -31,13 +33,28 @@ def test_the_bag_holds_images_truth_and_calibration_of_every_camera(tmp_path: Pa
     for camera in ("front", "rear"):
         assert [counts[f"/{camera}/{what}"] for what in ("image", "label", "camera_info")] == [4, 4, 4]
     assert (info.width, info.height, info.header.frame_id) == (64, 48, "rear_camera_optical_frame")
-    assert info.k[0] > 0
+    np.testing.assert_array_equal(info.k.reshape(3, 3), camera_matrix(SMALL.city, 64, 48))
+    np.testing.assert_array_equal(info.p.reshape(3, 4)[:, :3], info.k.reshape(3, 3))
     front, rear = (drive.render(0.0, 64, 48) for drive in drives(SMALL))
     assert np.array_equal(frames[0].frame.image, front.image)
     assert np.array_equal(frames[0].truth, front.mask)
     assert np.array_equal(frames[1].frame.image, rear.image)
     assert frames[0].segment == "clear"
     assert len(frames) == 8
+
+
+@pytest.mark.parametrize("city", ["boulevard", "suburb"])
+def test_the_calibration_projects_a_point_to_the_pixel_that_shows_it(city: str) -> None:
+    """Depth and the row of the road determine each other: y = -height of the camera everywhere on the road."""
+    height_m = city_style(city).camera_height_m
+    scene = demo_drive(3, city=city).render(0.0, 256, 192)
+    rows, columns = np.nonzero(scene.mask == CLASS_NAMES.index("road"))
+    matrix = camera_matrix(city, 256, 192)
+    depth_m = scene.depth_m[rows, columns]
+    expected = matrix[1, 1] * height_m / depth_m + matrix[1, 2]
+    near = depth_m < 30
+    assert near.sum() > 1000
+    assert np.median(np.abs(expected - rows)[near]) < 0.1
 
 
 def test_frames_are_counted_over_all_cameras(tmp_path: Path) -> None:
