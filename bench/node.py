@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.children import Children
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import SemlaError
 from semla_ros.lab.isolation import free_domain, isolated_environment
-from semla_ros.lab.processes import Children
 from semla_ros.lab.world.drive import demo_drive
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame

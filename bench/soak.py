@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import psutil
 
+from bench.children import Children
 from bench.soak_client import IN_FLIGHT, SoakClient
 from bench.soak_images import COMPRESSED_FAULTS, FAULTS, Stamps, broken, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.isolation import free_domain, isolated_environment
-from semla_ros.lab.processes import Child, Children
+from semla_ros.lab.processes import Child
 from semla_ros.lab.world.caption import SYNONYMS
 from semla_ros.resources import shipped_library
 

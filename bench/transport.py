@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.children import Children
 from bench.random_world import Size
 from bench.timing import time_runs
 from semla_ros.errors import SemlaError
 from semla_ros.lab.isolation import free_domain, isolated_environment
-from semla_ros.lab.processes import Children
 from semla_ros.resources import share_folder
 
 FULL_HD, TOY = (1080, 1920), (120, 160)

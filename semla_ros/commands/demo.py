@@ -18,17 +18,17 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from semla_ros.lab.demo.demo_bag import parse_size
 from semla_ros.lab.demo.run import DemoSettings, run_demo
 from semla_ros.lab.processes import terminate_like_interrupt
-from semla_ros.lab.replay.scores import is_shifted
-from semla_ros.lab.report.charts import BETWEEN
+from semla_ros.lab.report.replay_page import stretch_table, variant_table
+from semla_ros.lab.report.terminal import terminal_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +80,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _report(summary: Mapping[str, Any], settings: DemoSettings, console: Console) -> None:
-    console.print(_segment_table(summary))
+    if (table := stretch_table(summary)) is not None:
+        led = summary["right_adapter_led"]
+        right = [f"{led[name]:.0%}" if name in led else "–" for name in summary["variants"]["semla"]["per_segment"]]
+        rows = [[*row, share] for row, share in zip(table.rows, right, strict=True)]
+        console.print(terminal_table(replace(table, head=[*table.head, "right adapter led"], rows=rows)))
+    variants = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
+    console.print("", terminal_table(variants), "")
     for check in summary["checks"]:
         mark = "[green]kept  [/]" if check["passed"] else "[bold red]BROKEN[/]"
         note = " [grey62](relaxed for --fast)[/]" if check["is_relaxed"] else ""
@@ -94,28 +100,3 @@ def _report(summary: Mapping[str, Any], settings: DemoSettings, console: Console
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _segment_table(summary: Mapping[str, Any]) -> Table:
-    base, adapted = summary["variants"]["base"], summary["variants"]["semla"]
-    table = Table(title="mIoU by segment", title_justify="left", header_style="grey62")
-    for heading in ("segment", "frames", "base", "adapted", "gain", "right adapter led"):
-        table.add_column(heading, justify="left" if heading == "segment" else "right")
-
-    def add(
-        name: str, frames: int, without: float | None, with_it: float | None, right: str = "", style: str = ""
-    ) -> None:
-        if without is not None and with_it is not None:
-            figures = (f"{without:.3f}", f"{with_it:.3f}", f"{with_it - without:+.3f}")
-            table.add_row(name, str(frames), *figures, right, style=style)
-
-    pure = {name: entry for name, entry in adapted["per_segment"].items() if name not in BETWEEN}
-    for name, entry in pure.items():
-        right = summary["right_adapter_led"].get(name)
-        without = base["per_segment"][name]["miou"]
-        add(name, entry["frames"], without, entry["miou"], "-" if right is None else f"{right:.0%}")
-    table.add_section()
-    shifted = sum(entry["frames"] for name, entry in pure.items() if is_shifted(name))
-    add("shifted segments", shifted, base["shifted_miou"], adapted["shifted_miou"], style="bold")
-    add("with transitions", adapted["frames_with_truth"], base["miou"], adapted["miou"])
-    return table

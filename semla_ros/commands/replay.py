@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
@@ -31,7 +30,8 @@ from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, 
 from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions, write_json
 from semla_ros.lab.report.many_page import write_many_report
 from semla_ros.lab.report.progress import progress
-from semla_ros.lab.report.replay_page import topic_lines
+from semla_ros.lab.report.replay_page import topic_lines, variant_table, worklist_table
+from semla_ros.lab.report.terminal import terminal_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -235,7 +235,8 @@ def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: Repl
 
 
 def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> None:
-    console.print(_variant_table(summary["variants"], summary["primary"], has_latency=True))
+    table = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
+    console.print(terminal_table(table, without=["frames"]))
     for line in topic_lines(summary):
         console.print(line, highlight=False, soft_wrap=True)
     for problem in summary["problems"]:
@@ -254,58 +255,17 @@ def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> N
     )
 
 
-def _variant_table(variants: Mapping[str, Any], primary: str, *, has_latency: bool) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    has_truth = any(entry["miou"] is not None for entry in variants.values())
-    has_shifted = any(entry["shifted_miou"] is not None for entry in variants.values())
-    columns = ["variant"]
-    columns += ["mIoU"] if has_truth else []
-    columns += ["shifted"] if has_shifted else []
-    columns += ["confidence", "flicker", "fusions", "outside"]
-    columns += ["p50/95 ms"] if has_latency else []
-    columns += ["dropped"] if any(entry["dropped"] for entry in variants.values()) else []
-    for column in columns:
-        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
-    for name, entry in variants.items():
-        cells = {
-            "variant": name,
-            "mIoU": _figure(entry["miou"]),
-            "shifted": _figure(entry["shifted_miou"]),
-            "confidence": _figure(entry["confidence"]),
-            "flicker": "–" if entry["flicker"] is None else f"{entry['flicker']:.1%}",
-            "fusions": str(entry["fusions"]),
-            "outside": f"{entry['out_of_library_s']:.1f} s",
-            "dropped": str(entry["dropped"]),
-        }
-        if has_latency:
-            total = entry["latency_ms"].get("total")
-            cells["p50/95 ms"] = f"{total['p50']:.0f}/{total['p95']:.0f}" if total else "–"
-        table.add_row(*(cells[column] for column in columns), style="bold" if name == primary else None)
-    return table
-
-
 def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> None:
     if not worklist:
         console.print("every scene lay within the library: no adapter to propose", highlight=False)
         return
     console.print(f"{len(worklist)} stretches that no adapter covers, the most to gain first:", highlight=False)
-    table = Table(box=None, padding=(0, 1), header_style="bold")
-    for column in ("from", "to", "frames", "confidence", "nearest adapters"):
-        table.add_column(column, justify="left" if column == "nearest adapters" else "right")
-    for item in worklist[:20]:
-        nearest = ", ".join(f"{near['name']} {near['distance']:.2f}" for near in item["nearest_adapters"])
-        table.add_row(
-            f"{item['start_s']:.1f} s",
-            f"{item['end_s']:.1f} s",
-            str(item["frames"]),
-            f"{item['mean_confidence']:.2f}",
-            nearest or "–",
-        )
-    console.print(table)
+    console.print(terminal_table(worklist_table(worklist, most=20), without=["length"]))
 
 
 def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
-    console.print(_variant_table(merged["variants"], merged["primary"], has_latency=False))
+    table = variant_table(merged["variants"], merged["primary"], merged["reference"])
+    console.print(terminal_table(table, without=["frames"]))
     failed = [entry for entry in merged["bags"] if not entry["complete"]]
     warned = sum(bool(entry["problems"]) for entry in merged["bags"])
     read = Counter(
@@ -327,7 +287,3 @@ def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
     )
     if merged.get("worklist"):
         _print_worklist(console, merged["worklist"])
-
-
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from semla_ros.lab.processes import ChildError, Children
+from bench.children import Children
+from semla_ros.lab.processes import ChildError
 
 
 def python(code: str) -> list[str]:
@@ -84,7 +85,7 @@ def test_children_end_even_when_the_demo_is_killed(tmp_path) -> None:
     code = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from semla_ros.lab.processes import Children\n"
+        "from bench.children import Children\n"
         "with Children() as children:\n"
         "    child = children.start('orphan', [sys.executable, '-c', 'import time; time.sleep(60)'], os.environ,"
         " Path(sys.argv[1]))\n"

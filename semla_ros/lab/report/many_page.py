@@ -9,6 +9,7 @@ from typing import Any
 from semla_ros import __version__
 from semla_ros.lab.report.page import Cell, Page, Section, Table, write_page
 from semla_ros.lab.report.replay_page import (
+    VARIANTS_NOTE,
     difference,
     duration,
     figure,
@@ -35,7 +36,7 @@ def write_many_report(path: Path, merged: Mapping[str, Any]) -> None:
         sections=[
             Section(
                 title="All bags together",
-                note="Pixels of all bags pooled; confidence and flicker weighted by frames.",
+                note=f"Pixels of all bags pooled; confidence and flicker weighted by frames. {VARIANTS_NOTE}",
                 parts=[variant_table(merged["variants"], primary, reference)],
             ),
             Section(

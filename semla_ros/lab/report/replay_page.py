@@ -25,6 +25,10 @@ from semla_ros.lab.report.page import (
 from semla_ros.lab.report.palette import domain_colour, variant_colours
 from semla_ros.results import BASE_MODEL
 
+VARIANTS_NOTE = (
+    "Gain: over the variant compared with; shifted: mIoU over named stretches that are neither clear nor between two; "
+    "outside: time in which the scene lay outside the library."
+)
 _RATES = {
     "max": "No frame was dropped; latency does not count in these figures.",
     "realtime": "Arrival times and latency count: at each frame's arrival the newest mask that was ready is judged, "
@@ -143,14 +147,14 @@ def variant_table(
         row: dict[str, Cell | str] = {
             "variant": Cell(text=name, colour=colours[name]),
             "mIoU": figure(entry["miou"]),
-            f"against {reference}": gain_cell(gain),
-            "mIoU, shifted": figure(entry["shifted_miou"]),
+            "gain": gain_cell(gain),
+            "shifted": figure(entry["shifted_miou"]),
             "confidence": figure(entry["confidence"]),
             "flicker": share(entry["flicker"]),
             "fusions": str(entry["fusions"]),
-            "out of library": f"{entry['out_of_library_s']:.1f} s",
-            "latency p50 / p95 (ms)": _latencies(entry, "total", ("p50", "p95")),
-            "dropped": str(entry["dropped"]) if rate != "max" else "–",
+            "outside": f"{entry['out_of_library_s']:.1f} s",
+            "p50/95 ms": _latencies(entry, "total", ("p50", "p95"), digits=0),
+            "drops": str(entry["dropped"]) if rate != "max" else "–",
             "frames": str(entry["frames"]),
         }
         rows.append(row)
@@ -170,13 +174,13 @@ def _variants(summary: Mapping[str, Any]) -> Section:
     table = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
     pairs = [f"{pair.replace('|', ' and ')}: {share(value)}" for pair, value in summary["agreement"].items() if value]
     agreement = Words(heading="Agreement: share of pixels with the same class", text=" · ".join(pairs))
-    note = f"Every variant saw the very same frames. {_RATES[summary['rate']]}"
+    note = f"Every variant saw the very same frames. {_RATES[summary['rate']]} {VARIANTS_NOTE}"
     return Section(title="Variants", note=note, parts=[table, agreement if pairs else None])
 
 
-def _latencies(entry: Mapping[str, Any], stage: str, keys: Sequence[str]) -> str:
+def _latencies(entry: Mapping[str, Any], stage: str, keys: Sequence[str], *, digits: int = 1) -> str:
     found = entry.get("latency_ms", {}).get(stage)
-    return " / ".join(f"{found[key]:.1f}" for key in keys) if found else "–"
+    return " / ".join(f"{found[key]:.{digits}f}" for key in keys) if found else "–"
 
 
 class _OverTime:
@@ -320,6 +324,12 @@ def _explanation(primary: str, frame: Mapping[str, Any], entry: Mapping[str, Any
 
 
 def _by_segment(summary: Mapping[str, Any]) -> Section:
+    note = f"mIoU over each named stretch of the recording, and the adapter that weighed most in {summary['primary']}."
+    return Section(title="By stretch", note=note, parts=[stretch_table(summary)])
+
+
+def stretch_table(summary: Mapping[str, Any]) -> Table | None:
+    """A line per named stretch; None where the recording names none, or has no truth."""
     primary = summary["variants"][summary["primary"]]
     rows: list[dict[str, Cell | str]] = [
         {
@@ -333,8 +343,7 @@ def _by_segment(summary: Mapping[str, Any]) -> Section:
         }
         for name, entry in primary["per_segment"].items()
     ]
-    note = f"mIoU over each named stretch of the recording, and the adapter that weighed most in {summary['primary']}."
-    return Section(title="By stretch", note=note, parts=[table_of(rows, left=("heaviest",))] if rows else [])
+    return table_of(rows, left=("heaviest",)) if rows else None
 
 
 def _by_class(summary: Mapping[str, Any], classes: Sequence[tuple[str, str]]) -> Section:
@@ -359,11 +368,21 @@ def _compared(summary: Mapping[str, Any], values: Mapping[str, float | None]) ->
     return cells
 
 
-def worklist_section(worklist: Sequence[Mapping[str, Any]], *, most: int = 200) -> Section:
+def worklist_section(worklist: Sequence[Mapping[str, Any]]) -> Section:
     """Stretches that no adapter covers, of one bag or (with "bag" in each) of many."""
-    title, nearest = "No adapter covers these stretches", "nearest adapters (distance)"
+    title = "No adapter covers these stretches"
     if not worklist:
         return Section(title=title, parts=[Words(text="None: every scene lay within the library.")])
+    note = (
+        "The scene lay outside the library: candidates for the next adapter, those with the most to gain first (long, "
+        "and the model unsure)."
+    )
+    return Section(title=title, note=note, parts=[worklist_table(worklist)])
+
+
+def worklist_table(worklist: Sequence[Mapping[str, Any]], *, most: int = 200) -> Table:
+    """The same as a table, at least one."""
+    nearest = "nearest adapters (distance)"
     rows: list[dict[str, Cell | str]] = [
         {
             "bag": item.get("bag", "–"),
@@ -382,11 +401,7 @@ def worklist_section(worklist: Sequence[Mapping[str, Any]], *, most: int = 200) 
         }
         for item in worklist[:most]
     ]
-    note = (
-        "The scene lay outside the library: candidates for the next adapter, those with the most to gain first (long, "
-        "and the model unsure)."
-    )
-    return Section(title=title, note=note, parts=[table_of(rows, left=("stretch", nearest, "examples"))])
+    return table_of(rows, left=("stretch", nearest, "examples"))
 
 
 def _how(summary: Mapping[str, Any]) -> Section:
