@@ -24,8 +24,9 @@ from typing import Any
 
 from rich.console import Console
 
-from semla_ros.lab.demo.demo_bag import parse_size
-from semla_ros.lab.demo.run import DemoSettings, run_demo
+from semla_ros.config import SemlaConfig
+from semla_ros.lab.demo.demo_bag import DRIVE_S, DemoBagOptions, parse_size
+from semla_ros.lab.demo.run import FAST_SPEED, drive_options, replay_options, run_demo
 from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.replay_page import stretch_table, variant_table
 from semla_ros.lab.report.terminal import terminal_table
@@ -33,8 +34,8 @@ from semla_ros.lab.report.terminal import terminal_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    default = DemoSettings()
-    parser.add_argument("--out", type=Path, default=default.out, help="folder for the results (%(default)s)")
+    default = DemoBagOptions()
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR", help="results (%(default)s)")
     parser.add_argument(
         "--fast", action="store_true", help="play a fifth of the images five times as fast, and expect less, for tests"
     )
@@ -42,11 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate-hz", default=0.0, type=float, metavar="HZ", help="images per second; 0 = by the number of cores"
     )
-    parser.add_argument(
-        "--duration-s", type=float, default=default.duration_s, metavar="S", help="of the drive (%(default)s)"
-    )
+    parser.add_argument("--duration-s", type=float, default=DRIVE_S, metavar="S", help="of the drive (%(default)s)")
     parser.add_argument("--size", default=f"{default.width}x{default.height}", metavar="WxH", help="(%(default)s)")
-    parser.add_argument("--model", default=default.model, help="model id or path (%(default)s)")
+    parser.add_argument("--model", default=SemlaConfig.model, help="model id or path (%(default)s)")
     parser.add_argument(
         "--library", default="", help="adapter library folder (default: the one shipped with the model)"
     )
@@ -57,29 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the demo; returns 0, 1 where a promise was not kept, or 130 after an interrupt."""
+    speed = FAST_SPEED if arguments.fast else 1.0
     width, height = parse_size(arguments.size)
-    settings = DemoSettings(
-        out=arguments.out,
-        is_fast=arguments.fast,
-        seed=arguments.seed,
-        rate_hz=arguments.rate_hz,
-        duration_s=arguments.duration_s,
-        width=width,
-        height=height,
-        model=arguments.model,
-        library=arguments.library,
-    )
+    drive = drive_options(
+        arguments.rate_hz, arguments.duration_s, speed, seed=arguments.seed, width=width, height=height
+    )  # fmt: skip
+    options = replay_options(arguments.model, arguments.library, speed)
     terminate_like_interrupt()
     console = Console(stderr=arguments.json)
-    summary = run_demo(settings, console)
-    _report(summary, settings, console)
+    summary = run_demo(arguments.out, drive, options, console)
+    _report(summary, arguments.out, console)
     if arguments.json:
         json.dump(summary, sys.stdout, indent=1, ensure_ascii=False)
         print()
     return 130 if summary["interrupted"] else 0 if summary["passed"] else 1
 
 
-def _report(summary: Mapping[str, Any], settings: DemoSettings, console: Console) -> None:
+def _report(summary: Mapping[str, Any], out: Path, console: Console) -> None:
     if (table := stretch_table(summary)) is not None:
         led = summary["right_adapter_led"]
         right = [f"{led[name]:.0%}" if name in led else "–" for name in summary["variants"]["semla"]["per_segment"]]
@@ -93,10 +86,10 @@ def _report(summary: Mapping[str, Any], settings: DemoSettings, console: Console
         console.print(f"{mark} {check['sentence']}{note}", highlight=False, soft_wrap=True)
     if summary["interrupted"]:
         console.print("interrupted; the results are those of the frames done so far", style="yellow")
-    elif settings.is_fast:
+    elif summary["drive"]["speed"] > 1:
         console.print("[grey62]--fast: which adapter led in each segment is reported above, but not judged[/]")
     console.print(
-        f"\nResults in {settings.out}: report.html, timeline.png, contact_sheet.png, replay.mp4, summary.json",
+        f"\nResults in {out}: report.html, timeline.png, contact_sheet.png, replay.mp4, summary.json",
         highlight=False,
         soft_wrap=True,
     )
