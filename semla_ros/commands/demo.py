@@ -77,9 +77,10 @@ def _report(summary: Mapping[str, Any], out: Path, console: Console) -> None:
         led = summary["right_adapter_led"]
         right = [f"{led[name]:.0%}" if name in led else "–" for name in summary["variants"]["semla"]["per_segment"]]
         rows = [[*row, share] for row, share in zip(table.rows, right, strict=True)]
-        console.print(terminal_table(replace(table, head=[*table.head, "right adapter led"], rows=rows)))
+        table = replace(table, head=[*table.head, "right adapter led"], rows=rows)
+        console.print(terminal_table(table, without=["heaviest"]))
     variants = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
-    console.print("", terminal_table(variants), "")
+    console.print("", terminal_table(variants, without=["frames"]), "")
     for check in summary["checks"]:
         mark = "[green]kept  [/]" if check["passed"] else "[bold red]BROKEN[/]"
         note = " [grey62](relaxed for --fast)[/]" if check["is_relaxed"] else ""

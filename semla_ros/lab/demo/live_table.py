@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,6 @@ from semla_ros.results import Level, Status
 if TYPE_CHECKING:
     from semla_ros.lab.replay.live_node import LiveRunner  # needs ROS, which a table does not
 
-RECENT_S = 3.0  # window of the mask rate
 LINE_EVERY_S = 5.0
 BAR_WIDTH = 24
 
@@ -42,7 +40,6 @@ class LiveTable:
         self.node: LiveRunner | None = None
         self._display: Live | Spinner = console.status("starting the node and loading the model")
         self._masks = 0
-        self._recent_s: deque[float] = deque()
         self._overlaps: dict[str, Any] = {"base": 0, "semla": 0}
         self._next_line_s = 0.0
 
@@ -52,9 +49,6 @@ class LiveTable:
         """See `Replay`."""
         now_s, outcome = time.monotonic(), outcomes["semla"]
         self._masks += 1
-        self._recent_s.append(now_s)
-        while self._recent_s[0] < now_s - RECENT_S:
-            self._recent_s.popleft()
         for name, score in scores.items():
             if score.overlaps is not None:
                 self._overlaps[name] = self._overlaps[name] + score.overlaps
@@ -72,16 +66,15 @@ class LiveTable:
         dropped, reports = (self.node.dropped, self.node.all_reports()) if self.node else (0, [])
         figures = [None if isinstance(sums, int) else overlap_miou(sums) for sums in self._overlaps.values()]
         base, adapted = ("-" if figure is None else f"{figure:.2f}" for figure in figures)
-        drift = [status.values["Drift"] for status in reports if "Drift" in status.values]
+        told = {key: value for status in reports for key, value in status.values.items()}
         worst = max(reports, key=lambda status: status.level, default=Status(message="no report yet", name=""))
-        rate_hz = (len(self._recent_s) - 1) / max(self._recent_s[-1] - self._recent_s[0], 0.1)
         return {
             "drive": f"{seconds:.0f} / {self._duration_s:.0f} s",
             "place": item.segment,
-            "mask rate": f"{rate_hz:.1f} Hz",
+            "mask rate": f"{told.get('Mask rate (Hz)', '-')} Hz",
             "latency": f"{answer.latency_ms['total']:.0f} ms" if answer else "-",
             "frames, masks": f"{self._masks + dropped}, {self._masks}",
-            "drift": (drift or ["-"])[0],
+            "drift": told.get("Drift", "-"),
             "generation": f"{generation.number} ({generation.reason})",
             "mIoU so far": f"{base} → {adapted}",
             "node": f"{Level(worst.level).name} {worst.message}",

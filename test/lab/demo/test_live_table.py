@@ -17,7 +17,12 @@ MIX = AdapterMix(names=("fog",), weights=np.array([0.7]), distances=np.array([0.
 NODE = SimpleNamespace(
     dropped=2,
     all_reports=lambda: [
-        Status(name="perception: camera", level=Level.WARN, message="2 images were overtaken"),
+        Status(
+            name="perception: camera",
+            level=Level.WARN,
+            message="2 images were overtaken",
+            values={"Mask rate (Hz)": "4.90"},
+        ),
         Status(name="perception: adaptation", message="generation 4", values={"Drift": "0.2134"}),
     ],
 )
@@ -64,8 +69,8 @@ def shown():
 def test_a_terminal_shows_every_figure_and_the_mix_as_bars(shown) -> None:
     words = shown(is_terminal=True)
     for expected in (
-        "8 / 90 s", "fog", "83 ms", "5, 3", "0.2134", "4 (drift)", "→ 1.00", "WARN 2 images were overtaken", "█", "70%",
-        BASE_MODEL, "30%",
+        "8 / 90 s", "fog", "4.90 Hz", "83 ms", "5, 3", "0.2134", "4 (drift)", "→ 1.00", "WARN 2 images were overtaken",
+        "█", "70%", BASE_MODEL, "30%",
     ):  # fmt: skip
         assert expected in words, expected
 
