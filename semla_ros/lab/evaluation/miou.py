@@ -54,16 +54,31 @@ def iou_per_class(counts: Counts) -> FloatArray:
     Returns:
         IoU, shape (K,), float64, 0..1; NaN for classes that the truth does not contain.
     """
-    class_count = counts.shape[0]
-    hits = np.diagonal(counts).astype(np.float64)
-    in_truth = counts.sum(axis=1).astype(np.float64)
-    union = in_truth + counts[:, :class_count].sum(axis=0) - hits
-    return np.where(in_truth > 0, hits / np.maximum(union, 1), np.nan)
+    return _iou(overlaps(counts))
+
+
+def overlaps(counts: Counts) -> Counts:
+    """Pixels per class, shape (3, K): right, in the truth, predicted. All that IoU needs, and they add up.
+
+    Args:
+        counts: Confusion matrix, shape (K, K + 1).
+    """
+    return np.stack([np.diagonal(counts), counts.sum(axis=1), counts[:, : counts.shape[0]].sum(axis=0)])
+
+
+def _iou(sums: NDArray[np.int64] | NDArray[np.float64]) -> FloatArray:
+    hits, in_truth, predicted = sums.astype(np.float64)
+    return np.where(in_truth > 0, hits / np.maximum(in_truth + predicted - hits, 1), np.nan)
 
 
 def mean_iou(counts: Counts) -> float:
     """Mean IoU over the classes that the truth contains, 0..1; NaN where it contains none."""
-    values = iou_per_class(counts)
+    return mean_iou_of(overlaps(counts))
+
+
+def mean_iou_of(sums: NDArray[np.int64] | NDArray[np.float64]) -> float:
+    """The same of sums of `overlaps`."""
+    values = _iou(sums)
     present = ~np.isnan(values)
     return float(values[present].mean()) if present.any() else float("nan")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.lab.bags.frames import ReplayFrame
-from semla_ros.lab.evaluation.miou import Counts, MiouMeter, confusion_matrix, mean_iou
+from semla_ros.lab.evaluation.miou import Counts, MiouMeter, confusion_matrix, mean_iou, mean_iou_of, overlaps
 from semla_ros.lab.replay.runners import Answer, Outcome
 from semla_ros.lab.report.charts import BETWEEN
 from semla_ros.labels import unlabelled_of
@@ -214,22 +214,9 @@ def is_shifted(segment: str) -> bool:
     return segment not in (*CLEAR_SEGMENTS, *BETWEEN)
 
 
-def overlaps(counts: Counts) -> Counts:
-    """Pixels per class, shape (3, K): right, in the truth, predicted. They add up over recordings.
-
-    Args:
-        counts: Confusion matrix, shape (K, K + 1).
-    """
-    return np.stack([np.diagonal(counts), counts.sum(axis=1), counts[:, : counts.shape[0]].sum(axis=0)])
-
-
 def overlap_miou(sums: NDArray[np.int64] | NDArray[np.float64]) -> float | None:
-    """Mean IoU of sums of `overlaps`; None where there is no truth."""
-    hits, truth, predicted = sums.astype(np.float64)
-    is_there = truth > 0
-    if not is_there.any():
-        return None
-    return six_digits(float((hits[is_there] / (truth + predicted - hits)[is_there]).mean()))
+    """Mean IoU of sums of `overlaps`, for a file; None where there is no truth."""
+    return six_digits(mean_iou_of(sums))
 
 
 def six_digits(value: float) -> float | None:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -179,15 +180,10 @@ class NodeRunner:
             "classes": list(config.classes) or [""],
             "cameras": [name for name in self._cameras if name] or [""],
             "adaptation_scope": options.scope,
-            "device": config.inference.device,
-            "engine": config.inference.engine,
-            "precision": config.inference.precision,
-            "threads": config.inference.threads,
             "cv_bridge": "never",
             "watch_library_s": 0.0,
+            **asdict(config.inference),
         }
-        if config.inference.inference != "whole":
-            values["inference"] = config.inference.inference
         for camera in self._cameras:  # nothing may be lost on the way
             values[f"qos_overrides.{topic_of(camera, 'image')}.subscription.reliability"] = "reliable"
         return values
