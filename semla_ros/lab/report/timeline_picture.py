@@ -50,8 +50,8 @@ def draw_timeline(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any
         _quiet(axes)
     lower.set_xlabel("seconds of the drive", color=FAINT)
     lower.set_xlim(0, seconds[-1])
-    figure.suptitle(_headline(summary), x=0.065, ha="left", fontsize=13, fontweight="bold", color=INK)
-    figure.tight_layout(rect=(0, 0, 1, 0.985))
+    figure.suptitle(_headline(summary), x=0.05, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.subplots_adjust(left=0.05, right=0.86, bottom=0.075, top=0.885, hspace=0.12)  # the legend has 1.8 inches
     figure.savefig(path)
     plt.close(figure)
 
@@ -137,7 +137,7 @@ def _draw_segments(upper: Any, lower: Any, timeline: Mapping[str, Any], summary:
             upper.axvline(left, color="white", linewidth=0.9, zorder=4)
             lower.axvline(left, color=GRID, linewidth=0.9, zorder=0)
         if name in BETWEEN:
-            lower.axvspan(left, right, color="#eef0f3", zorder=0, linewidth=0)
+            lower.axvspan(left, right, color="#eef0f3" if name else "none", zorder=0, linewidth=0)
             continue
         figures = " → ".join(f"{segments[name]['miou']:.2f}" for segments in variants if name in segments)
         middle = (left + right) / 2
