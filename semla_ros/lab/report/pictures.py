@@ -86,8 +86,8 @@ class Canvas:
         colour: Colour = TEXT,
         bold: bool = False,
         anchor: str = "lm",
-    ) -> float:
-        """Write one line; returns its width in pixels.
+    ) -> None:
+        """Write one line.
 
         Args:
             x: Position of the anchor.
@@ -96,11 +96,9 @@ class Canvas:
             size: Font size in pixels.
             colour: Text colour.
             bold: Heavier letters.
-            anchor: Two letters, horizontal l/m/r and vertical t(op)/m(iddle)/b(ottom) of the point (x, y).
+            anchor: Two letters, as Pillow has them: horizontal l/m/r, vertical a(scender)/m(iddle)/d(escender).
         """
-        face = font(size, bold=bold)
-        self._draw.text((x, y), words, fill=colour, font=face, anchor=anchor.replace("t", "a").replace("b", "d"))
-        return float(face.getlength(words))
+        self._draw.text((x, y), words, fill=colour, font=font(size, bold=bold), anchor=anchor)
 
     def rectangle(self, x: float, y: float, width: float, height: float, colour: Colour, *, radius: int = 0) -> None:
         """Fill a rectangle, with rounded corners where `radius` is not 0."""
@@ -155,8 +153,8 @@ def ink_on(colour: Colour) -> Colour:
 
 
 def draw_legend(
-    canvas: Canvas, names: Sequence[str], palette: NDArray[np.uint8], x: int, y: int, *, size: int = 13, right: int = 0
-) -> int:
+    canvas: Canvas, names: Sequence[str], palette: NDArray[np.uint8], x: int, y: int, *, size: int = 13
+) -> None:
     """Draw colour patches with class names in lines.
 
     Args:
@@ -166,18 +164,12 @@ def draw_legend(
         x: Left edge of the lines.
         y: Middle of the first line.
         size: Font size in pixels.
-        right: Where lines must end; 0 = the canvas.
-
-    Returns:
-        Middle of the last line.
     """
-    end = right or canvas.width
     left = float(x)
     for name, colour in zip(names, palette, strict=False):
         width = size * 1.4 + font(size).getlength(name) + size * 1.2
-        if left + width > end and left > x:
+        if left + width > canvas.width and left > x:
             left, y = float(x), y + round(size * 1.8)
         canvas.rectangle(left, y - size / 2, size, size, (int(colour[0]), int(colour[1]), int(colour[2])), radius=2)
         canvas.text(left + size * 1.4, y, name, size=size, colour=FAINT_TEXT)
         left += width
-    return y

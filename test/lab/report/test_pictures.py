@@ -33,10 +33,11 @@ def test_a_mix_is_drawn_in_proportion_to_its_shares() -> None:
 
 def test_a_legend_shows_every_colour_and_breaks_lines_at_the_edge() -> None:
     canvas = Canvas(120, 100)
-    last_line = draw_legend(canvas, ["road", "vegetation"], PALETTE, 4, 12, size=13)
-    assert last_line > 12
-    for colour in PALETTE:
-        assert (canvas.array() == colour).all(axis=2).sum() > 100
+    draw_legend(canvas, ["road", "vegetation"], PALETTE, 4, 12, size=13)
+    first, second = ((canvas.array() == colour).all(axis=2) for colour in PALETTE)
+    assert first.sum() > 100
+    assert second.sum() > 100
+    assert np.nonzero(first)[0].max() < np.nonzero(second)[0].min()
 
 
 def test_masks_are_enlarged_without_new_colours() -> None:
@@ -48,7 +49,7 @@ def test_masks_are_enlarged_without_new_colours() -> None:
 
 def test_text_leaves_ink_on_the_canvas_and_the_file_is_a_png(tmp_path) -> None:
     canvas = Canvas(100, 30, background=(0, 0, 0))
-    assert canvas.text(2, 15, "mIoU 0.61", size=14) > 20
+    canvas.text(2, 15, "mIoU 0.61", size=14)
     assert canvas.array().max() > 200
     canvas.save(tmp_path / "text.png")
     with Image.open(tmp_path / "text.png") as picture:
