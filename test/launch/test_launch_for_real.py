@@ -37,10 +37,10 @@ def install(prefix: Path) -> None:
     index.mkdir(parents=True)
     scripts.mkdir(parents=True)
     (index / "semla_ros").touch()
-    for name in ("perception", "scene_camera"):
+    for name, module in (("perception", "nodes.perception_node"), ("scene_camera", "lab.demo.scene_camera_node")):
         script = scripts / name
         script.write_text(
-            f"#!{sys.executable}\nimport sys\nfrom semla_ros.nodes.{name}_node import main\nsys.exit(main())\n",
+            f"#!{sys.executable}\nimport sys\nfrom semla_ros.{module} import main\nsys.exit(main())\n",
             encoding="utf-8",
         )
         script.chmod(0o755)
