@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import av
+import psutil
 import pytest
 from PIL import Image
 
@@ -95,3 +96,29 @@ def test_bad_input_is_one_clear_line_and_status_2(arguments, words, tmp_path, ca
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_a_demo_that_is_terminated_keeps_what_it_has_and_leaves_no_process(
+    tiny_model_folder, tiny_library_folder, tmp_path
+) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "semla_ros.cli", "demo", "--fast", "--duration-s", "300", "--rate-hz", "2"]
+    command += ["--size", "32x32", "--out", str(out), "--model", str(tiny_model_folder)]
+    command += ["--library", str(tiny_library_folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "/ 300 s" in line:
+                break
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert children
+        process.terminate()
+        words = process.stdout.read()
+        assert process.wait(60) == 130, words
+    assert "interrupted; the results are those of the frames done so far" in words
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["complete"], summary["interrupted"], summary["passed"]) == (False, True, False)
+    assert summary["frames"] == summary["variants"]["semla"]["frames"] > 0
+    assert {path.name for path in out.iterdir()} >= {"report.html", "trace.jsonl", "replay.mp4"}
+    assert not list(out.glob(".drive-*"))
+    _, alive = psutil.wait_procs(children, 10)
+    assert not alive
