@@ -101,6 +101,21 @@ def test_every_image_is_answered_by_its_own_mask_under_its_own_header(tmp_path: 
     assert summary["variants"]["base"]["frames"] == 16
 
 
+@pytest.mark.parametrize("scope", ["vehicle", "camera"])
+def test_each_of_several_cameras_is_answered_by_its_own_masks(tmp_path: Path, scope: str) -> None:
+    bag = write_toy_bag(tmp_path / "bag", frames=8, step_ns=300_000_000, cameras=("front", "rear"))
+    summary, _ = play(bag, tmp_path / "out", scope=scope)
+    entry = summary["variants"]["semla"]
+    assert (entry["sent"], entry["dropped"], entry["masks_of_no_image"]) == (16, 0, 0)
+    with BagReader(bag) as reader:
+        frames = [item.frame for item in FrameSource(reader, FrameOptions(), CLASSES).frames()]
+    assert {frame.camera for frame in frames} == {"front", "rear"}
+    for frame in frames:
+        frame_id, mask = masks_of(tmp_path / "out", f"/perception/{frame.camera}/mask")[frame.stamp_ns]
+        assert frame_id == f"{frame.camera}_optical"
+        np.testing.assert_array_equal(mask, frame.image[..., 0] % 3)
+
+
 def test_each_mask_is_told_with_the_mix_that_made_it(tmp_path: Path) -> None:
     play(write_toy_bag(tmp_path / "bag", frames=30), tmp_path / "out")
     lines = [json.loads(line) for line in (tmp_path / "out" / "trace.jsonl").read_text().splitlines()]
