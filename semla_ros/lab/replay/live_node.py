@@ -41,6 +41,7 @@ REPORT_S = 1.5  # the node reports once a second
 class _Sent(NamedTuple):
     """An image on its way."""
 
+    number: int  # in the order of sending
     frame_id: str
     time_ns: int  # of the system clock
 
@@ -72,7 +73,7 @@ class LiveRunner(NodeRunner):
         self._sent: dict[tuple[str, int], _Sent] = {}
         self._sent_count, self._foreign, self._report_count = 0, 0, 0
         self._latency_ms: dict[tuple[str, int], float] = {}
-        self._newest_ns: dict[str, int] = {}  # camera -> stamp of its newest mask
+        self._newest: dict[str, int] = {}  # camera -> number of the newest image that has its mask
         self._made: dict[tuple[str, int], Generation] = {}  # scope, number -> what the node announced
         super().__init__(options, cameras, log, resources)
         self._clock = self._node.create_publisher(Clock, "/clock", QOS)
@@ -166,7 +167,7 @@ class LiveRunner(NodeRunner):
         message = messages.image_message(Header(stamp=stamp, frame_id=frame.frame_id), frame.image)
         self._clock.publish(Clock(clock=stamp))
         with self._news:
-            self._sent[frame.camera, frame.stamp_ns] = _Sent(frame.frame_id, time.time_ns())
+            self._sent[frame.camera, frame.stamp_ns] = _Sent(self._sent_count, frame.frame_id, time.time_ns())
             self._sent_count += 1
         self._images[frame.camera].publish(message)
 
@@ -187,7 +188,7 @@ class LiveRunner(NodeRunner):
             super()._store(what, camera, message, info)
             if what == "mask":
                 self._latency_ms[camera, stamp_ns] = (info["received_timestamp"] - sent.time_ns) / 1e6
-                self._newest_ns[camera] = max(stamp_ns, self._newest_ns.get(camera, stamp_ns))
+                self._newest[camera] = max(sent.number, self._newest.get(camera, 0))
             self._news.notify_all()
 
     def _store_generation(self, scope: str, message: DiagnosticArray) -> None:
@@ -212,7 +213,8 @@ class LiveRunner(NodeRunner):
         """Everything about its mask has come, or a mask of a later image: those come in order."""
         parts = [self._answers[what, camera].get(stamp_ns) for what in self.answers]
         if parts[0] is None:
-            return self._newest_ns.get(camera, stamp_ns) > stamp_ns
+            sent = self._sent.get((camera, stamp_ns))
+            return sent is not None and self._newest.get(camera, 0) > sent.number
         return all(parts) and (self._scope(camera), self._info(camera, stamp_ns).generation) in self._made
 
     def _info(self, camera: str, stamp_ns: int) -> MaskInfo:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from replay_toys import CLASSES, ToyPipeline, write_toy_bag
+from replay_toys import CLASSES, START_NS, STEP_NS, ToyPipeline, toy_image, write_toy_bag
 
 pytest.importorskip("rclpy", reason="needs ROS 2")
 
@@ -19,6 +19,7 @@ from semla_ros.errors import EngineError, SemlaError
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource
 from semla_ros.lab.bags.label_map import raw_mask
 from semla_ros.lab.bags.reader import BagReader
+from semla_ros.lab.bags.writer import BagWriter
 from semla_ros.lab.demo.demo_bag import DemoBagOptions, record_demo_bag
 from semla_ros.lab.replay import live_node
 from semla_ros.lab.replay.comparison import parse_variants
@@ -141,6 +142,20 @@ def test_of_images_that_come_too_fast_the_newest_wins_and_both_variants_are_judg
     for stamp_ns, (_, mask) in masks.items():
         np.testing.assert_array_equal(mask, images[stamp_ns][1][..., 0] % 3)
     assert base["frames_with_truth"] == entry["frames_with_truth"] == entry["frames"] == summary["frames"]
+
+
+def test_a_recording_that_loops_is_answered_after_its_stamps_have_jumped_back(tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as writer:
+        for index in range(12):
+            stamp_ns = START_NS + (index % 6) * STEP_NS + index // 6 * 1000  # no two are the same
+            writer.image("/image", toy_image(index, "fog"), stamp_ns, "front", log_ns=START_NS + index * 300_000_000)
+    summary, _ = play(tmp_path / "bag", tmp_path / "out")
+    entry = summary["variants"]["semla"]
+    assert (entry["sent"], entry["frames"], entry["dropped"]) == (12, 12, 0)
+    images, masks = images_of(tmp_path / "bag"), masks_of(tmp_path / "out")
+    assert list(masks) == list(images)
+    for stamp_ns, (_, image) in images.items():
+        np.testing.assert_array_equal(masks[stamp_ns][1], image[..., 0] % 3)
 
 
 def test_the_images_are_sent_at_their_rate_times_the_speed(tmp_path: Path) -> None:
