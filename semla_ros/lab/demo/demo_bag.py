@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter
+from semla_ros.lab.world.camera import view
 from semla_ros.lab.world.cities import city_style
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.drive import Drive, demo_drive
@@ -153,7 +154,7 @@ def camera_matrix(city: str, width: int, height: int) -> NDArray[np.float64]:
 
     It looks level through a shifted lens: its principal point is on the horizon.
     """
-    focal_px, horizon_px = city_style(city).view(width, height)
+    focal_px, horizon_px = view(city_style(city), width, height)
     return np.array([[focal_px, 0, width / 2 - 0.5], [0, focal_px, horizon_px - 0.5], [0, 0, 1]])
 
 

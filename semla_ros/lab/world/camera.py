@@ -10,10 +10,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from semla_ros.lab.world.cities import CityStyle
+
 Point = tuple[float, float, float]  # x, y, z in metres
 Pixel = tuple[float, float]  # u to the right, v down; the centre of the first pixel is (0.5, 0.5)
 
 NEAR_M = 0.7  # nothing nearer than this is drawn
+
+
+def view(city: CityStyle, width: int, height: int) -> tuple[float, float]:
+    """Focal length and row of the horizon of a city's image of that size, pixels."""
+    focal_px = city.focal * width
+    return focal_px, height / 2 - focal_px * math.tan(math.radians(city.pitch_deg))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -67,11 +66,6 @@ class CityStyle:
     contrast: float = 1.0
     indoor: bool = False
     ceiling_m: float = 3.0  # indoors only
-
-    def view(self, width: int, height: int) -> tuple[float, float]:
-        """Focal length and row of the horizon of an image of that size, pixels."""
-        focal_px = self.focal * width
-        return focal_px, height / 2 - focal_px * math.tan(math.radians(self.pitch_deg))
 
 
 def world_table(name: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.world import air, lighting
-from semla_ros.lab.world.camera import NEAR_M, Camera
+from semla_ros.lab.world.camera import NEAR_M, Camera, view
 from semla_ros.lab.world.canvas import Canvas, Geometry
 from semla_ros.lab.world.cities import CityStyle, city_style
 from semla_ros.lab.world.classes import SKY
@@ -78,7 +78,7 @@ def render(
 
 
 def _camera(city: CityStyle, street: Street, width: int, height: int, position_m: float) -> Camera:
-    focal, horizon = city.view(width, height)
+    focal, horizon = view(city, width, height)
     bend = street.bend_per_m * math.sin(position_m / 190.0 + street.bend_phase)
     return Camera(width, height, focal, horizon, city.camera_height_m, street.driving_x_m, position_m, bend)
 
