@@ -158,9 +158,11 @@ class RetrievalConfig(Checked):
     top_k: Annotated[int, Range(1)] = live(5, "Adapters fused per scene; all where the library has fewer")
     temperature: Positive = live(0.05, "Softmax temperature over inverse distance; lower favours the nearest adapter")
     distance: DistanceName = live("euclidean", "Distance of scene embedding and centroid")
-    fade_out_of_library: bool = live(True, "Fade towards the base model where no centroid is near")
-    fade_start: Positive = live(1.0, "Nearest distance / the library's spread where the fade starts")
-    fade_end: Positive = live(2.0, "The same where only the base model is left; greater than fade_start")
+    fade_out_of_library: bool = live(
+        True, "An adapter's weight goes to the base model where the scene is strange to it"
+    )
+    fade_start: Positive = live(1.3, "How strange where that starts: 1 is where the images of its own domain end")
+    fade_end: Positive = live(1.7, "How strange where nothing of the adapter is left; greater than fade_start")
     min_weight: Annotated[float, Range(0, 1, is_open_above=True)] = live(
         0.0, "Weights below this are dropped and the rest renormalised"
     )

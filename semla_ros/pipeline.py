@@ -410,6 +410,8 @@ class PerceptionPipeline:
             adapted_weights_bytes=self._fuser.num_bytes,
             resident_adapters=self._fuser.resident_adapters,
             engine_notes=tuple(getattr(self._parts.engine, "notes", ())),
+            domain=self._parts.domain,
+            spread_source=self._library.spread_source,
         )
 
     def close(self) -> None:

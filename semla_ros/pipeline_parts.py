@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,13 @@ from semla_ros.engines.choice import choose_engine
 from semla_ros.engines.torch_engine import choose_device, choose_threads
 from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.manifest import read_manifest
+from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED, read_manifest
 from semla_ros.resources import find_model, shipped_library
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model, model_file
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +42,7 @@ class PipelineParts:
         retrieval: Settings to start with.
         drift: Settings to start with.
         memory: See `Fuser`.
+        domain: What kind of images library or model were made for; empty where neither says.
     """
 
     model: CatSeg
@@ -50,6 +54,7 @@ class PipelineParts:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
     memory: Literal["double", "single"] = "double"
+    domain: str = ""
 
 
 def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> PipelineParts:
@@ -84,6 +89,9 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
             encoder_dim=encoder.dim,
             base_sha=loaded.sha256 if manifest.base.sha256 else None,  # reading a published file takes seconds
         )
+    domain = library.manifest.domain or str(loaded.metadata.get("domain", ""))
+    if domain == RENDERED:
+        logger.warning("model '%s' and library %s are %s", config.model, library.folder, NOT_FOR_CAMERAS)
     return PipelineParts(
         model=loaded.model,
         engine=choose_engine(loaded.model, encoder, config.inference),
@@ -94,6 +102,7 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         retrieval=config.retrieval or library.retrieval or RetrievalConfig(),
         drift=config.drift or library.drift or DriftConfig(),
         memory=config.inference.memory,
+        domain=domain,
     )
 
 

@@ -36,6 +36,8 @@ class PipelineStatus:
         adapted_weights_bytes: Memory of base, live and standby weights.
         adapters_without_digest: Adapters whose files are held to nothing, so that a small damage may go unseen.
         resident_adapters: Adapters whose matrices are in memory.
+        domain: What kind of images library or model were made for; empty where neither says.
+        spread_source: How it is known that a scene lies outside: "measured", "estimated" or "unknown".
     """
 
     engine: str
@@ -59,6 +61,8 @@ class PipelineStatus:
     resident_adapters: tuple[str, ...]
     engine_notes: tuple[str, ...] = ()
     adapters_without_digest: tuple[str, ...] = ()
+    domain: str = ""
+    spread_source: str = "measured"
 
 
 class Tally:

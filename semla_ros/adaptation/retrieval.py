@@ -1,4 +1,7 @@
-"""Which adapters a scene gets, and how much of each: a softmax over the inverse distance to their centroids."""
+"""Which adapters a scene gets, and how much of each: a softmax over the inverse distance to their centroids.
+
+What an adapter is not vouched for goes to the base model; `strangeness.py` judges that.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from semla_ros.adaptation.strangeness import Strangeness
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.adapter_library import AdapterLibrary
@@ -29,7 +33,7 @@ class Retriever:
         self._is_cosine = self.config.distance == "cosine"
         self._points = _unit(library.centroids) if self._is_cosine else library.centroids
         self._index = {name: index for index, name in enumerate(library.names)}
-        self._spread = library.spread.astype(np.float64)
+        self._strangeness = Strangeness(library)
 
     def retrieve(self, embedding: FloatArray, exclude: Collection[str] = ()) -> AdapterMix:
         """The mix for one scene.
@@ -40,7 +44,7 @@ class Retriever:
 
         Returns:
             At most `top_k` adapters, heaviest first. `distances` are in the configured metric. `base_weight` is what
-            fades to the base model out of the library, and its share where the scene is near its own domain.
+            the adapters are not vouched for, and the base model's own share where the scene is near its own domain.
 
         Raises:
             LibraryError: The embedding does not have the centroids' length, or no adapter is left.
@@ -52,12 +56,18 @@ class Retriever:
         if available < 1:
             raise LibraryError(f"adapter library {self._library.folder}: no adapter is left to retrieve")
         chosen, distances = self._nearest(embedding, excluded, min(self.config.top_k, available))
-        weights = self._weights(embedding, distances)
-        weights = _drop_small(weights, self.config.min_weight)
-        fade, is_out = self._fade(embedding, chosen)
-        weights = weights * (1.0 - fade)
-        weights, base_share = weights[: len(chosen)], float(weights[len(chosen) :].sum())
-        base_weight = fade + base_share
+        base_distance = self._base_distance(embedding)
+        candidates = distances if base_distance is None else np.append(distances, base_distance)
+        weights = _drop_small(fusion_weights(candidates, self.config.temperature), self.config.min_weight)
+        strangeness = self._strangeness.of(embedding, chosen, excluded)
+        start, end = self.config.fade_start, self.config.fade_end
+        vouched = np.clip((end - strangeness) / (end - start), 0.0, 1.0)
+        is_out = float(weights @ vouched[: len(weights)]) < 0.5
+        weights, base_weight = weights[: len(chosen)], float(weights[len(chosen) :].sum())
+        if self.config.fade_out_of_library:
+            vouched = vouched[: len(chosen)]
+            base_weight += float(weights @ (1.0 - vouched))
+            weights = weights * vouched
         order = np.argsort(-weights, kind="stable")
         order = order[weights[order] > 0]
         return AdapterMix(
@@ -67,19 +77,6 @@ class Retriever:
             base_weight=base_weight,
             is_out_of_library=is_out,
         )
-
-    def _weights(self, embedding: NDArray[np.float32], distances: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Weights of the nearest adapters and, where it is a candidate, of the base model behind them.
-
-        The base model takes part as if it were an adapter that changes nothing: among the `top_k` nearest or not at
-        all, and then in the place of the farthest.
-        """
-        own = self._base_distance(embedding)
-        if own is None or own >= distances[-1]:
-            return fusion_weights(distances, self.config.temperature)
-        full = len(distances) == self.config.top_k
-        among = fusion_weights(np.append(distances[:-1] if full else distances, own), self.config.temperature)
-        return np.concatenate([among[:-1], [0.0], among[-1:]]) if full else among
 
     def _base_distance(self, embedding: NDArray[np.float32]) -> float | None:
         """Distance to the centroid of the base model's own domain, in the metric of the adapters' ones."""
@@ -126,26 +123,6 @@ class Retriever:
             block = self._points[first : first + BLOCK_ROWS] - query
             squares[first : first + BLOCK_ROWS] = np.multiply(block, block, out=block).sum(1)
         return squares / 2 if self._is_cosine else np.sqrt(squares)  # half the square of unit vectors' is 1 - cos
-
-    def _fade(self, embedding: NDArray[np.float32], chosen: NDArray[np.int64]) -> tuple[float, bool]:
-        """Weight of the base model, and whether the scene lies outside the library.
-
-        A domain's spread is a Euclidean length, so this is measured with Euclidean distances in either metric.
-        """
-        spread = self._spread[chosen]
-        known = chosen[np.isfinite(spread) & (spread > 0)]
-        if len(known) < len(chosen) or not len(chosen):
-            return 0.0, False  # a scene may lie within a domain of unknown spread
-        distances = np.linalg.norm(self._library.centroids[known] - embedding, axis=1).astype(np.float64)
-        ratio = float((distances / self._spread[known]).min())
-        home, settings = self._library.base_statistics, self.config
-        if home is not None and home.spread_p95 and settings.base_is_candidate:
-            ratio = min(ratio, float(np.linalg.norm(home.centroid - embedding)) / home.spread_p95)
-        is_out = ratio > settings.fade_start
-        if not settings.fade_out_of_library:
-            return 0.0, is_out
-        fade = (ratio - settings.fade_start) / (settings.fade_end - settings.fade_start)
-        return float(np.clip(fade, 0.0, 1.0)), is_out
 
 
 def fusion_weights(distances: FloatArray, temperature: float) -> NDArray[np.float64]:

@@ -228,8 +228,9 @@ def _folder(arguments: argparse.Namespace) -> Path:
 def adapter_rows(library: AdapterLibrary) -> list[dict[str, Any]]:
     """One plain mapping per adapter, usable ones first, for tables and JSON."""
     rows: list[dict[str, Any]] = []
-    for name in library.names:
+    for index, name in enumerate(library.names):
         files, entry = library.files(name), library.entry(name)
+        guess = float(library.spread[index])
         rows.append(
             {
                 "name": name,
@@ -240,6 +241,8 @@ def adapter_rows(library: AdapterLibrary) -> list[dict[str, Any]]:
                 "images": entry.images or None,
                 "spread_mean": entry.spread_mean,
                 "spread_p95": entry.spread_p95,
+                "spread_estimate": None if library.is_spread_measured[index] or math.isnan(guess) else guess,
+                "examples": 0 if files.statistics.known is None else len(files.statistics.known),
                 "family": entry.family,
                 "licence": entry.licence,
                 "note": entry.note,
@@ -256,6 +259,7 @@ def _summary(library: AdapterLibrary, rows: list[dict[str, Any]]) -> dict[str, A
         "library": str(library.folder),
         "base": {"id": manifest.base.id, "sha256": manifest.base.sha256},
         "encoder": {"id": manifest.encoder.id, "sha256": manifest.encoder.sha256},
+        "domain": manifest.domain,
         "embedding_dim": library.centroids.shape[1],
         "adapters": rows,
     }
@@ -271,7 +275,7 @@ def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["problem"] is not None:
             continue
-        spread = row["spread_p95"]
+        spread, estimate = row["spread_p95"], row["spread_estimate"]
         table.add_row(
             Text(row["name"]),
             Text(row["family"]),
@@ -280,11 +284,15 @@ def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
             str(row["layers"]),
             str(math.ceil(row["bytes"] / 1000)),
             str(row["images"] or ""),
-            f"{spread:.3g}" if spread is not None else "",
+            f"~{estimate:.3g}" if estimate is not None else f"{spread:.3g}" if spread else "unknown",
         )
     console = Console()
     console.print(table)
     manifest = library.manifest
+    if any(row.get("spread_estimate") is not None for row in rows):
+        print("~: estimated from the library; 'semla library index' measures it on images of the domain")
+    if manifest.domain:
+        print(f"made for {manifest.domain} images")
     if manifest.base.id or manifest.encoder.id:
         print(f"base model: {manifest.base.id or 'not stated'}, scene encoder: {manifest.encoder.id or 'not stated'}")
     if licences := sorted({row["licence"] for row in rows if row.get("licence")}):

@@ -85,8 +85,9 @@ class AdapterLibrary:
         folder: Where it was read from.
         names: Adapters that can be used, in library order: as the manifest lists them, then by name.
         centroids: Mean scene embedding of each, shape (N, D), float32.
-        spread: Distance within which 95 % of a domain's own images lie to its centroid, shape (N,), float32; NaN where
-            not known.
+        spread: Distance within which 95 % of a domain's own images lie to its centroid, shape (N,), float32; where that
+            is not known, an estimate (see `estimated_spread`); NaN where there is nothing to estimate it from.
+        is_spread_measured: Where it is no estimate, shape (N,), bool.
         base_statistics: Centroid and spread of the scenes that the base model was trained on; None where not known.
         problems: Adapters that cannot be used -> why. Grows where an adapter turns out to be damaged when first used.
         manifest: What `library.yaml` says; empty where there is none.
@@ -110,10 +111,11 @@ class AdapterLibrary:
         # Each adapter's centroid becomes a row of all of them, or thousands would be in memory twice.
         self._files = {item.name: _with_centroid(item, row) for item, row in zip(files, self.centroids, strict=True)}
         self.names: tuple[str, ...] = tuple(self._files)
-        spreads = [self.entry(name).spread_p95 for name in self.names]
-        self.spread: NDArray[np.float32] = np.array(
-            [np.nan if spread is None else spread for spread in spreads], np.float32
-        )
+        stated = np.array([self.entry(name).spread_p95 or np.nan for name in self.names], np.float32)
+        self.is_spread_measured: NDArray[np.bool_] = np.isfinite(stated)
+        self.spread: NDArray[np.float32] = np.where(
+            self.is_spread_measured, stated, estimated_spread(self.centroids, stated)
+        ).astype(np.float32)
         self._reader = reader or AdapterReader()
         self._verified: dict[str, FileMark] = {}  # weights files whose values and digests were found right
         self._aside: dict[str, tuple[FileMark | None, ...]] = {}  # files of what was set aside
@@ -234,6 +236,13 @@ class AdapterLibrary:
         return entry.completed(self._files[name].statistics) if name in self._files else entry
 
     @property
+    def spread_source(self) -> str:
+        """How it is known when a scene lies outside: spreads "measured", "estimated" (some or all), or "unknown"."""
+        if not np.isfinite(self.spread).all():
+            return "unknown"
+        return "measured" if self.is_spread_measured.all() else "estimated"
+
+    @property
     def retrieval(self) -> RetrievalConfig | None:
         """Settings that the library recommends."""
         return self.manifest.retrieval
@@ -271,6 +280,28 @@ class AdapterLibrary:
         library = AdapterLibrary(self.folder, intact, self.manifest, self.problems, self.base_statistics, self._reader)
         library._verified = self._verified
         return library
+
+
+def estimated_spread(centroids: NDArray[np.float32], stated: NDArray[np.float32]) -> float:
+    """Spread to go by for adapters that state none.
+
+    Where others of the library state theirs, the median of those. Otherwise the diameter of the ball around their mean
+    that holds all centroids: a scene farther away than any two domains can be from each other lies outside. Images
+    often lie farther from their own centroid than it does from the next one, so nothing less would be safe.
+
+    Args:
+        centroids: Shape (N, D).
+        stated: Spread of each, shape (N,), NaN where it states none.
+
+    Returns:
+        A length; NaN for a single adapter that states none.
+    """
+    known = stated[np.isfinite(stated)]
+    if known.size:
+        return float(np.median(known))
+    if len(centroids) < 2:
+        return float("nan")
+    return 2 * float(np.linalg.norm(centroids - centroids.mean(0), axis=1).max())
 
 
 def adapter_folders(folder: Path, manifest: LibraryManifest) -> list[str]:

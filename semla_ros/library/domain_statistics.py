@@ -1,12 +1,13 @@
-"""`<name>_statistics.npz`: the centroid of a domain's scene embeddings, and how far its images lie from it."""
+"""`<name>_statistics.npz`: the centroid of a domain's scene embeddings, how far its images lie from it, examples."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from semla_ros.file_integrity import write_atomically
 
 CENTROID_KEY = "train_average_embedding"  # the published name
 MAX_UNPACKED_BYTES = 64 * 1024 * 1024
+MAX_KNOWN = 128  # of a domain's own scenes that are kept
+MAX_COMPARED = 4096  # of them that are compared with each other
+_NUMBERS = ("images", "spread_mean", "spread_p95", "reach", "step")
+_SCENES = ("known", "strange")
 
 
 def statistics_name(name: str) -> str:
@@ -33,38 +38,95 @@ class DomainStatistics:
         images: Number of images behind the centroid; 0 where not known.
         spread_mean: Mean distance of the domain's images to the centroid; None where not known.
         spread_p95: 95th percentile of that distance.
+        known: Embeddings of some of the domain's images, in units of `step`, shape (M, D), int8; None where there are
+            none.
+        strange: Those of images that are no scenes of any domain, likewise: what `known` is held against.
+        step: See above.
+        reach: Distance within which 95 % of the domain's images have another one.
     """
 
     centroid: NDArray[np.float32]
     images: int = 0
     spread_mean: float | None = None
     spread_p95: float | None = None
+    known: NDArray[np.int8] | None = None
+    strange: NDArray[np.int8] | None = None
+    step: float = 0.0
+    reach: float = 0.0
+
+    def scenes(self, kind: Literal["known", "strange"]) -> NDArray[np.float32]:
+        """Example embeddings, shape (M, D); none where the file has none."""
+        rows = self.known if kind == "known" else self.strange
+        return np.zeros((0, self.centroid.size), np.float32) if rows is None else rows * np.float32(self.step)
 
 
-def statistics_of(embeddings: NDArray[np.float32]) -> DomainStatistics:
-    """Mean and spread of a domain's scene embeddings, shape (N, D).
+def statistics_of(embeddings: NDArray[np.float32], strange: NDArray[np.float32] | None = None) -> DomainStatistics:
+    """Mean and spread of a domain's scene embeddings, and examples of them.
 
     They are the same to the last bit for any order of the rows; sums run in float64.
+
+    Args:
+        embeddings: Shape (N, D).
+        strange: Embeddings of images that are no scenes of any domain, shape (S, D); None keeps no examples at all.
     """
     embeddings = embeddings[np.lexsort(embeddings.T[::-1])]
     mean = embeddings.astype(np.float64).mean(0)
     distances = np.linalg.norm(embeddings - mean, axis=1)
-    return DomainStatistics(
+    found = DomainStatistics(
         mean.astype(np.float32),
         images=len(embeddings),
         spread_mean=float(distances.mean()),
         spread_p95=float(np.percentile(distances, 95)),
     )
+    if strange is None:
+        return found
+    compared = embeddings[np.linspace(0, len(embeddings) - 1, min(len(embeddings), MAX_COMPARED)).round().astype(int)]
+    step = float(max(np.abs(compared).max(), np.abs(strange).max())) / 127 or 1.0
+    return dataclasses.replace(
+        found,
+        known=np.round(spread_out(compared, MAX_KNOWN) / step).astype(np.int8),
+        strange=np.round(strange / step).astype(np.int8),
+        step=step,
+        reach=float(np.percentile(nearest_gaps(compared), 95)) if len(compared) > 1 else 0.0,
+    )
+
+
+def spread_out(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """At most so many rows that leave none of the others far from one of them, shape (M, D).
+
+    Each next one is the farthest from those before, beginning with the one nearest to the mean.
+
+    Source: Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985.
+    """
+    chosen = [int(((rows - rows.mean(0)) ** 2).sum(1).argmin())]
+    gaps = ((rows - rows[chosen[0]]) ** 2).sum(1)
+    while len(chosen) < min(most, len(rows)):
+        chosen.append(int(gaps.argmax()))
+        gaps = np.minimum(gaps, ((rows - rows[chosen[-1]]) ** 2).sum(1))
+    return rows[chosen]
+
+
+def nearest_gaps(rows: NDArray[np.float32], known: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Distance of each row (N, D) to the nearest known scene (M, D), or to the nearest other row; shape (N,)."""
+    others = rows if known is None else known
+    squares = (rows**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2 * rows @ others.T
+    if known is None:
+        np.fill_diagonal(squares, np.inf)
+    nearest: NDArray[np.float32] = np.sqrt(np.maximum(squares.min(1), 0))
+    return nearest
 
 
 def write_statistics(file: Path, statistics: DomainStatistics) -> None:
     """Write `<name>_statistics.npz`: the published key, shape (1, D), and what the published code passes over."""
     arrays: dict[str, Any] = {CENTROID_KEY: statistics.centroid[None].astype(np.float32)}
-    for key in ("images", "spread_mean", "spread_p95"):
+    for key in _NUMBERS:
         if value := getattr(statistics, key):
             arrays[key] = np.asarray(value)
+    for key in _SCENES:
+        if (scenes := getattr(statistics, key)) is not None:
+            arrays[key] = scenes
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)
     write_atomically(file, buffer.getvalue())
 
 
@@ -86,9 +148,8 @@ def parse_statistics(data: bytes, name: str) -> DomainStatistics:
             if CENTROID_KEY not in arrays:
                 raise AdapterError(f"{where} lacks '{CENTROID_KEY}', it holds {', '.join(arrays) or 'nothing'}")
             centroid = np.asarray(arrays[CENTROID_KEY])
-            images, spread_mean, spread_p95 = (
-                _scalar(arrays, key, where) for key in ("images", "spread_mean", "spread_p95")
-            )
+            images, spread_mean, spread_p95, reach, step = (_scalar(arrays, key, where) for key in _NUMBERS)
+            known, strange = (_scenes(arrays, key, centroid.size) for key in _SCENES)
     except AdapterError:
         raise
     except Exception as error:  # numpy raises whatever the damage leads to
@@ -102,7 +163,9 @@ def parse_statistics(data: bytes, name: str) -> DomainStatistics:
     centroid = centroid.reshape(-1).astype(np.float32)
     if not np.isfinite(centroid).all():
         raise AdapterError(f"{where} has values that are not finite; make it again with 'semla library index'")
-    return DomainStatistics(centroid, int(images or 0), spread_mean, spread_p95)
+    return DomainStatistics(
+        centroid, int(images or 0), spread_mean, spread_p95, known, strange, step=step or 0.0, reach=reach or 0.0
+    )
 
 
 def _scalar(arrays: Mapping[str, NDArray[Any]], key: str, where: str) -> float | None:
@@ -117,3 +180,13 @@ def _scalar(arrays: Mapping[str, NDArray[Any]], key: str, where: str) -> float |
             f"{where}: '{key}' must be a number from 0 to {LARGEST[float]:g}, got {shown}; make it again"
         )
     return value
+
+
+def _scenes(arrays: Mapping[str, NDArray[Any]], key: str, dim: int) -> NDArray[np.int8] | None:
+    """Optional example embeddings of a statistics file."""
+    if key not in arrays:
+        return None
+    values = np.asarray(arrays[key])
+    if values.dtype != np.int8 or values.ndim != 2 or values.shape[1] != dim:
+        raise ValueError(f"{key} is {values.dtype} {values.shape}")
+    return values

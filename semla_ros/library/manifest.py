@@ -25,6 +25,11 @@ BASE_STATISTICS_NAME = "base_statistics.npz"  # beside it: centroid of what the 
 FORMAT = 1
 MAX_BYTES = 64 * 1024 * 1024  # some hundred thousand adapters
 MAX_DEPTH = 32  # a manifest has 5; PyYAML's C loader ends the process where tens of thousands are nested
+RENDERED = "rendered"  # images of a renderer, as a model or a library states it
+NOT_FOR_CAMERAS = (
+    "made for rendered images: on a camera's, expect the base model and poor masks; train adapters on your own images "
+    "('semla train adapter') or use published weights ('semla fetch')"
+)
 Distance = Annotated[float | None, Range(0)]
 
 
@@ -99,6 +104,7 @@ class LibraryManifest:
         drift: Likewise.
         base_domain: Where the base model is at home; None where the library does not say.
         adapters: By name, in library order.
+        domain: What kind of images it was made for, "rendered" or "camera"; empty where it does not say.
         note: One free line.
         broken: Adapters whose entry cannot be used -> why. What was read so is not written again.
     """
@@ -109,6 +115,7 @@ class LibraryManifest:
     drift: DriftConfig | None = None
     base_domain: BaseDomain | None = None
     adapters: Mapping[str, AdapterEntry] = field(default_factory=dict)
+    domain: str = ""
     note: str = ""
     broken: Mapping[str, str] = field(default_factory=dict)
 
@@ -170,8 +177,7 @@ def change_manifest(folder: Path, change: Callable[[LibraryManifest], LibraryMan
 def write_manifest(folder: Path, manifest: LibraryManifest) -> Path:
     """Write `library.yaml`; the file is whole at any time."""
     values: dict[str, Any] = {"format": FORMAT}
-    if manifest.note:
-        values["note"] = manifest.note
+    values |= {key: value for key in ("domain", "note") if (value := getattr(manifest, key))}
     for key in ("base", "encoder"):
         if reference := _without_empty(getattr(manifest, key)):
             values[key] = reference
@@ -212,7 +218,9 @@ def _manifest(values: Any) -> LibraryManifest:
     if not isinstance(adapters, Mapping):
         raise ConfigError(f"'adapters' must be a mapping, got {type(adapters).__name__}")
     values.pop("broken", None)
-    manifest = from_mapping(LibraryManifest, {**values, "note": str(values.get("note", ""))})
+    manifest = from_mapping(
+        LibraryManifest, {**values, **{key: str(values.get(key, "")) for key in ("domain", "note")}}
+    )
     entries, broken = {}, {}
     for name, entry in adapters.items():
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from semla_ros.config import DiagnosticsConfig
+from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.pipeline_status import PipelineStatus
 from semla_ros.results import Level, Status
 from semla_ros.serving.camera_statistics import BROKEN, FAILED, OVERTAKEN, CameraSnapshot
@@ -243,12 +244,16 @@ def adaptation_report(
             Level.WARN,
             "no adapter fits the scene, the mix fades to the base model: add an adapter trained for such conditions",
         )
+    if status.domain == RENDERED:
+        worries.add(Level.OK, f"model and library are {NOT_FOR_CAMERAS}")
     values = {
         "Generation": str(generation.number),
         "Reason": generation.reason,
         "Mix": str(mix),
         "Base weight": f"{mix.base_weight:.3f}",
-        "Out of library": _yes_no(mix.is_out_of_library),
+        "Out of library": "unknown" if status.spread_source == "unknown" else _yes_no(mix.is_out_of_library),
+        "Spread of the adapters": status.spread_source,
+        "Made for": status.domain or "not stated",
         "Drift": "" if status.drift is None else f"{status.drift:.4f}",
         "Last action": status.last_action,
         "Frozen": _yes_no(status.is_frozen),

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import itertools
 import time
 
 import numpy as np
 import pytest
-from centroid_library import library_of
+from centroid_library import library_of, library_with
 
 from semla_ros.adaptation.retrieval import Retriever, fusion_weights
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
-from semla_ros.library.domain_statistics import DomainStatistics
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.domain_statistics import DomainStatistics, statistics_of
 
 
 def config(**settings: object) -> RetrievalConfig:
@@ -104,7 +106,10 @@ def test_an_embedding_of_another_length_names_both_lengths() -> None:
 
 
 def test_cosine_compares_directions_only() -> None:
-    retriever = Retriever(library_of(np.array([[10.0, 0], [0, 0.1], [3, 3]])), config(distance="cosine", top_k=2))
+    retriever = Retriever(
+        library_of(np.array([[10.0, 0], [0, 0.1], [3, 3]])),
+        config(distance="cosine", top_k=2, fade_out_of_library=False),
+    )
     mix = retriever.retrieve(np.array([0.1, 50.0]))
     assert mix.names[0] == "a1"
     scene = np.array([2.0, 1.0])
@@ -120,42 +125,119 @@ def test_a_zero_embedding_has_no_direction() -> None:
 # Past the paper
 
 
-def test_outside_the_library_the_mix_fades_to_the_base_model() -> None:
-    retriever = Retriever(library_of(LINE, spread=[1.0] * 5), config(temperature=1.0, fade_start=1.0, fade_end=3.0))
+def test_outside_its_domain_an_adapter_gives_its_weight_to_the_base_model() -> None:
+    retriever = Retriever(library_of(LINE[:1], spread=[1.0]), config(fade_start=1.0, fade_end=3.0))
     base_weights = []
-    for height in (0.5, 1.0, 2.0, 2.9, 3.0, 30.0):
+    for height in (0.5, 1.0, 1.9, 2.1, 2.9, 3.0, 30.0):
         mix = retriever.retrieve(np.array([0.0, height]))
         base_weights.append(mix.base_weight)
-        assert mix.is_out_of_library == (height > 1.0)
+        assert mix.is_out_of_library == (height > 2.0)
         assert mix.weights.sum() + mix.base_weight == pytest.approx(1.0)
-    np.testing.assert_allclose(base_weights, [0, 0, 0.5, 0.95, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(base_weights, [0, 0, 0.45, 0.55, 0.95, 1, 1], atol=1e-6)
     assert retriever.retrieve(np.array([0.0, 30.0])).names == ()
 
 
-def test_fading_does_not_change_how_the_adapters_share_what_is_left() -> None:
-    scene = np.array([0.0, 2.0])
-    faded = Retriever(library_of(LINE, spread=[1.0] * 5), config(temperature=1.0, fade_end=3.0)).retrieve(scene)
-    plain = Retriever(library_of(LINE), config(temperature=1.0)).retrieve(scene)
-    assert faded.names == plain.names
-    np.testing.assert_allclose(faded.weights / faded.weights.sum(), plain.weights)
+def test_each_adapter_is_vouched_for_by_its_own_spread_alone() -> None:
+    """Both are equally far; the wide one keeps its weight, that of the tight one goes to the base model."""
+    library = library_of(np.array([[-1.0, 0], [1, 0]]), spread=[0.6, 1.2])
+    mix = Retriever(library, config(top_k=2, fade_start=1.0, fade_end=1.5)).retrieve(np.zeros(2))
+    assert mix.as_dict() == pytest.approx({"a1": 0.5})
+    assert mix.base_weight == pytest.approx(0.5)
 
 
-def test_a_scene_within_any_domain_of_the_mix_does_not_fade() -> None:
-    """The nearest domain is tight, its wide neighbour contains the scene."""
-    library = library_of(np.array([[0.0, 0], [1, 0]]), spread=[0.01, 5.0])
-    mix = Retriever(library, config(top_k=2)).retrieve(np.array([0.4, 0.0]))
-    assert mix.base_weight == 0.0
-    assert not mix.is_out_of_library
+def test_a_domain_of_everything_does_not_vouch_for_anything() -> None:
+    library = library_of(np.vstack([LINE, [[4, 3]]]), spread=[1.0] * 5 + [100.0])
+    mix = Retriever(library, config(temperature=1.0)).retrieve(np.array([4.0, 9.0]))
+    assert mix.is_out_of_library
+    assert mix.base_weight == 1.0
 
 
-def test_fading_can_be_switched_off_and_needs_known_spreads() -> None:
-    far = np.array([0.0, 100.0])
-    off = Retriever(library_of(LINE, spread=[1.0] * 5), config(fade_out_of_library=False)).retrieve(far)
+def test_fading_can_be_switched_off_and_is_still_told() -> None:
+    off = Retriever(library_of(LINE, spread=[1.0] * 5), config(fade_out_of_library=False)).retrieve(np.array([0, 99.0]))
     assert off.base_weight == 0.0
     assert off.is_out_of_library
-    unknown = Retriever(library_of(LINE), config()).retrieve(far)
-    assert unknown.base_weight == 0.0
-    assert not unknown.is_out_of_library
+
+
+def test_an_adapter_without_a_spread_blinds_the_others_for_nothing() -> None:
+    library = library_of(np.vstack([LINE, [[0, 1]]]), spread=[1.0] * 5)
+    assert library.spread_source == "estimated"
+    mix = Retriever(library, config()).retrieve(np.array([0.0, 100.0]))
+    assert mix.is_out_of_library
+    assert mix.base_weight == 1.0
+
+
+def test_centroids_alone_never_fade_among_themselves_and_do_far_from_all() -> None:
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(size=(12, 32))
+    retriever = Retriever(library_of(centroids), config())
+    for scene in rng.dirichlet(np.ones(12), 50) @ centroids:
+        assert retriever.retrieve(scene).base_weight == 0.0
+    assert retriever.retrieve(100 * centroids[0]).base_weight == 1.0
+
+
+def test_one_centroid_alone_can_tell_nothing() -> None:
+    library = library_of(LINE[:1])
+    assert library.spread_source == "unknown"
+    mix = Retriever(library, config()).retrieve(np.array([0.0, 100.0]))
+    assert (mix.base_weight, mix.is_out_of_library) == (0.0, False)
+
+
+# Known and strange scenes
+
+
+def cloud(centre: list[float], seed: int) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(scale=0.3, size=(200, len(centre))) + centre).astype(np.float32)
+
+
+def two_clouds(strange: list[list[float]]) -> AdapterLibrary:
+    """Domains about (0, 0, 0) and (4, 0, 0), and what both are held against."""
+    against = np.array(strange, np.float32)
+    return library_with([statistics_of(cloud([4.0 * index, 0, 0], index), against) for index in range(2)])
+
+
+def test_beside_a_strange_image_the_base_model_serves_even_within_a_spread() -> None:
+    scene = np.array([0.45, 0.45, 0.3])
+    far, near = two_clouds([[0, 0, 9]]), two_clouds([[0, 0, 9], [0.6, 0.6, 0.5]])
+    assert np.linalg.norm(scene - far.centroids[0]) < far.spread[0]
+    assert Retriever(far, config()).retrieve(scene).base_weight < 0.1
+    mix = Retriever(near, config()).retrieve(scene + np.array([0.1, 0.1, 0.15]))
+    assert mix.is_out_of_library
+    assert mix.base_weight > 0.9
+
+
+def test_a_scene_between_domains_keeps_its_adapters_where_nothing_strange_is_near() -> None:
+    library = two_clouds([[0, 0, 9], [0, 9, 0]])
+    mix = Retriever(library, config(temperature=1.0)).retrieve(np.array([2.0, 0, 0]))
+    assert (library.spread < 1.0).all()
+    assert not mix.is_out_of_library
+    assert set(mix.names) == {"a0", "a1"}
+
+
+def test_an_adapter_without_examples_goes_by_its_spread_beside_others_that_have_some() -> None:
+    known = [statistics_of(cloud([0, 0, 0], 1), np.array([[0, 0, 9]], np.float32))]
+    library = library_with([*known, statistics_of(cloud([0, 9, 0], 2))])
+    mix = Retriever(library, config()).retrieve(np.array([0, 9.1, 0.1]))
+    assert mix.names[0] == "a1"
+    assert mix.base_weight < 0.05
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_a_small_move_of_the_scene_is_a_small_change_of_the_mix(count: int, metric: str) -> None:
+    """Along lines through and past the domains, with fewer adapters than `top_k` and the base model among them."""
+    rng = np.random.default_rng(count)
+    centres = rng.normal(scale=3, size=(count + 1, 6))
+    strange = rng.normal(scale=6, size=(20, 6)).astype(np.float32)
+    made = [statistics_of(cloud(list(centre), index), strange) for index, centre in enumerate(centres)]
+    retriever = Retriever(library_with(made[:-1], home=made[-1]), config(temperature=1.0, distance=metric))
+    for _ in range(2):
+        start, end = rng.normal(scale=8, size=(2, 6))
+        shares = [retriever.retrieve(start + (end - start) * step).shares() for step in np.linspace(0, 1, 600)]
+        moves = [
+            sum(abs(one.get(name, 0) - two.get(name, 0)) for name in {*one, *two}) / 2
+            for one, two in itertools.pairwise(shares)
+        ]
+        assert max(moves) < 0.15
 
 
 def test_small_weights_are_dropped_and_the_rest_shares_theirs() -> None:
@@ -241,8 +323,8 @@ def test_at_home_the_base_model_gets_the_largest_share() -> None:
 
 def test_the_base_model_weighs_like_an_adapter_at_its_centroid() -> None:
     query = np.array([2.5, 0.5])
-    with_home = Retriever(library_of(LINE, home=HOME), config(temperature=0.3, top_k=3)).retrieve(query)
-    as_adapter = Retriever(library_of(np.vstack([LINE, HOME.centroid])), config(temperature=0.3, top_k=3)).retrieve(
+    with_home = Retriever(library_of(LINE, home=HOME), config(temperature=0.3)).retrieve(query)
+    as_adapter = Retriever(library_of(np.vstack([LINE, HOME.centroid])), config(temperature=0.3, top_k=6)).retrieve(
         query
     )
     expected = as_adapter.as_dict()
@@ -250,12 +332,10 @@ def test_the_base_model_weighs_like_an_adapter_at_its_centroid() -> None:
     assert with_home.as_dict() == pytest.approx(expected)
 
 
-def test_the_base_model_takes_no_part_where_top_k_adapters_are_nearer() -> None:
-    query = np.array([0.4, 0])
-    with_home = Retriever(library_of(LINE, home=HOME), config(top_k=2)).retrieve(query)
-    without = Retriever(library_of(LINE), config(top_k=2)).retrieve(query)
-    assert with_home.base_weight == 0.0
-    assert with_home.as_dict() == without.as_dict()
+def test_the_base_model_comes_in_without_a_jump_where_adapters_are_fewer_than_top_k() -> None:
+    retriever = Retriever(library_of(LINE[:2], home=HOME), config(top_k=5, temperature=1.0))
+    before, after = (retriever.retrieve(np.array([x, 0.4])).base_weight for x in (1.5 - 1e-4, 1.5 + 1e-4))
+    assert 0 < before < after < before + 1e-3
 
 
 def test_the_base_model_alone_answers_at_its_own_centroid() -> None:
@@ -273,6 +353,6 @@ def test_the_base_model_is_no_candidate_where_that_is_switched_off() -> None:
 def test_the_base_model_is_a_candidate_under_every_metric(distance: str) -> None:
     home = DomainStatistics(np.array([1.0, 3.0], np.float32), spread_p95=0.5)
     library = library_of(np.add(LINE[1:], [0, 0.1]), spread=[1.0] * 4, home=home)
-    retriever = Retriever(library, config(distance=distance, temperature=0.5))
+    retriever = Retriever(library, config(distance=distance, temperature=0.5, fade_out_of_library=False))
     near, far = retriever.retrieve(np.array([1.0, 2.9])), retriever.retrieve(np.array([4.0, 0.0]))
     assert near.base_weight > 0.5 > far.base_weight

@@ -19,6 +19,7 @@ from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.cli import main
 from semla_ros.errors import DatasetError, LibraryError
 from semla_ros.lab.training.library_index import index_adapter
+from semla_ros.lab.training.strange_images import PATTERNS
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.importing import add_adapter
 from semla_ros.library.manifest import LibraryManifest, ModelReference, read_manifest, write_manifest
@@ -296,6 +297,9 @@ def test_adapters_for_different_base_models_or_encoders_do_not_mix(
 # index
 
 
+STRANGE = PATTERNS + 50  # what 50 images are held against
+
+
 class MeanColour(torch.nn.Module):
     """A scene encoder that can be followed by hand: mean and deviation of each channel."""
 
@@ -333,7 +337,9 @@ def test_index_writes_mean_and_spread_of_all_images(library: Path, images: Path)
     np.testing.assert_array_equal(loaded.centroids[0], statistics.centroid)
     assert loaded.spread[0] == pytest.approx(statistics.spread_p95)
     assert loaded.entry("fog").images == 50
-    assert np.isnan(loaded.spread[1:]).all()
+    assert list(loaded.is_spread_measured) == [True] + [False] * (len(loaded.names) - 1)
+    np.testing.assert_allclose(loaded.spread[1:], loaded.spread[0])
+    assert (len(statistics.known), len(statistics.strange)) == (50, STRANGE)
     assert not list((library / "fog").glob(".*"))
     assert Retriever(loaded).retrieve(statistics.centroid).names[0] == "fog"
 
@@ -362,7 +368,7 @@ def test_an_interrupted_index_is_gone_on_with(library: Path, images: Path) -> No
         batch_size=9,
         on_progress=lambda done, total: steps.append((done, total)),
     )
-    assert tower.images == 50 - 28
+    assert tower.images == 50 - 28 + STRANGE
     assert steps[0] == (28, 50)
     assert steps[-1] == (50, 50)
     whole = index_adapter(library / "night", images, encoder())
@@ -380,7 +386,7 @@ def test_a_state_that_was_cut_off_loses_one_image_and_damaged_ones_are_made_agai
     state.write_bytes(content)
     tower = MeanColour()
     np.testing.assert_array_equal(index_adapter(library / "fog", images, encoder(tower)).centroid, whole.centroid)
-    assert tower.images == 50 - 26
+    assert tower.images == 50 - 26 + STRANGE
 
 
 def test_one_adapter_is_indexed_by_one_process_at_a_time_and_others_beside_it(library: Path, images: Path) -> None:
@@ -401,7 +407,7 @@ def test_an_index_does_not_go_on_with_that_of_another_encoder(library: Path, ima
         index_adapter(library / "fog", images, encoder(MeanColour(fails_after=30)), batch_size=4)
     tower = MeanColour()
     index_adapter(library / "fog", images, encoder(tower, id="other colours"))
-    assert tower.images == 50
+    assert tower.images == 50 + STRANGE
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_centroid_stays(library: Path, images: Path) -> None:

@@ -28,3 +28,9 @@ def library_of(
     ]
     entries = {f"a{index}": AdapterEntry(spread_p95=value) for index, value in enumerate(spread or [])}
     return AdapterLibrary(Path("library"), files, LibraryManifest(adapters=entries), {}, base_statistics=home)
+
+
+def library_with(statistics: list[DomainStatistics], home: DomainStatistics | None = None) -> AdapterLibrary:
+    """A library of adapters a0, a1, ... that has statistics and nothing else."""
+    files = [AdapterFiles(Path("library"), f"a{index}", SETTINGS, item) for index, item in enumerate(statistics)]
+    return AdapterLibrary(Path("library"), files, LibraryManifest(), {}, base_statistics=home)

@@ -92,7 +92,10 @@ def test_a_published_folder_set_loads_as_it_is(folder: Path) -> None:
     assert library.problems == {}
     assert library.centroids.dtype == np.float32
     np.testing.assert_array_equal(library.centroids, [tiny_centroid(index) for index in range(4)])
-    assert np.isnan(library.spread).all()
+    assert not library.is_spread_measured.any()
+    assert library.spread_source == "estimated"
+    gaps = library.centroids[:, None] - library.centroids
+    assert (library.spread >= np.linalg.norm(gaps, axis=-1).max()).all()
     assert library.retrieval is None
 
 

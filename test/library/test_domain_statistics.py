@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from semla_ros.errors import AdapterError
-from semla_ros.library.domain_statistics import CENTROID_KEY, parse_statistics, statistics_of, write_statistics
+from semla_ros.library.domain_statistics import (
+    CENTROID_KEY,
+    MAX_KNOWN,
+    nearest_gaps,
+    parse_statistics,
+    statistics_of,
+    write_statistics,
+)
 
 
 def some_embeddings() -> np.ndarray:
@@ -53,3 +60,28 @@ def test_a_number_that_can_be_none_of_a_domain_is_named(tmp_path: Path, key: str
     np.savez(file, **{CENTROID_KEY: np.ones((1, 4), np.float32), key: np.asarray(value)})
     with pytest.raises(AdapterError, match=rf"'dusk'.*'{key}' must be a number from 0 to 1e\+09, got"):
         parse_statistics(file.read_bytes(), "dusk")
+
+
+def test_examples_come_back_from_the_file_and_leave_no_scene_far_from_one(tmp_path: Path) -> None:
+    embeddings, strange = some_embeddings(), 3 + some_embeddings()[:20]
+    statistics = statistics_of(embeddings, strange)
+    write_statistics(tmp_path / "fog_statistics.npz", statistics)
+    read = parse_statistics((tmp_path / "fog_statistics.npz").read_bytes(), "fog")
+    np.testing.assert_array_equal(read.scenes("known"), statistics.scenes("known"))
+    np.testing.assert_allclose(read.scenes("strange"), strange, atol=read.step)
+    assert len(read.scenes("known")) == MAX_KNOWN
+    gaps = nearest_gaps(embeddings, read.scenes("known"))
+    assert gaps.max() < nearest_gaps(embeddings, embeddings[: len(read.scenes("known"))]).max()
+    assert 0 < read.reach < statistics.spread_p95 * 2
+
+
+def test_statistics_without_examples_have_none() -> None:
+    assert statistics_of(some_embeddings()).scenes("known").shape == (0, some_embeddings().shape[1])
+
+
+@pytest.mark.parametrize("known", [np.zeros((3, 4), np.float32), np.zeros((3, 5), np.int8), np.zeros(4, np.int8)])
+def test_examples_of_another_form_are_refused(tmp_path: Path, known: np.ndarray) -> None:
+    file = tmp_path / "fog_statistics.npz"
+    np.savez(file, train_average_embedding=np.zeros((1, 4), np.float32), known=known)
+    with pytest.raises(AdapterError, match="cannot be read"):
+        parse_statistics(file.read_bytes(), "fog")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,12 +23,14 @@ from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
 from semla_ros.lab.training.losses import segmentation_loss, sigmoid_loss
 from semla_ros.lab.training.samples import SampleSource
 from semla_ros.lab.training.segmenter_training import sample_class_weights
+from semla_ros.lab.training.strange_images import TAKEN_APART, strange_images
 from semla_ros.library.domain_statistics import (
     DomainStatistics,
     statistics_name,
     statistics_of,
     write_statistics,
 )
+from semla_ros.results import ImageArray
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_targets
 from semla_ros.torchvision_compat import import_peft
@@ -157,14 +161,32 @@ def embed_source(
     batch_size: int = 16,
     on_progress: Callable[[int], None] | None = None,
 ) -> DomainStatistics:
-    """Embed every image of a source, in batches."""
+    """Embed every image of a source, in batches, and what they are held against."""
     parts = []
     for first in range(0, len(source), batch_size):
         images = [source.image(i) for i in range(first, min(first + batch_size, len(source)))]
         parts.append(encoder.embed_batch(images))
         if on_progress:
             on_progress(len(images))
-    return statistics_of(np.concatenate(parts))
+    return domain_statistics(encoder, np.concatenate(parts), source.image)
+
+
+def domain_statistics(
+    encoder: SceneEncoder, embeddings: NDArray[np.float32], image: Callable[[int], ImageArray]
+) -> DomainStatistics:
+    """Centroid, spread and examples of a domain; every command that writes statistics makes them here.
+
+    Args:
+        encoder: Made the embeddings.
+        embeddings: Of all images of the domain, shape (N, D).
+        image: Gives the image of an index 0..N-1, RGB, shape (H, W, 3), uint8.
+    """
+    count = len(embeddings)
+    some = [image(int(index)) for index in np.linspace(0, count - 1, min(count, TAKEN_APART)).round()]
+    seed = zlib.crc32(np.sort(embeddings, axis=0).tobytes())
+    images = strange_images(some, seed)
+    strange = [encoder.embed_batch(images[first : first + 16]) for first in range(0, len(images), 16)]
+    return statistics_of(embeddings, np.concatenate(strange))
 
 
 def _spell_out_targets(path: Path, targets: list[str]) -> None:

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.file_integrity import file_sha256
+from semla_ros.lab.training.adapter_training import domain_statistics
 from semla_ros.lab.training.samples import image_files, training_image
 from semla_ros.library.domain_statistics import (
     DomainStatistics,
     statistics_name,
-    statistics_of,
     write_statistics,
 )
 from semla_ros.library.manifest import (
@@ -70,7 +70,8 @@ def index_adapter(
     _check_encoder(library, read_manifest(library), used)
     files = image_files(images, "images")
     with _State(folder / STATE_NAME, encoder) as state:
-        statistics = statistics_of(_embed_files(files, images, encoder, state, batch_size, on_progress))
+        embeddings = _embed_files(files, images, encoder, state, batch_size, on_progress)
+        statistics = domain_statistics(encoder, embeddings, lambda index: training_image(files[index]))
         file = folder / statistics_name(name)
         write_statistics(file, statistics)
         if (library / MANIFEST_NAME).is_file():

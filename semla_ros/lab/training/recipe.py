@@ -40,6 +40,7 @@ from semla_ros.library.domain_statistics import (
 )
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
+    RENDERED,
     AdapterEntry,
     BaseDomain,
     LibraryManifest,
@@ -235,7 +236,11 @@ def train_segmenter_stage(recipe: Recipe, folders: TrainingFolders, samples: Sam
         class_names=CLASS_NAMES,
         vocabulary=start.tokenizer,
         model_id="semla-tiny",
-        extra={"trained_on": "clear-day scenes of the source cities", "steps": recipe.segmenter.loop.steps},
+        extra={
+            "domain": RENDERED,
+            "trained_on": "clear-day scenes of the source cities",
+            "steps": recipe.segmenter.loop.steps,
+        },
     )
 
 
@@ -352,6 +357,7 @@ def _write_library(
         retrieval=recipe.retrieval,
         drift=recipe.drift,
         adapters=entries,
+        domain=RENDERED,
         note="Adapters of the procedural world of semla_ros; they mean nothing for real cameras.",
     )
     write_manifest(folders.library, manifest)
@@ -362,12 +368,12 @@ def _note_encoder(folders: TrainingFolders, name: str, encoder: SceneEncoder) ->
 
 
 def _noted_statistics(folders: TrainingFolders, name: str, encoder: SceneEncoder) -> DomainStatistics | None:
-    """Statistics of a finished domain, if they were made with this scene encoder and tell the spread."""
+    """Statistics of a finished domain, if they were made with this scene encoder and hold examples."""
     path = folders.encoder_note(name)
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8"))["encoder"] != encoder.sha256:
         return None
     statistics = parse_statistics(folders.statistics(name).read_bytes(), name)
-    return statistics if statistics.images else None
+    return statistics if statistics.known is not None else None
 
 
 def train_all(

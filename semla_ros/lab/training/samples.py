@@ -154,6 +154,10 @@ class FolderSamples:
         """RGB image, shape (H, W, 3), uint8."""
         return training_image(self._pairs[index].image)
 
+    def name(self, index: int) -> str:
+        """The image's file name."""
+        return self._pairs[index].image.name
+
     def mask(self, index: int) -> MaskArray:
         """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
         image_path, path = self._pairs[index].image, self._pairs[index].labels

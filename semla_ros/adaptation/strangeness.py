@@ -1,0 +1,103 @@
+"""How strange a scene is to each domain of a library: 1 where the domain's own images end.
+
+Two things count. **Its own spread:** the distance to the domain's centroid over the distance within which 95 % of its
+own images lie. **The company it is in:** the distance to the nearest known scene of the whole library over that to the
+nearest strange image. Known scenes are embeddings of the domains' own images, strange ones those of test patterns and
+of the domains' images taken apart (`lab/training/strange_images.py`). A black frame lies within the spread of many a
+night, but right beside other dark patterns; a new combination of known weathers lies beyond every spread, but far from
+anything strange.
+
+Sources: distance to the nearest known sample as a measure of novelty (Sun et al., "Out-of-Distribution Detection with
+Deep Nearest Neighbors", ICML 2022); outliers to hold it against (Hendrycks et al., "Deep Anomaly Detection with Outlier
+Exposure", ICLR 2019), among them own images taken apart (Tack et al., "CSI", NeurIPS 2020).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.domain_statistics import DomainStatistics, nearest_gaps
+
+WIDEST = 2.0  # times the median spread: a domain of everything would vouch for anything
+FARTHEST = 1.4  # how much the way beyond the own spread adds where scenes are held against strange ones
+
+
+class Strangeness:
+    """Judges scenes by the spreads and the examples that a library has.
+
+    Args:
+        library: Its measured or estimated spreads and, where its statistics have them, known and strange scenes.
+    """
+
+    def __init__(self, library: AdapterLibrary) -> None:
+        self._centroids, self._home = library.centroids, library.base_statistics
+        spread = library.spread.astype(np.float64)
+        median = float(np.median(spread)) if spread.size else float("nan")
+        self._spread = np.fmin(spread, WIDEST * median)
+        self._home_spread = self._home.spread_p95 if self._home is not None and self._home.spread_p95 else median
+        domains = [library.files(name).statistics for name in library.names]
+        self._has_examples = np.array([item.known is not None and item.strange is not None for item in domains], bool)
+        if self._home is not None:
+            domains.append(self._home)
+        self._known, self._known_owner = _stacked([item.scenes("known") for item in domains])
+        strange, owner = _stacked([item.scenes("strange") for item in domains])
+        is_apart = _told_apart(strange, domains)
+        self._strange, self._strange_owner = strange[is_apart], owner[is_apart]
+
+    def of(
+        self, embedding: NDArray[np.float32], chosen: NDArray[np.int64], excluded: Sequence[int] = ()
+    ) -> NDArray[np.float64]:
+        """How strange a scene is to some adapters' domains and, last, to the base model's own.
+
+        Args:
+            embedding: Scene embedding, shape (D,).
+            chosen: Indices of K adapters.
+            excluded: Indices of adapters that count as not there.
+
+        Returns:
+            Shape (K + 1,), >= 0: below 1 within a domain; 0 where nothing is known that could tell.
+        """
+        beyond = np.empty(len(chosen) + 1)
+        beyond[:-1] = np.linalg.norm(self._centroids[chosen] - embedding, axis=1) / self._spread[chosen]
+        beyond[-1] = 0.0
+        if self._home is not None:
+            beyond[-1] = float(np.linalg.norm(self._home.centroid - embedding)) / self._home_spread
+        beyond = np.nan_to_num(beyond, nan=0.0)
+        known = _nearest(embedding, self._known, self._known_owner, excluded)
+        strange = _nearest(embedding, self._strange, self._strange_owner, excluded)
+        if not np.isfinite(known) or not np.isfinite(strange):
+            return beyond
+        company = known / max(strange, 1e-9)
+        has_examples = np.append(self._has_examples[chosen], self._home is None or self._home.known is not None)
+        return np.where(has_examples, company * np.clip(beyond, 1.0, FARTHEST), beyond)
+
+
+def _told_apart(strange: NDArray[np.float32], domains: Sequence[DomainStatistics]) -> NDArray[np.bool_]:
+    """Which strange images the encoder can tell from every domain's own: one within its reach marks no border."""
+    is_apart = np.ones(len(strange), bool)
+    for domain in domains:
+        if len(known := domain.scenes("known")):
+            is_apart &= nearest_gaps(strange, known) > domain.reach
+    return is_apart
+
+
+def _stacked(scenes: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """All scenes, shape (M, D), and the index of each one's domain, shape (M,)."""
+    rows = np.concatenate(scenes) if scenes else np.zeros((0, 0), np.float32)
+    return rows, np.repeat(np.arange(len(scenes)), [len(item) for item in scenes])
+
+
+def _nearest(
+    embedding: NDArray[np.float32], rows: NDArray[np.float32], owner: NDArray[np.int64], excluded: Sequence[int]
+) -> float:
+    """Distance to the nearest row whose owner is not excluded; infinite where there is none."""
+    if len(excluded):
+        rows = rows[~np.isin(owner, excluded)]
+    if not len(rows):
+        return float("inf")
+    gaps = rows - embedding
+    return float(np.sqrt(np.einsum("ij,ij->i", gaps, gaps).min()))
