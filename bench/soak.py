@@ -62,14 +62,14 @@ CHANGES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"temperature": 0.5, "overlay_alpha": 0.2}, True),
     ({"top_k": 0}, False),
     ({"classes": ["road", "sky", "building"]}, True),
-    ({"drift_threshold": 0.05, "release_threshold": 0.01}, True),
+    ({"mix_threshold": 0.05, "steady_s": 1.0}, True),
     ({"classes": ["road", "road"]}, False),
-    ({"retrieval_rate_hz": 5.0, "min_dwell_s": 0.1}, True),
+    ({"retrieval_rate_hz": 5.0, "max_fusions_per_min": 60.0}, True),
     ({"top_k": 8, "temperature": 0.02}, True),
     ({"model": "catseg-l"}, False),
     ({"classes": ["road", "sidewalk", "building", "car", "person", "tree", "sky", "pole", "sign"]}, True),
     ({"topk": 3}, False),
-    ({"top_k": 3, "release_threshold": 5.0}, False),
+    ({"top_k": 3, "mix_threshold": 5.0}, False),
     ({"distance": "cosine"}, True),
     ({"classes": MANY_CLASSES}, True),
     ({"classes": ["road", "flying saucer"]}, False),  # no words of the shipped model
@@ -83,7 +83,7 @@ CHANGES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"watch_library_s": 0.5}, False),  # not while it runs
     ({"max_image_pixels": 5, "top_k": 5}, False),
     ({"overlay_alpha": True}, False),
-    ({"min_dwell_s": -1.0}, False),
+    ({"steady_s": -1.0}, False),
 )
 RIGHT_CHANGES = tuple(values for values, is_right in CHANGES if is_right)
 # Of a part, what is added up over all of them.

@@ -22,9 +22,9 @@ SCENES = 9  # one for each weather of the drive
 FUSIONS_HZ = 2.0
 TURNS = 4  # of each kind, so that whatever else the machine does meets both alike
 SETTLE_S = 0.5
-# Every scene embedding counts as a change: fusions come as fast as the rate lets them.
+# Every scene embedding changes the mix: fusions come as fast as the rate lets them.
 ALWAYS_DRIFTING = DriftConfig(
-    retrieval_rate_hz=FUSIONS_HZ, drift_threshold=1e-9, release_threshold=0.0, min_dwell_s=0.0, smoothing_s=0.0
+    retrieval_rate_hz=FUSIONS_HZ, mix_threshold=0.0, steady_s=0.0, max_fusions_per_min=60 * FUSIONS_HZ * 10
 )
 
 

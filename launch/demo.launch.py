@@ -20,8 +20,8 @@ PERCEPTION = (
     ("library", "", str, "Adapter library folder; empty: the one shipped with the model"),
     ("threads", "", int, "CPU threads of the model; empty: the node's default"),
     ("retrieval_rate_hz", "", float, "Scene embeddings per second of image time; empty: as the library recommends"),
-    ("min_dwell_s", "", float, "Shortest life of a mix, seconds; empty: as the library recommends"),
-    ("smoothing_s", "", float, "Smoothing of the scene embedding, seconds; empty: as the library recommends"),
+    ("steady_s", "", float, "Time constant of a steady scene, seconds; empty: as the library recommends"),
+    ("max_fusions_per_min", "", float, "Cap on fusions per minute; empty: as the library recommends"),
 )
 CAMERA = (
     ("city", "boulevard", str, "City of the drive"),

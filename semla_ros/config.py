@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from semla_ros.errors import ConfigError
 
 T = TypeVar("T")
-UNITS = {"s": "s", "ms": "ms", "hz": "Hz"}  # end of a setting's name -> its unit
+UNITS = {"s": "s", "ms": "ms", "hz": "Hz", "min": "1/min"}  # end of a setting's name -> its unit
 LARGEST = {int: 2**31 - 1, float: 1e9}  # where a range has no upper end: what 32 bit hold, and no infinity
 SMALLEST = 1e-9  # where a float has no lower end but 0: its inverse is no infinity either
 CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")  # a relative ROS topic name
@@ -28,7 +28,13 @@ LONGEST_CAMERA_NAME, MOST_CAMERAS = 100, 64  # of the 247 characters of a full t
 # 8K in both forms (7680x4320, 8192x4320) and still cameras of full format; it takes half a second and half a gigabyte.
 MAX_IMAGE_PIXELS = 50_000_000
 # Settings of earlier releases -> what became of them.
-GONE = {"compat": "defects of the published code are no settings any more; docs/compat.md says how to compare with it"}
+GONE = {
+    "compat": "defects of the published code are no settings any more; docs/compat.md says how to compare with it",
+    "drift_threshold": "the gate decides on the mix now; mix_threshold says what share of it must change",
+    "release_threshold": "a change of scene is followed at once and needs no hysteresis; see mix_threshold",
+    "min_dwell_s": "fusions are capped by max_fusions_per_min",
+    "smoothing_s": "steady_s is the time constant of a steady scene; a change of scene is not smoothed",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class Setting:
         text: What it does.
         default: Its default.
         is_live: It can change while the node runs.
-        unit: "s", "ms", "Hz"; empty where it has none.
+        unit: "s", "ms", "Hz", "1/min"; empty where it has none.
         range: Of a number; None for words and switches.
         choices: The words that it may be; empty where it may be more than certain words.
     """
@@ -176,21 +182,19 @@ class RetrievalConfig(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class DriftConfig(Checked):
-    """When the scene counts as changed."""
+    """When the mix changes with the scene."""
 
-    retrieval_rate_hz: Positive = live(2.0, "Scene embeddings per second of image time")
-    drift_threshold: Positive = live(0.15, "Relative move of the smoothed scene embedding that triggers a new mix")
-    release_threshold: NonNegative = live(
-        0.05, "Hysteresis: a change under way goes on until the move is below this; at most drift_threshold"
+    retrieval_rate_hz: Positive = live(2.0, "Scene embeddings and retrievals per second of image time")
+    mix_threshold: Annotated[float, Range(0, 1, is_open_above=True)] = live(
+        0.25, "Share of the mix that must change for a new one to be fused"
     )
-    min_dwell_s: NonNegative = live(0.5, "Shortest life of a mix, in image time")
-    smoothing_s: NonNegative = live(0.7, "Time constant of the smoothing of the scene embedding; 0 = none")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        expected = f"at most drift_threshold ({self.drift_threshold})"
-        is_below = self.release_threshold <= self.drift_threshold
-        _require(is_below, "release_threshold", expected, self.release_threshold)
+    steady_s: NonNegative = live(
+        10.0,
+        "Time constant of the mix in a steady scene; how long a change of two thirds must last, smaller ones longer",
+    )
+    max_fusions_per_min: Positive = live(
+        12.0, "Cap on fusions per minute of image time; a scene that changes faster gets a blend"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

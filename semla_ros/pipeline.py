@@ -3,7 +3,7 @@
     Frame ------------------------------------------> segment() --> Segmentation
       |                                                  ^ swapped between two frames, never during one
       v                                                  |
-    adapt(): SceneEncoder -> DriftGate -> Retriever -> Fuser -> generation n + 1
+    adapt(): SceneEncoder -> Retriever -> DriftGate -> Fuser -> generation n + 1
 
 Runs without ROS: the node, the replay, the evaluation and the benchmarks drive this same class.
 """
@@ -210,14 +210,16 @@ class PerceptionPipeline:
             return self._step("throttled", frame, watch)
         with watch.stage("embed"):
             embedding = self._parts.encoder.embed(frame.image)
-        decision = self._drift_gate.update(embedding, frame.stamp_ns)
+        with watch.stage("retrieve"):
+            mix = self._retriever.retrieve(embedding)
+        decision = self._drift_gate.update(embedding, mix, self._generation.mix, frame.stamp_ns)
         if not decision.has_drifted:
             return self._step("dwell" if decision.is_dwelling else "steady", frame, watch, drift=decision.drift)
         try:
-            generation = self._fuse_scene("drift", decision.smoothed, frame.stamp_ns, watch)
+            generation = self._fuse_scene("drift", decision.scene, frame.stamp_ns, watch, decision.mix)
         except _FrozenError:
             return self._step("frozen", frame, watch, drift=decision.drift)
-        self._drift_gate.accept(frame.stamp_ns)
+        self._drift_gate.accept(generation.mix)
         return self._step("fused", frame, watch, drift=decision.drift, mix=generation.mix)
 
     def process(self, frame: Frame) -> tuple[Segmentation, AdaptationStep]:
@@ -436,22 +438,27 @@ class PerceptionPipeline:
 
     def _retrieve_anew(self, reason: str) -> None:
         """Retrieve for the scene in memory, if there is one and adaptation is not frozen."""
+        self._drift_gate.forget_mixes()
         if self._scene is not None and not self._is_frozen:
             with suppress(_FrozenError):
                 self._fuse_scene(reason, self._scene, self._generation.scene_stamp_ns, Stopwatch())
 
-    def _fuse_scene(self, reason: str, scene: FloatArray, stamp_ns: int | None, watch: Stopwatch) -> Generation:
-        """Retrieve for a scene and fuse.
+    def _fuse_scene(
+        self, reason: str, scene: FloatArray, stamp_ns: int | None, watch: Stopwatch, mix: AdapterMix | None = None
+    ) -> Generation:
+        """Fuse a mix for a scene; where none is given, the one that is retrieved for it.
 
         Adapters that turn out to be gone or damaged are set aside, and the scene is retrieved for again without them.
         """
         while True:
-            with watch.stage("retrieve"):
-                mix = self._retriever.retrieve(scene)
+            if mix is None:
+                with watch.stage("retrieve"):
+                    mix = self._retriever.retrieve(scene)
             try:
                 return self._renew(reason, mix=mix, scene=scene, scene_stamp_ns=stamp_ns, watch=watch)
             except MixError as error:
                 self._set_aside(error)
+                mix = None
 
     def _set_aside(self, error: MixError) -> None:
         for name in error.names:

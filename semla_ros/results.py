@@ -122,6 +122,12 @@ class AdapterMix:
             base_weight=self.base_weight + float(self.weights[~kept].sum()),
         )
 
+    def difference(self, other: AdapterMix) -> float:
+        """Share of the mix that differs from another's, 0..1: their total variation distance, base model included."""
+        mine, others = self.shares(), other.shares()
+        names = mine.keys() | others.keys()
+        return min(1.0, sum(abs(mine.get(name, 0.0) - others.get(name, 0.0)) for name in sorted(names)) / 2)
+
     @cached_property
     def id(self) -> str:
         """8 hex digits that names and weights alone decide on: the same mix has the same id in every process."""
@@ -318,12 +324,12 @@ class AdaptationStep:
     """What one turn of the adaptation path decided.
 
     Attributes:
-        action: "throttled" (too early, nothing computed), "steady" (embedded, no drift), "dwell" (drifted, but the
-            present mix is younger than `min_dwell_s`), "frozen", "fused" (a new generation was committed), "failed".
+        action: "throttled" (too early, nothing computed), "steady" (the mix still fits), "dwell" (the mix would change
+            by more than `mix_threshold`, but that has to last, or the fusions of this minute are used up), "frozen",
+            "fused" (a new generation was committed), "failed".
         stamp_ns: Stamp of the scene frame.
-        drift: Distance between the smoothed scene embedding and the one the present mix was made for, relative to
-            the latter's length; None if not computed.
-        mix: The mix retrieved for the scene, where retrieval ran.
+        drift: Share of the mix in use that would change, 0..1; None if not computed.
+        mix: The mix put into use, for "fused".
         generation: The generation serving after this step.
         error: Why it failed, for "failed".
         latency_ms: Milliseconds by stage ("embed", "retrieve", "prepare", "commit").

@@ -40,17 +40,18 @@ def test_a_wrong_setting_is_refused_by_name(values: dict, words: list[str]) -> N
     assert all(word in str(caught.value) for word in words), caught.value
 
 
-def test_hysteresis_must_release_below_its_threshold() -> None:
-    with pytest.raises(ConfigError, match="release_threshold"):
-        DriftConfig(drift_threshold=0.1, release_threshold=0.2)
+@pytest.mark.parametrize("name", ["drift_threshold", "release_threshold", "min_dwell_s", "smoothing_s"])
+def test_a_setting_of_an_earlier_gate_says_what_took_its_place(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}': .*(mix_threshold|max_fusions_per_min|steady_s)"):
+        from_mapping(DriftConfig, {name: 0.5})
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0])
 def test_numbers_must_be_finite_and_in_range_however_a_config_is_made(value: float) -> None:
-    with pytest.raises(ConfigError, match="smoothing_s"):
-        DriftConfig(smoothing_s=value)
-    with pytest.raises(ConfigError, match="smoothing_s"):
-        DriftConfig(smoothing_s=np.float64(value))
+    with pytest.raises(ConfigError, match="steady_s"):
+        DriftConfig(steady_s=value)
+    with pytest.raises(ConfigError, match="steady_s"):
+        DriftConfig(steady_s=np.float64(value))
 
 
 def test_words_must_be_among_those_of_the_field_however_a_config_is_made() -> None:

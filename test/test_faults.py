@@ -164,6 +164,7 @@ def test_a_damaged_adapter_is_left_out_by_name_before_start_and_in_the_same_turn
     serving = make_pipeline(library_folder=library_copy, retrieval=RetrievalConfig(top_k=1))
     serving.process(scene("day", 1))
     damage(library_copy / "fog" / file_name)
+    assert serving.process(scene("fog", 9.5))[1].action == "dwell"  # one look makes no other scene
     started = make_pipeline(library_folder=library_copy, retrieval=WIDE)  # before start
     for pipeline, stamp_s in ((serving, 10), (started, 1)):  # while serving: its matrices are read now
         answer, step = pipeline.process(scene("fog", stamp_s))
@@ -601,5 +602,5 @@ def test_settings_are_changed_whole_or_not_at_all(
     before = pipeline.retrieval, pipeline.drift, pipeline.generation
     monkeypatch.setattr(Fuser, "prepare", lambda *_: (_ for _ in ()).throw(RuntimeError("on purpose")))
     with pytest.raises(RuntimeError):
-        pipeline.update(retrieval=WIDE, drift=type(pipeline.drift)(min_dwell_s=9.0))
+        pipeline.update(retrieval=WIDE, drift=type(pipeline.drift)(steady_s=9.0))
     assert (pipeline.retrieval, pipeline.drift, pipeline.generation) == before

@@ -101,7 +101,8 @@ def test_turns_are_throttled_by_the_stamps_of_the_frames(make_pipeline: Pipeline
 
 def test_the_same_frames_give_the_same_masks_and_generations(make_pipeline: PipelineFactory) -> None:
     frames = [
-        scene(name, stamp_s=1 + index) for index, name in enumerate(("day", "fog", "fog", "night", "day", "snow"))
+        scene(name, stamp_s=1 + look / 2)
+        for look, name in enumerate(("day", "day", "fog", "fog", "night", "night", "day", "snow", "snow"))
     ]
     runs = []
     for _ in range(2):
@@ -258,7 +259,8 @@ def test_a_mix_can_be_applied_by_hand_and_drift_replaces_it(pipeline: Perception
     by_hand = pipeline.apply_mix(single("snow"), "parameters")
     assert by_hand.mix.names == ("snow",)
     assert by_hand.scene_stamp_ns is None
-    pipeline.adapt(scene("fog", stamp_s=2))
+    for stamp_s in (2, 2.5):
+        pipeline.adapt(scene("fog", stamp_s=stamp_s))
     assert pipeline.generation.mix.names[0] == "fog"
 
 
@@ -268,6 +270,7 @@ def test_an_adapter_that_breaks_while_running_is_left_out_of_the_same_turn(
     pipeline = make_pipeline(library_folder=library_copy, retrieval=RetrievalConfig(top_k=1))
     pipeline.process(scene("day", stamp_s=1))
     (library_copy / "fog" / "adapter_model.safetensors").write_bytes(b"broken")
+    pipeline.process(scene("fog", stamp_s=9.5))
     result, step = pipeline.process(scene("fog", stamp_s=10))
     assert step.action == "fused"
     assert "fog" not in result.generation.mix.names
@@ -275,6 +278,7 @@ def test_an_adapter_that_breaks_while_running_is_left_out_of_the_same_turn(
     assert status.failures == 1
     assert "fog" in status.last_error
     assert "fog" in status.library_problems
+    pipeline.process(scene("night", stamp_s=19.5))
     assert pipeline.process(scene("night", stamp_s=20))[1].action == "fused"
 
 
@@ -385,11 +389,11 @@ def test_a_pipeline_is_loaded_from_folders_with_the_settings_that_the_library_re
     tiny_model_folder: Path, library_copy: Path
 ) -> None:
     (library_copy / "library.yaml").write_text("retrieval: {top_k: 2}\nadapters: {}\n")
-    config = SemlaConfig(model=str(tiny_model_folder), library=str(library_copy), drift=DriftConfig(min_dwell_s=3.0))
+    config = SemlaConfig(model=str(tiny_model_folder), library=str(library_copy), drift=DriftConfig(steady_s=3.0))
     pipeline = PerceptionPipeline.load(config)
     assert pipeline.class_names == CLASSES
     assert pipeline.retrieval.top_k == 2
-    assert pipeline.drift.min_dwell_s == 3.0
+    assert pipeline.drift.steady_s == 3.0
     result, step = pipeline.process(scene("fog", stamp_s=1))
     assert step.action == "fused"
     assert len(result.generation.mix.names) <= 2

@@ -7,6 +7,7 @@ are held to it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +15,13 @@ from typing import Annotated, Any
 
 import yaml
 
-from semla_ros.config import Checked, DriftConfig, Range, RetrievalConfig, fixed, from_mapping
+from semla_ros.config import GONE, Checked, DriftConfig, Range, RetrievalConfig, fixed, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.file_integrity import locked, open_regular, write_atomically
 from semla_ros.library.domain_statistics import DomainStatistics
 from semla_ros.results import BASE_MODEL
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "library.yaml"
 BASE_STATISTICS_NAME = "base_statistics.npz"  # beside it: centroid of what the base model was trained on
@@ -154,7 +157,7 @@ def read_manifest(folder: Path) -> LibraryManifest:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise LibraryError(f"{path}: {' '.join(str(error).split())}") from None
     try:
-        return _manifest(values or {})
+        return _manifest(values or {}, path)
     except ConfigError as error:
         raise LibraryError(f"{path}: {error}") from None
 
@@ -207,7 +210,7 @@ def _load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=loader)
 
 
-def _manifest(values: Any) -> LibraryManifest:
+def _manifest(values: Any, path: Path) -> LibraryManifest:
     if not isinstance(values, Mapping):
         raise ConfigError(f"expected a mapping, got {type(values).__name__}")
     values = {key: value for key, value in values.items() if value is not None}
@@ -218,6 +221,9 @@ def _manifest(values: Any) -> LibraryManifest:
     if not isinstance(adapters, Mapping):
         raise ConfigError(f"'adapters' must be a mapping, got {type(adapters).__name__}")
     values.pop("broken", None)
+    for key in ("retrieval", "drift"):
+        if isinstance(values.get(key), Mapping):
+            values[key] = _without_gone(key, values[key], path)
     manifest = from_mapping(
         LibraryManifest, {**values, **{key: str(values.get(key, "")) for key in ("domain", "note")}}
     )
@@ -230,6 +236,14 @@ def _manifest(values: Any) -> LibraryManifest:
         except ConfigError as error:
             broken[name if is_plain_name(name) else ascii(name)] = str(error)
     return dataclasses.replace(manifest, adapters=entries, broken=broken)
+
+
+def _without_gone(section: str, settings: Mapping[str, Any], path: Path) -> dict[str, Any] | None:
+    """Recommendations without those of earlier releases, which mean nothing any more; None where none is left."""
+    for name in settings:
+        if name in GONE:
+            logger.warning("%s: %s: '%s' is passed over: %s", path, section, name, GONE[name])
+    return {name: value for name, value in settings.items() if name not in GONE} or None
 
 
 def _without_empty(item: Any) -> dict[str, Any]:

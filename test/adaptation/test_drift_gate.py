@@ -1,198 +1,294 @@
+"""The rules of the gate, on made streams of looks at rates from one in ten seconds to thirty in one."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 
-from semla_ros.adaptation.drift_gate import DriftGate, GateDecision
+from semla_ros.adaptation.drift_gate import LONGEST_RUN, DriftGate, GateDecision
+from semla_ros.adaptation.retrieval import fusion_weights
 from semla_ros.config import DriftConfig
 from semla_ros.errors import ImageError
+from semla_ros.results import AdapterMix
 
 SECOND = 1_000_000_000
-DAY = np.array([10.0, 0, 0, 0, 0, 0, 0, 0])
-NIGHT = np.array([4.0, 8, 0, 0, 0, 0, 0, 0])
+DIMENSIONS = 24
+RATES_HZ = [0.1, 0.5, 2.0, 4.0, 10.0, 30.0]
+NAMES = ("day", "fog", "night", "other day")
+CENTROIDS = dict(zip(NAMES, np.random.default_rng(7).normal(0, 2.0, (len(NAMES), DIMENSIONS)), strict=True))
+CENTROIDS["other day"] = CENTROIDS["day"] + np.random.default_rng(8).normal(0, 0.3, DIMENSIONS)
+
+Scene = Callable[[float], np.ndarray]
 
 
-def drive(
-    gate: DriftGate, scene: Callable[[float], np.ndarray], seconds: Iterable[float]
-) -> list[tuple[float, GateDecision]]:
-    """Run a gate as the pipeline does; returns the decisions of the frames that were embedded."""
-    decisions = []
-    for second in seconds:
-        stamp_ns = int(second * SECOND)
-        if not gate.should_embed(stamp_ns):
-            continue
-        decision = gate.update(scene(second), stamp_ns)
-        decisions.append((second, decision))
+def retrieve(look: np.ndarray, scale: float = 1.0) -> AdapterMix:
+    distances = np.array([np.linalg.norm(look / scale - CENTROIDS[name]) for name in NAMES])
+    order = np.argsort(distances, kind="stable")[:3]
+    return AdapterMix(
+        names=tuple(NAMES[index] for index in order),
+        weights=fusion_weights(distances[order], 0.02),
+        distances=distances[order],
+        base_weight=0.0,
+    )
+
+
+class Stream:
+    """A gate as the pipeline runs it: what it decides is put into use."""
+
+    def __init__(self, rate_hz: float = 2.0, *, scale: float = 1.0, **settings: float) -> None:
+        self.rate_hz, self.scale = rate_hz, scale
+        self.gate = DriftGate(DriftConfig(retrieval_rate_hz=rate_hz, **settings))
+        self.in_use = AdapterMix()
+        self.stamps_ns: list[int] = []
+        self.decisions: list[GateDecision] = []
+        self.fusions: list[int] = []  # number of the look
+
+    def look(self, scene: np.ndarray) -> GateDecision:
+        stamp_ns = round((100 + len(self.decisions) / self.rate_hz) * SECOND)
+        embedding = (scene * self.scale).astype(np.float32)
+        decision = self.gate.update(embedding, retrieve(embedding, self.scale), self.in_use, stamp_ns)
         if decision.has_drifted:
-            gate.accept(stamp_ns)
-    return decisions
+            self.in_use = decision.mix
+            self.gate.accept(decision.mix)
+            self.fusions.append(len(self.decisions))
+        self.stamps_ns.append(stamp_ns)
+        self.decisions.append(decision)
+        return decision
+
+    def looks(self, scenes: Sequence[np.ndarray]) -> Stream:
+        for scene in scenes:
+            self.look(scene)
+        return self
 
 
-def times(duration_s: float, rate_hz: float = 10.0, start_s: float = 100.0) -> np.ndarray:
-    return start_s + np.arange(int(duration_s * rate_hz)) / rate_hz
+def noisy(name: str, count: int, seed: int, noise: float = 0.4) -> list[np.ndarray]:
+    return list(CENTROIDS[name] + np.random.default_rng(seed).normal(0, noise, (count, DIMENSIONS)))
 
 
-def fusions(decisions: list[tuple[float, GateDecision]]) -> list[float]:
-    return [second for second, decision in decisions if decision.has_drifted]
+def between(share: float) -> np.ndarray:
+    return CENTROIDS["day"] + share * (CENTROIDS["night"] - CENTROIDS["day"])
 
 
-def test_the_first_scene_always_counts_as_changed() -> None:
+def test_the_first_scene_is_fused_as_it_is_retrieved() -> None:
+    stream = Stream()
+    decision = stream.look(CENTROIDS["day"])
+    assert (decision.has_drifted, decision.drift) == (True, None)
+    assert decision.mix.id == retrieve(CENTROIDS["day"].astype(np.float32)).id
+    np.testing.assert_array_equal(decision.scene, CENTROIDS["day"].astype(np.float32))
+
+
+def test_a_mix_that_was_not_put_into_use_is_asked_for_again() -> None:
     gate = DriftGate()
-    assert gate.should_embed(5 * SECOND)
-    decision = gate.update(DAY, 5 * SECOND)
-    assert decision.has_drifted
-    assert decision.drift is None
-    np.testing.assert_array_equal(decision.smoothed, DAY)
-
-
-def test_until_a_mix_is_accepted_every_scene_counts_as_changed() -> None:
-    gate = DriftGate()
-    for second in (1, 2, 3):
-        assert gate.update(DAY, second * SECOND).has_drifted
+    for second in range(4):
+        assert gate.update(CENTROIDS["day"], retrieve(CENTROIDS["day"]), AdapterMix(), second * SECOND).has_drifted
+    gate.accept(retrieve(CENTROIDS["day"]))
+    decision = gate.update(CENTROIDS["day"], retrieve(CENTROIDS["day"]), retrieve(CENTROIDS["day"]), 4 * SECOND)
+    assert (decision.has_drifted, decision.drift) == (False, 0.0)
 
 
 @pytest.mark.parametrize("camera_hz", [4.0, 10.0, 30.0, 60.0])
 def test_scenes_are_embedded_at_most_at_the_configured_rate_of_image_time(camera_hz: float) -> None:
     gate = DriftGate(DriftConfig(retrieval_rate_hz=2.0))
     rng = np.random.default_rng(0)
-    stamps = ((times(60, camera_hz) + rng.normal(0, 0.001, int(60 * camera_hz))) * SECOND).astype(np.int64)
-    taken = [int(stamp) for stamp in stamps if gate.should_embed(int(stamp))]
-    gaps_s = np.diff(taken) / SECOND
-    assert gaps_s.min() > 0.48
+    seconds = 100 + np.arange(int(60 * camera_hz)) / camera_hz + rng.normal(0, 0.001, int(60 * camera_hz))
+    taken = [int(stamp) for stamp in (seconds * SECOND).astype(np.int64) if gate.should_embed(int(stamp))]
+    assert np.diff(taken).min() / SECOND > 0.48
     assert 110 <= len(taken) <= 122
 
 
-def test_a_static_scene_is_retrieved_for_once() -> None:
-    decisions = drive(DriftGate(), lambda _: DAY, times(20))
-    assert fusions(decisions) == [100.0]
-    assert all(decision.drift == 0.0 for _, decision in decisions[1:])
+@pytest.mark.parametrize("rate_hz", RATES_HZ)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_steady_noisy_scene_is_fused_for_at_most_once_more(rate_hz: float, seed: int) -> None:
+    """Between two domains that differ little, single looks ask for either."""
+    scene = (CENTROIDS["day"] + CENTROIDS["other day"]) / 2
+    looks = scene + np.random.default_rng(seed).normal(0, 0.4, (max(60, int(120 * rate_hz)), DIMENSIONS))
+    stream = Stream(rate_hz).looks(list(looks))
+    assert len({retrieve(look).heaviest for look in looks}) == 2
+    assert len(stream.fusions) <= 2
+    assert np.mean([decision.is_dwelling for decision in stream.decisions]) < 0.5
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_static_noisy_scene_does_not_flap(seed: int) -> None:
-    """Noise of 15 % of the embedding's length: single values differ by about the threshold."""
+@pytest.mark.parametrize("rate_hz", RATES_HZ)
+@pytest.mark.parametrize("seed", range(3))
+def test_single_outliers_never_fuse(rate_hz: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    scenes = [DAY + rng.normal(0, 1.5 / np.sqrt(8), 8) for _ in range(2000)]
-    gate = DriftGate(DriftConfig(smoothing_s=2.0, drift_threshold=0.25))
-    decisions = drive(gate, lambda second: scenes[round((second - 100) * 10)], times(200))
-    settling_s = 4 * gate.config.smoothing_s + 1 / gate.config.retrieval_rate_hz
-    assert [second for second in fusions(decisions) if second > 100 + settling_s] == []
+    looks = noisy("day", 300, seed)
+    at = np.cumsum(rng.integers(3, 9, 40))
+    for index in at:
+        looks[index] = rng.normal(0, 10.0 ** rng.uniform(0, 2), DIMENSIONS) if rng.random() < 0.5 else 0 * looks[index]
+    assert Stream(rate_hz).looks(looks).fusions == [0]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_noisy_step_settles_to_the_new_scene_in_bounded_time(seed: int) -> None:
+@pytest.mark.parametrize("rate_hz", [0.1, 0.5, 2.0, 4.0])
+@pytest.mark.parametrize("history", [6, 40, 400])
+@pytest.mark.parametrize("seed", range(3))
+def test_another_scene_is_followed_at_its_second_look(rate_hz: float, history: int, seed: int) -> None:
+    stream = Stream(rate_hz, max_fusions_per_min=60)
+    for number, name in enumerate(("day", "fog", "night", "day", "night")):
+        before = len(stream.decisions)
+        stream.looks(noisy(name, history, 10 * seed + number, noise=0.2))
+        fusions = [index - before for index in stream.fusions if index >= before]
+        assert fusions == ([1] if before else [0])
+        assert stream.in_use.heaviest == name
+
+
+@pytest.mark.parametrize("rate_hz", [10.0, 30.0])
+def test_fast_looks_at_another_scene_must_last_a_fifth_of_a_second(rate_hz: float) -> None:
+    stream = Stream(rate_hz).looks(noisy("day", 100, 0, noise=0.2))
+    stream.looks(noisy("night", int(0.15 * rate_hz), 1, noise=0.2)).looks(noisy("day", 100, 2, noise=0.2))
+    assert stream.fusions == [0]
+    before = len(stream.decisions)
+    stream.looks(noisy("night", 100, 3, noise=0.2))
+    assert 0.2 <= (stream.fusions[1] - before) / rate_hz + 1e-9 < 0.2 + 2 / rate_hz
+    assert len(stream.fusions) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_scale_of_an_encoder_changes_nothing(scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    config = DriftConfig()
-    gate = DriftGate(config)
-
-    def scene(second: float) -> np.ndarray:
-        return (NIGHT if second >= 110 else DAY) + rng.normal(0, 0.03 * 10 / np.sqrt(8), 8)
-
-    decisions = drive(gate, scene, times(60))
-    after = [second for second in fusions(decisions) if second >= 110]
-    assert after[0] <= 111.1  # noticed within two turns
-    assert after[-1] <= 110 + 4 * config.smoothing_s + 3 / config.retrieval_rate_hz
-    last = next(decision for second, decision in reversed(decisions) if decision.has_drifted)
-    assert np.linalg.norm(last.smoothed - NIGHT) < config.drift_threshold * np.linalg.norm(NIGHT)
+    looks = [look for name in rng.choice(NAMES, 12) for look in noisy(name, int(rng.integers(1, 20)), seed, noise=0.5)]
+    one, other = Stream(), Stream(scale=scale)
+    one.looks(looks)
+    other.looks(looks)
+    assert one.fusions == other.fusions
+    assert len(one.fusions) > 2
+    assert [item.is_dwelling for item in one.decisions] == [item.is_dwelling for item in other.decisions]
+    np.testing.assert_allclose(one.in_use.weights, other.in_use.weights, atol=1e-5)
 
 
-def test_a_change_under_way_is_followed_below_the_threshold_that_began_it() -> None:
-    config = DriftConfig(drift_threshold=0.3, release_threshold=0.05, smoothing_s=1.0)
-    decisions = drive(DriftGate(config), lambda second: NIGHT if second >= 110 else DAY, times(40))
-    drifts = [decision.drift for second, decision in decisions if decision.has_drifted and second >= 110]
-    assert drifts[0] > 0.3
-    assert any(0.05 < drift <= 0.3 for drift in drifts)
-    final = decisions[-1][1]
-    assert final.drift is not None
-    assert final.drift <= 2 * config.release_threshold
+@pytest.mark.parametrize("cap", [0.5, 1.0, 4.0, 12.0, 30.0])
+@pytest.mark.parametrize("rate_hz", [0.5, 2.0, 10.0])
+def test_no_minute_sees_more_fusions_than_the_cap(cap: float, rate_hz: float) -> None:
+    rng = np.random.default_rng(3)
+    stream = Stream(rate_hz, max_fusions_per_min=cap)
+    while len(stream.decisions) < 300 * rate_hz:
+        stream.looks(noisy(str(rng.choice(NAMES[:3])), int(rng.integers(1, 6)), len(stream.decisions)))
+    at_s = np.array([stream.stamps_ns[index] for index in stream.fusions]) / SECOND
+    busiest = max(int(((at_s >= start) & (at_s < start + 60 - 1e-6)).sum()) for start in at_s)
+    assert busiest <= max(1, cap)
+    assert len(at_s) > 1
 
 
-def test_a_small_move_that_stays_does_not_begin_a_change() -> None:
-    decisions = drive(DriftGate(), lambda second: DAY * (1.1 if second >= 110 else 1.0), times(40))
-    assert fusions(decisions) == [100.0]
+@pytest.mark.parametrize("half_s", [0.5, 1.0, 2.0, 4.0])
+def test_a_scene_that_changes_faster_than_the_cap_allows_gets_a_blend(half_s: float) -> None:
+    stream = Stream(max_fusions_per_min=6)
+    each = int(2 * half_s)
+    for number in range(int(120 / half_s)):
+        stream.looks(noisy(("day", "night")[number % 2], each, number, noise=0.2))
+    late = [index for index in stream.fusions if index > 120]
+    assert len(late) <= 2
+    shares = stream.in_use.shares()
+    assert min(shares.get("day", 0) + shares.get("other day", 0), shares.get("night", 0)) > 0.25
+    assert sum(shares.values()) == pytest.approx(1.0)
 
 
-def test_a_slow_drift_is_followed_step_by_step() -> None:
-    config = DriftConfig()
-
-    def scene(second: float) -> np.ndarray:
-        share = np.clip((second - 110) / 60, 0, 1)
-        return DAY + share * (NIGHT - DAY)
-
-    decisions = drive(DriftGate(config), scene, times(90))
-    assert 3 <= len(fusions(decisions)) <= 60
-    last = next(decision for _, decision in reversed(decisions) if decision.has_drifted)
-    assert np.linalg.norm(last.smoothed - NIGHT) <= config.drift_threshold * np.linalg.norm(NIGHT)
+@pytest.mark.parametrize("minutes", [2, 20, 120])
+def test_a_slow_change_is_followed_in_a_few_steps_however_slow_it_is(minutes: int) -> None:
+    rng = np.random.default_rng(minutes)
+    count = minutes * 30  # at half a look per second
+    looks = [between(share) + rng.normal(0, 0.3, DIMENSIONS) for share in np.linspace(0, 1, count)]
+    stream = Stream(0.5).looks(looks).looks(noisy("night", 30, 5, noise=0.3))
+    assert stream.in_use.heaviest == "night"
+    assert 2 <= len(stream.fusions) <= 6
 
 
-def test_a_young_mix_is_kept_for_its_shortest_life() -> None:
-    config = DriftConfig(min_dwell_s=3.0, retrieval_rate_hz=5.0, smoothing_s=0.0)
-    decisions = drive(DriftGate(config), lambda second: DAY if int(second) % 2 else NIGHT, times(30))
-    gaps = np.diff(fusions(decisions))
-    assert gaps.min() >= 2.9
-    dwelling = [decision for _, decision in decisions if decision.is_dwelling]
-    assert len(dwelling) > 0
-    assert not any(decision.has_drifted for decision in dwelling)
+def test_a_ramp_of_seconds_is_followed_and_ends_right() -> None:
+    stream = Stream().looks(noisy("day", 20, 0, noise=0.2))
+    ramp = [between(share) for share in np.linspace(0.2, 1, 5)]
+    stream.looks(ramp).looks(noisy("night", 2, 1, noise=0.2))
+    assert stream.in_use.heaviest == "night"
+    assert len(stream.looks(noisy("night", 60, 2, noise=0.2)).fusions) <= 4
 
 
-def test_smoothing_depends_on_time_and_not_on_the_number_of_frames() -> None:
-    ends = []
-    for rate_hz in (2.0, 8.0):
-        gate = DriftGate(DriftConfig(retrieval_rate_hz=rate_hz, smoothing_s=1.0))
-        decisions = drive(gate, lambda second: NIGHT if second > 100 else DAY, times(1.7, rate_hz=8.0))
-        assert decisions[-1][0] == 101.5
-        ends.append(decisions[-1][1].smoothed)
-    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-5)
-    np.testing.assert_allclose(ends[0], DAY + (1 - np.exp(-1.5)) * (NIGHT - DAY), rtol=1e-5)
+def test_looks_that_agree_on_nothing_but_stand_off_are_followed_in_the_end() -> None:
+    stream = Stream().looks(noisy("day", 40, 0, noise=0.1))
+    rng = np.random.default_rng(1)
+    stream.looks([CENTROIDS["night"] + rng.normal(0, 1.5, DIMENSIONS) for _ in range(LONGEST_RUN)])
+    assert stream.in_use.heaviest == "night"
 
 
-def test_without_smoothing_the_embedding_itself_counts() -> None:
-    gate = DriftGate(DriftConfig(smoothing_s=0.0))
-    gate.update(DAY, 0)
-    np.testing.assert_array_equal(gate.update(NIGHT, SECOND).smoothed, NIGHT)
+def test_a_camera_that_is_black_for_seconds_is_right_again_at_the_second_look() -> None:
+    stream = Stream().looks(noisy("day", 40, 0, noise=0.2)).looks([np.zeros(DIMENSIONS)] * 10)
+    stream.looks(noisy("day", 2, 1, noise=0.2))
+    assert stream.in_use.heaviest == "day"
+    assert len(stream.looks(noisy("day", 60, 2, noise=0.2)).fusions) <= 4
+
+
+def test_a_first_look_at_nothing_is_corrected_within_a_few_looks() -> None:
+    stream = Stream().looks([0 * CENTROIDS["day"] + 50]).looks(noisy("night", 3, 0, noise=0.1))
+    assert stream.in_use.heaviest == "night"
+
+
+def test_a_steady_difference_is_waited_for_and_then_fused() -> None:
+    stream = Stream(steady_s=5.0).looks(noisy("day", 30, 0))
+    stream.in_use = retrieve(CENTROIDS["fog"])  # by hand
+    decisions = [stream.look(look) for look in noisy("day", 12, 1)]
+    waited = [item.has_drifted for item in decisions].index(True)
+    assert waited == 5  # 0.4 x 5 s of what is beyond a quarter of the mix, at half a second each
+    assert all(item.is_dwelling for item in decisions[:waited])
+    assert decisions[0].drift is not None
+    assert decisions[0].drift > 0.9
+    assert not decisions[-1].is_dwelling
+
+
+def test_mixes_of_before_count_no_longer_once_they_are_forgotten() -> None:
+    stream = Stream().looks(noisy("day", 30, 0, noise=0.1))
+    stream.gate.forget_mixes()
+    mix = AdapterMix(names=("new",), weights=np.ones(1), distances=np.zeros(1), base_weight=0.0)
+    decision = stream.gate.update(CENTROIDS["day"], mix, mix, stream.stamps_ns[-1] + SECOND)
+    assert decision.mix is mix
+    assert decision.drift == 0.0
+
+
+def test_another_mix_than_the_one_decided_on_is_what_the_average_goes_on_from() -> None:
+    stream = Stream().looks(noisy("day", 30, 0, noise=0.1))
+    instead = retrieve(CENTROIDS["fog"])
+    stream.gate.accept(instead)
+    drift = stream.gate.update(
+        CENTROIDS["day"], retrieve(CENTROIDS["day"]), instead, stream.stamps_ns[-1] + SECOND
+    ).drift
+    assert drift == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_blend_has_no_more_adapters_than_one_of_its_mixes_and_sums_to_one() -> None:
+    stream = Stream(mix_threshold=0.0, steady_s=0.0, max_fusions_per_min=1e6)
+    rng = np.random.default_rng(0)
+    stream.looks([rng.normal(0, 2, DIMENSIONS) for _ in range(100)])
+    assert len(stream.fusions) > 50
+    for decision in stream.decisions:
+        assert len(decision.mix.names) <= 3
+        assert float(decision.mix.weights.sum()) + decision.mix.base_weight == pytest.approx(1.0)
 
 
 def test_a_stamp_that_jumps_back_starts_over() -> None:
-    gate = DriftGate()
-    drive(gate, lambda _: DAY, times(5))
-    assert gate.should_embed(3 * SECOND)
-    decision = gate.update(NIGHT, 3 * SECOND)
+    stream = Stream().looks(noisy("day", 20, 0))
+    assert stream.gate.should_embed(3 * SECOND)
+    decision = stream.gate.update(CENTROIDS["night"], retrieve(CENTROIDS["night"]), stream.in_use, 3 * SECOND)
     assert decision.has_drifted
-    np.testing.assert_array_equal(decision.smoothed, NIGHT)
+    np.testing.assert_array_equal(decision.scene, CENTROIDS["night"].astype(np.float32))
 
 
 def test_frames_of_several_cameras_out_of_order_do_not_start_over() -> None:
-    gate = DriftGate()
-    drive(gate, lambda _: DAY, times(5))
-    assert not gate.should_embed(int(104.4 * SECOND))
-    assert gate.update(DAY, int(104.4 * SECOND)).drift == 0.0
+    stream = Stream().looks([CENTROIDS["day"]] * 10)
+    stream.gate.should_embed(stream.stamps_ns[-1])
+    late_ns = stream.stamps_ns[-1] - SECOND // 10
+    assert not stream.gate.should_embed(late_ns)
+    assert stream.gate.update(CENTROIDS["day"], retrieve(CENTROIDS["day"]), stream.in_use, late_ns).drift == 0.0
 
 
 def test_reset_forgets_the_scene_and_the_rate() -> None:
-    gate = DriftGate()
-    gate.should_embed(SECOND)
-    gate.update(DAY, SECOND)
-    gate.accept(SECOND)
-    gate.reset()
-    assert gate.should_embed(SECOND)
-    assert gate.update(DAY, SECOND).has_drifted
+    stream = Stream().looks([CENTROIDS["day"]] * 3)
+    stream.gate.should_embed(SECOND)
+    stream.gate.reset()
+    assert stream.gate.should_embed(SECOND)
+    assert stream.look(CENTROIDS["day"]).has_drifted
 
 
 def test_an_embedding_that_is_not_finite_leaves_the_gate_as_it_was() -> None:
-    gate = DriftGate()
-    drive(gate, lambda _: DAY, times(5))
+    stream = Stream().looks([CENTROIDS["day"]] * 10)
     with pytest.raises(ImageError, match="not finite"):
-        gate.update(DAY * np.nan, 110 * SECOND)
-    assert gate.update(DAY, 111 * SECOND).drift == 0.0
-
-
-def test_a_mix_that_was_not_accepted_is_asked_for_again() -> None:
-    gate = DriftGate(DriftConfig(smoothing_s=0.0))
-    gate.update(DAY, 0)
-    gate.accept(0)
-    assert gate.update(NIGHT, SECOND).has_drifted
-    assert gate.update(NIGHT, 2 * SECOND).has_drifted
-    gate.accept(2 * SECOND)
-    assert not gate.update(NIGHT, 3 * SECOND).has_drifted
+        stream.gate.update(CENTROIDS["day"] * np.nan, retrieve(CENTROIDS["day"]), stream.in_use, 110 * SECOND)
+    assert stream.look(CENTROIDS["day"]).drift == 0.0

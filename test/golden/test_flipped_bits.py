@@ -65,7 +65,7 @@ class FlippedWorld:
                 tokens_of=lambda _: tokens,
                 class_names=tuple(f"class {index}" for index in range(len(tokens))),
                 retrieval=RetrievalConfig(fade_out_of_library=False, base_is_candidate=False),
-                drift=DriftConfig(smoothing_s=0.0, min_dwell_s=0.0, drift_threshold=1e-6, release_threshold=0.0),
+                drift=DriftConfig(mix_threshold=0.0, steady_s=0.0, max_fusions_per_min=1e6),
             )
         )
 
@@ -73,6 +73,7 @@ class FlippedWorld:
         """Read the library, look at an adapter's own scene, and answer a frame of it, which is returned."""
         pipeline = self.pipeline
         pipeline.reload_library()
+        pipeline.reset_gate()  # whatever was seen before
         image = self._image.copy()
         image[0, 0] = self.names.index(name)
         self._stamp_ns += 100 * SECOND

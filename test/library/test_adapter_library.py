@@ -314,7 +314,7 @@ def full_manifest(folder: Path, **changes: object) -> LibraryManifest:
         base=ModelReference(id="tiny", sha256="b" * 64),
         encoder=ModelReference(id="tiny/scene", sha256="e" * 64),
         retrieval=RetrievalConfig(top_k=2, temperature=0.3),
-        drift=DriftConfig(drift_threshold=0.2),
+        drift=DriftConfig(mix_threshold=0.2),
         adapters=entries,
     )
     return LibraryManifest(**{**vars(manifest), **changes})
@@ -334,7 +334,7 @@ def test_a_manifest_gives_order_spread_and_settings(folder: Path) -> None:
     assert library.names == tuple(reversed(ADAPTERS))
     np.testing.assert_allclose(library.spread, [0.25, 1.25, 2.25, 3.25])
     assert library.retrieval == RetrievalConfig(top_k=2, temperature=0.3)
-    assert library.drift == DriftConfig(drift_threshold=0.2)
+    assert library.drift == DriftConfig(mix_threshold=0.2)
     assert library.entry("fog").family == "weather"
 
 

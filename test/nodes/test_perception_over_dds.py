@@ -168,7 +168,7 @@ def test_new_classes_change_masks_and_labels_together(
     [
         ({"top_k": 0}, ["top_k", "at least 1"]),
         ({"top_k": 2, "temperature": -1.0}, ["temperature", "positive"]),
-        ({"drift_threshold": 0.5, "release_threshold": 0.6}, ["release_threshold", "0.5"]),
+        ({"drift_threshold": 0.5}, ["drift_threshold", "mix_threshold"]),
         ({"classes": ["road", "road"]}, ["different"]),
         ({"top_k": 2, "classes": [""]}, ["at least one"]),
         ({"overlay_alpha": 2.0}, ["overlay_alpha", "[0, 1]"]),
@@ -179,7 +179,7 @@ def test_new_classes_change_masks_and_labels_together(
         ({"top_k": 2**63 - 1}, ["'top_k' must be at least 1 and at most 2147483647", str(2**63 - 1)]),
         ({"temperature": 0.0}, ["'temperature' must be positive, got 0.0"]),  # a ROS range has closed ends
         ({"min_weight": 1.0}, ["'min_weight' must be in [0, 1), got 1.0"]),
-        ({"smoothing_s": float("inf")}, ["'smoothing_s' must be at least 0", "got inf"]),
+        ({"steady_s": float("inf")}, ["'steady_s' must be at least 0", "got inf"]),
         ({"fade_start": float("nan")}, ["'fade_start' must be positive, got nan"]),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
@@ -187,7 +187,7 @@ def test_new_classes_change_masks_and_labels_together(
 def test_a_wrong_change_is_refused_with_the_reason_and_no_effect(
     perception: PerceptionClient, changes: dict, words: list[str]
 ) -> None:
-    names = ("top_k", "temperature", "drift_threshold", "classes", "overlay_alpha", "distance", "model")
+    names = ("top_k", "temperature", "mix_threshold", "classes", "overlay_alpha", "distance", "model")
     before = [perception.parameter(name) for name in names]
     result = perception.set_parameters(**changes)
     assert not result.successful
@@ -203,14 +203,14 @@ def test_a_value_out_of_range_is_told_on_diagnostics_too(perception: PerceptionC
 def test_descriptions_tell_unit_range_and_whether_a_parameter_can_change(
     graph: Graph, perception: PerceptionClient
 ) -> None:
-    names = ["top_k", "min_weight", "mask_scale", "smoothing_s", "engine", "classes"]
+    names = ["top_k", "min_weight", "mask_scale", "steady_s", "engine", "classes"]
     request = DescribeParameters.Request(names=names)
     found = graph.call(DescribeParameters, f"{perception.prefix}/describe_parameters", request).descriptors
-    top_k, min_weight, mask_scale, smoothing, engine, classes = found
+    top_k, min_weight, mask_scale, steady, engine, classes = found
     assert (top_k.integer_range[0].from_value, top_k.integer_range[0].to_value) == (1, 2**31 - 1)
     assert (min_weight.floating_point_range[0].from_value, min_weight.floating_point_range[0].to_value) == (0.0, 1.0)
     assert mask_scale.additional_constraints == "in (0, 1]"
-    assert smoothing.description.endswith("0 = none, s")
+    assert steady.description.endswith("looked at, s")
     assert engine.additional_constraints == "one of auto, torch, onnx, openvino, tensorrt"
     assert not classes.integer_range
     assert [item.read_only for item in found] == [False, False, True, False, True, False]
@@ -218,7 +218,7 @@ def test_descriptions_tell_unit_range_and_whether_a_parameter_can_change(
 
 def test_several_parameters_change_at_once(perception: PerceptionClient) -> None:
     assert perception.parameter("top_k") == 3  # what the pipeline recommends, not the default
-    result = perception.set_parameters(top_k=2, temperature=0.2, drift_threshold=0.3, overlay_alpha=0.25)
+    result = perception.set_parameters(top_k=2, temperature=0.2, mix_threshold=0.3, overlay_alpha=0.25)
     assert result.successful, result.reason
     assert [perception.parameter(name) for name in ("top_k", "temperature", "overlay_alpha")] == [2, 0.2, 0.25]
     assert perception.set_parameters(top_k=3, overlay_alpha=0.5).successful

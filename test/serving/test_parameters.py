@@ -110,9 +110,9 @@ def test_a_number_out_of_its_range_is_told_before_rclpy_sees_it() -> None:
 
 def test_changes_build_on_what_is_in_use_and_recommendations_yield_to_what_was_given() -> None:
     settings = Settings.make({"top_k": 2}).with_recommended(
-        RetrievalConfig(top_k=7, temperature=0.5), DriftConfig(min_dwell_s=3.0), ["road", "sky"]
+        RetrievalConfig(top_k=7, temperature=0.5), DriftConfig(steady_s=3.0), ["road", "sky"]
     )
-    assert (settings.retrieval.top_k, settings.retrieval.temperature, settings.drift.min_dwell_s) == (2, 0.5, 3.0)
+    assert (settings.retrieval.top_k, settings.retrieval.temperature, settings.drift.steady_s) == (2, 0.5, 3.0)
     assert explicit_only(settings, RetrievalConfig) == {"top_k": 2}
     changed = settings.changed({"fade_start": 1.5})
     assert changed.pipeline.classes == ("road", "sky")

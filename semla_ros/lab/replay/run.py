@@ -350,7 +350,7 @@ class _Measured:
             "fusions": self._fusions,
             "gallery": self._gallery.categories(),
             "palette": [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in self._palette.tolist()],
-            "drift_threshold": self._drift.drift_threshold,
+            "mix_threshold": self._drift.mix_threshold,
         }
 
     def _settings(self) -> dict[str, Any]:

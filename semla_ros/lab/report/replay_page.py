@@ -222,14 +222,14 @@ class _OverTime:
         chosen = {name: weights[name] for name in order}
         parts: list[Part | None] = [charts.shares("Adapter weights over time", self._axis, chosen, fusions)]
         drift = self.lines(
-            "drift", "Drift of the scene over time", threshold=self._data["drift_threshold"], digits=3, height=150
+            "drift", "Drift of the mix over time", threshold=self._data["mix_threshold"], digits=3, height=150
         )
         if drift:
             text = (
-                "How far the scene embedding has moved from the one the present mix was retrieved for; above the "
-                "threshold a new mix is fused."
+                "Share of the mix in use that the scene asks to change. A new mix is fused where that lasts above the "
+                "threshold, or at once where the scene is another one."
             )
-            parts += [Words(heading="Drift of the scene", text=text), drift]
+            parts += [Words(heading="Drift of the mix", text=text), drift]
         note = "Share of each adapter in the model in use. Triangles mark fusions: a new model was put into use there."
         return Section(title=f"What {self._primary} was fused from", note=note, parts=parts)
 

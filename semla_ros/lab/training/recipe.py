@@ -19,7 +19,7 @@ from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE, save_scene_encoder
-from semla_ros.config import DriftConfig, RetrievalConfig, from_mapping
+from semla_ros.config import RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError
 from semla_ros.file_integrity import file_sha256, write_atomically
 from semla_ros.lab.report.progress import training_progress
@@ -87,7 +87,6 @@ class Recipe:
     clear_images: int = 2400
     domain_images: int = 480
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
-    drift: DriftConfig = field(default_factory=DriftConfig)
 
     @classmethod
     def load(cls, path: Path, budget: float = 1.0) -> Recipe:
@@ -355,7 +354,6 @@ def _write_library(
         base=ModelReference(id="semla-tiny", sha256=base.sha256),
         encoder=ModelReference(id=encoder.id, sha256=encoder.sha256),
         retrieval=recipe.retrieval,
-        drift=recipe.drift,
         adapters=entries,
         domain=RENDERED,
         note="Adapters of the procedural world of semla_ros; they mean nothing for real cameras.",

@@ -21,13 +21,14 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture(scope="module")
 def fading_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped adapters, recommending a mix that fades early and in small steps."""
+    """The shipped adapters, recommending a mix that fades early and in small steps, at every look."""
     library = tmp_path_factory.mktemp("library") / "adapters"
     shutil.copytree(share_folder() / "adapters" / SemlaConfig().model, library)
     manifest = (library / "library.yaml").read_text()
-    for key, value in {"temperature": 0.3, "fade_start": 0.3, "fade_end": 1.2}.items():
+    for key, value in {"temperature": 0.3, "fade_start": 0.5, "fade_end": 1.2}.items():
         manifest, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {value}", manifest)
         assert count == 1
+    manifest += "drift: {mix_threshold: 0.0, steady_s: 0.0, max_fusions_per_min: 1000}\n"
     (library / "library.yaml").write_text(manifest)
     return library
 

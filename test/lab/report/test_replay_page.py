@@ -47,7 +47,7 @@ def test_every_chart_is_drawn(browser: Page, replay_page: Path) -> None:
     for title in ("mIoU", "Confidence", "Flicker", "Latency"):
         assert sorted(drawn[f"{title} over time"]) == every
         assert drawn[f"{title} over time"][-1] == "semla", "the primary variant is drawn over the others"
-    assert drawn["Drift of the scene over time"] == ["semla"]
+    assert drawn["Drift of the mix over time"] == ["semla"]
     assert sorted(drawn["Adapter weights over time"]) == ["base model", "clear", "fog", "night"]
     assert browser.evaluate("document.querySelectorAll('.chart .mark').length") == 3
     paths = browser.evaluate("[...document.querySelectorAll('.chart path')].map(path => path.getAttribute('d'))")
