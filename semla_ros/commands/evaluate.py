@@ -2,16 +2,19 @@
 
     semla evaluate --seeds 0 1 2 --images 100 --json out/results.json --html out/report.html
     semla evaluate --variants paper extra --domains boulevard-fog-night monsoon-rain --images 20
+    semla evaluate --drive --seeds 0 --markdown out/drive.md
+    semla evaluate --drive steady tunnel --images 0 --frames ~/recorded/images --frame-rate 2
     semla evaluate --benchmark semla20 --data ~/datasets --model catseg-l --library adapters/catseg-l
 
 The world's scenes are rendered by seed; test scenes are never seen in training. With --benchmark semla20
-the published 20 domains are read from the folders that the data sets come in, and with a file of your own your images;
-see docs/evaluation.md.
+the published 20 domains are read from the folders that the data sets come in, and with a file of your own your images.
+With --drive the drift gate is measured on drives; see docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -27,6 +30,7 @@ from rich.console import Console
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
+from semla_ros.lab.evaluation.drives import KINDS, make_drives
 from semla_ros.lab.evaluation.protocol import Benchmark, JobResult, Plan, make_plan
 from semla_ros.lab.evaluation.protocol import run as run_plan
 from semla_ros.lab.evaluation.sources import WorldBenchmark
@@ -34,6 +38,7 @@ from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
 from semla_ros.lab.report.progress import progress
 
 if TYPE_CHECKING:
+    from semla_ros.lab.evaluation.following import Look
     from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject
 
 MOST_WORKERS = 8  # each holds a model; the shipped one is small, published ones are not
@@ -53,10 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--images",
         type=int,
-        default=100,
         metavar="N",
-        help="per domain and seed, 0 = all on disk; default: 100",
+        help="per domain and seed, 0 = all on disk; default: 100. Of a drive: whose masks are compared; default: 40",
     )
+    what.add_argument(
+        "--drive", nargs="*", metavar="KIND", help=f"measure the drift gate on drives; default: {', '.join(KINDS)}"
+    )
+    what.add_argument(
+        "--frames", type=Path, metavar="DIR", help="with --drive: photographs of a drive, in order of name"
+    )
+    what.add_argument("--frame-rate", type=float, default=2.0, metavar="HZ", help="of the photographs; default: 2")
     what.add_argument("--domains", nargs="+", metavar="NAME", help="only these; default: all, and the unseen ones")
     what.add_argument(
         "--variants",
@@ -91,6 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, *, spec: PipelineSpec | None = None, benchmark: Benchmark | None = None) -> int:
     """Run the command; `spec` and `benchmark` stand in for what the options describe."""
     check(arguments)
+    if arguments.drive is not None:
+        return _run_drives(arguments, spec or make_spec(arguments, WorldBenchmark()))
     if benchmark is None and arguments.benchmark != "world":
         benchmark = load_benchmark(arguments.benchmark, arguments.data.expanduser())
         benchmark.check(arguments.domains or list(benchmark.domains))  # before a large model is loaded
@@ -110,8 +123,14 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if len(set(arguments.seeds)) != len(arguments.seeds):
         raise ConfigError(f"'--seeds' must differ from each other, got {arguments.seeds}")
+    if arguments.images is None:
+        arguments.images = 100 if arguments.drive is None else 40
     if arguments.images < 0:
         raise ConfigError(f"'--images' must be 0 or more, got {arguments.images}")
+    if not 0 < arguments.frame_rate <= 1000:
+        raise ConfigError(f"'--frame-rate' must be above 0 and at most 1000, got {arguments.frame_rate:g}")
+    if arguments.frames is not None and arguments.drive is None:
+        raise ConfigError("'--frames' is measured with '--drive'; add it, with no kind for the photographs alone")
     if arguments.workers is not None and arguments.workers < 1:
         raise ConfigError(f"'--workers' must be at least 1, got {arguments.workers}")
 
@@ -182,6 +201,62 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
         _write_cards(arguments, results)
     _say_written(arguments)
     return 0
+
+
+def _run_drives(arguments: argparse.Namespace, spec: PipelineSpec) -> int:
+    from semla_ros.lab.evaluation import following
+    from semla_ros.lab.report.drive_tables import drive_table, markdown_drives, photograph_table
+
+    kinds = arguments.drive or (KINDS if arguments.frames is None else ())
+    drives = [(seed, drive) for seed in arguments.seeds for drive in make_drives(seed, kinds)]
+    subject = following.loaded(spec)
+    with progress() as bars:
+        total = sum(len(drive.times_s()) for _, drive in drives)
+        task = bars.add_task("driving", total=total)
+        rows = following.measure_all(
+            spec,
+            [drive for _, drive in drives],
+            images=arguments.images,
+            workers=arguments.workers or default_workers(arguments.device),
+            on_drive=lambda drive: bars.advance(task, len(drive.times_s())),
+        )
+    results: dict[str, Any] = {
+        "seeds": arguments.seeds,
+        "images": arguments.images,
+        "subject": dict(subject.description),
+        "drift": dataclasses.asdict(subject.drift),
+    }
+    if drives:
+        names = [f"{seed}: {drive.name}" for seed, drive in drives]
+        by_name = dict(zip(names, rows, strict=True))
+        kind_of = {name: drive.kind for name, (_, drive) in zip(names, drives, strict=True)}
+        results |= {"summary": following.summary(by_name, kind_of), "drives": by_name}
+        print_tables([drive_table(results["summary"])])
+    if arguments.frames is not None:
+        looks = _photographs(arguments, subject)
+        retrieve = subject.retriever(subject.recommended).retrieve
+        results["photographs"] = following.photograph_scores(looks, subject.drift, retrieve)
+        print_tables([photograph_table(results["photographs"])])
+    if arguments.json:
+        write_json(results, arguments.json)
+    if arguments.markdown and drives:
+        write_text(markdown_drives(results["summary"]), arguments.markdown)
+    _say_written(arguments)
+    return 0
+
+
+def _photographs(arguments: argparse.Namespace, subject: PipelineSubject) -> list[Look]:
+    """A look at each."""
+    from semla_ros.lab.evaluation.following import Look
+    from semla_ros.lab.training.samples import image_files, read_image
+
+    retriever = subject.retriever(subject.recommended)
+    looks = []
+    for index, path in enumerate(image_files(arguments.frames.expanduser(), "photograph")):
+        embedding = subject.embed(read_image(path))
+        stamp_ns = round(index / arguments.frame_rate * 1e9)
+        looks.append(Look(stamp_ns=stamp_ns, embedding=embedding, mix=retriever.retrieve(embedding)))
+    return looks
 
 
 def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:

@@ -73,13 +73,15 @@ class WorldBenchmark:
         except ConfigError:
             return domain
 
+    def families(self, domain: str) -> frozenset[str]:
+        """All that a domain belongs to: a snowy night is one of nights and of snow."""
+        if domain in BENCHMARK or domain in UNSEEN:
+            return domain_named(domain).families
+        return frozenset({self.family(domain)})
+
     def are_relatives(self, domain: str, other: str) -> bool:
-        """Whether two domains share a condition: a snowy night is a relative of nights and of snow."""
-        mine, others = (
-            domain_named(name).families if name in BENCHMARK or name in UNSEEN else frozenset({self.family(name)})
-            for name in (domain, other)
-        )
-        return bool(mine & others)
+        """Whether two domains share a condition."""
+        return bool(self.families(domain) & self.families(other))
 
     def check(self, names: Sequence[str]) -> None:
         """Rendered images are always there; only the names can be wrong."""

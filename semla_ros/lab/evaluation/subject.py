@@ -14,7 +14,6 @@ from semla_ros.adaptation.fusion import Fuser, PreparedModel
 from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.lab.evaluation.published_retrieval import PublishedRetriever
-from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
 from semla_ros.segmentation.inference import segment_probabilities
@@ -45,12 +44,6 @@ class PipelineSpec:
         parts = load_parts(config, None)
         return PipelineSubject(parts, self._settings(parts), config)
 
-    def load_pipeline(self, class_names: tuple[str, ...] = ()) -> tuple[PerceptionPipeline, DriftConfig]:
-        """The whole pipeline, with a vocabulary (empty = the model's own), and its drift settings; for drives."""
-        parts = load_parts(replace(self.config, classes=class_names or self.config.classes), None)
-        parts = replace(parts, retrieval=self._settings(parts))
-        return PerceptionPipeline(parts), parts.drift
-
     def _settings(self, parts: PipelineParts) -> RetrievalConfig:
         return replace(parts.retrieval, **self.retrieval)
 
@@ -77,6 +70,16 @@ class PipelineSubject:
     def adapter_names(self) -> tuple[str, ...]:
         """Adapters of the library."""
         return self._parts.library.names
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The vocabulary in use."""
+        return self._class_names
+
+    @property
+    def drift(self) -> DriftConfig:
+        """Settings of the gate: the library's, where it has any."""
+        return self._parts.drift
 
     @property
     def centroids(self) -> FloatArray:

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tiny_parts import ALPHA, tiny_adapter, tiny_centroid, write_adapter, write_model
 
-from bench.drive import run as run_drive
 from semla_ros.cli import main
+from semla_ros.commands import evaluate
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
+from semla_ros.lab.evaluation.drives import GateDrive, made_drive
+from semla_ros.lab.evaluation.following import WAYS
 from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject
 from semla_ros.lab.evaluation.variants import equal_mix
 from semla_ros.lab.world.classes import CLASS_NAMES
+from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame
 from semla_ros.segmentation.checkpoint import load_model
 
@@ -45,7 +49,7 @@ def picture(seed: int = 0) -> np.ndarray:
 
 
 def test_the_subject_answers_as_the_pipeline_does(spec: PipelineSpec, subject: PipelineSubject) -> None:
-    pipeline, _ = spec.load_pipeline()
+    pipeline = PerceptionPipeline.load(spec.config)
     subject.set_classes(pipeline.class_names)
     try:
         for mix in (equal_mix([]), equal_mix(["old-town-fog"]), equal_mix(["old-town-night", "old-town-snow"])):
@@ -101,14 +105,34 @@ def test_the_command_runs_the_world_on_the_real_parts(spec: PipelineSpec, tmp_pa
     assert "h-mean" in capsys.readouterr().out
 
 
-def test_a_drive_is_followed_by_the_real_pipeline(spec: PipelineSpec, tmp_path: Path) -> None:
-    path = tmp_path / "drive.json"
-    options = ["--model", spec.config.model, "--library", spec.config.library, "--device", "cpu"]
-    assert run_drive([*options, "--rate-hz", "0.1", "--json", str(path)]) == json.loads(path.read_text())
-    (drive,) = json.loads(path.read_text())["drives"].values()
-    assert drive["base model"]["fusions"] == 0
-    assert drive["every frame"]["fusions"] == 9
-    assert all(0 <= row["miou"] <= 1 for row in drive.values())
+def test_a_drive_is_followed_by_the_real_model(
+    spec: PipelineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """One small rendered drive; photographs beside it."""
+    parts = [("fog", 5.0), ("night", 5.0)]
+    drive = GateDrive(
+        name="short", kind="tunnel", drive=made_drive("old-town", 3, parts), duration_s=10.0, events_s=(5.0,)
+    )
+    monkeypatch.setattr(evaluate, "make_drives", lambda seed, kinds: [drive])
+    for index in range(3):
+        Image.fromarray(picture(index)).save(tmp_path / f"{index}.png")
+    path, table = tmp_path / "out" / "drive.json", tmp_path / "out" / "drive.md"
+    options = ["--model", spec.config.model, "--library", spec.config.library, "--device", "cpu", "--images", "3"]
+    options += ["--json", str(path), "--markdown", str(table), "--frames", str(tmp_path), "--frame-rate", "2"]
+    assert main(["evaluate", "--drive", "tunnel", "--seeds", "4", *options]) == 0
+    results = json.loads(path.read_text())
+    rows = results["drives"]["4: short"]
+    assert list(rows) == list(WAYS)
+    assert rows["base model"]["fusions"] == 0
+    assert rows["every look"]["fusions"] == 19
+    assert (rows["oracle"]["wrong_family"], rows["oracle"]["delay_s"]) == (0.0, 0.5)
+    assert all(0 <= row["miou"] <= 1 for row in rows.values())
+    assert results["photographs"]["every look"]["fusions"] == 2
+    assert results["photographs"]["every look"]["off_the_looks"] == 0.0
+    assert table.read_text().startswith("| drive | followed by | fusions/min |")
+    out = capsys.readouterr().out
+    assert "photographs" in out
+    assert "former gate" in out
 
 
 def test_a_missing_model_is_one_clear_line(capsys) -> None:
@@ -119,7 +143,12 @@ def test_a_missing_model_is_one_clear_line(capsys) -> None:
 def test_a_bad_setting_is_told_before_anything_is_loaded(capsys) -> None:
     assert main(["evaluate", "--model", "no-such-model", "--top-k", "0"]) == 2
     assert "'top_k' must be at least 1" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="'--rate-hz'"):
-        run_drive(["--rate-hz", "0"])
+    for options, words in (
+        (["--drive", "steady", "--frame-rate", "0"], "'--frame-rate' must be above 0"),
+        (["--frames", "."], "'--frames' is measured with '--drive'"),
+        (["--drive", "uphill"], "no drive named 'uphill'; known: steady, slow"),
+    ):
+        assert main(["evaluate", "--model", "no-such-model", *options]) == 2
+        assert words in capsys.readouterr().err
     with pytest.raises(ConfigError):
         SemlaConfig(inference=InferenceConfig(threads=-1))
