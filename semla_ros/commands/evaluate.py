@@ -247,8 +247,9 @@ def _run_drives(arguments: argparse.Namespace, spec: PipelineSpec) -> int:
 
 def _photographs(arguments: argparse.Namespace, subject: PipelineSubject) -> list[Look]:
     """A look at each."""
+    from semla_ros.image_files import read_image
     from semla_ros.lab.evaluation.following import Look
-    from semla_ros.lab.training.samples import image_files, read_image
+    from semla_ros.lab.training.samples import image_files
 
     retriever = subject.retriever(subject.recommended)
     looks = []
