@@ -44,6 +44,17 @@ class OutOfMemoryError(EngineError):
     """There is no memory for an image, not even in the way that needs least."""
 
 
+_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "insufficient memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short: torch has a type for that on CUDA alone, and runtimes have words."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint(("MemoryError", "OutOfMemoryError")) or any(
+        words in str(error).lower() for words in _NO_MEMORY
+    )
+
+
 class DatasetError(SemlaError):
     """A data set folder lacks what the protocol needs, or holds something unreadable."""
 

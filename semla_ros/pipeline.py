@@ -411,7 +411,7 @@ class PerceptionPipeline:
             adapters_without_digest=self._library.without_digest,
             adapted_weights_bytes=self._fuser.num_bytes,
             resident_adapters=self._fuser.resident_adapters,
-            engine_notes=tuple(getattr(self._parts.engine, "notes", ())),
+            engine_notes=(*getattr(self._parts.engine, "notes", ()), *self._fuser.notes),
             domain=self._parts.domain,
             spread_source=self._library.spread_source,
         )

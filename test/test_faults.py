@@ -462,6 +462,46 @@ def test_a_present_mix_with_an_adapter_that_fails_for_new_classes_goes_on_withou
     assert generation.mix.base_weight == pytest.approx(before.mix.base_weight + before.mix.as_dict()["fog"])
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("on purpose"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_short_memory_blames_no_adapter_and_the_same_turn_is_fused_with_less(
+    error: Exception, make_pipeline: PipelineFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_pipeline(retrieval=WIDE)
+    size, fuse, encode = pipeline.status().adapted_weights_bytes, WeightSlab.fuse, CatSeg.encode_text
+    failed: list[str] = []
+
+    def fail_once(owner: str) -> None:
+        if owner not in failed:
+            failed.append(owner)
+            raise error
+
+    def encode_text(self: CatSeg, tokens: Tensor) -> Tensor:
+        fail_once("text")
+        return encode(self, tokens)
+
+    monkeypatch.setattr(CatSeg, "encode_text", encode_text)
+    step = pipeline.adapt(scene("fog", 1))
+    assert (step.action, step.error) == ("fused", None)
+    status = pipeline.status()
+    assert failed == ["text"]
+    assert (status.failures, status.library_problems) == (0, {})
+    assert status.adapted_weights_bytes < size
+    assert [note for note in status.engine_notes if "memory 'single' serves: out of memory (" in note]
+
+    # Nothing is left to do without: that turn fails, no adapter is to blame, and the next one works.
+    def fail_to_fuse(self: WeightSlab, *arguments: Any) -> None:
+        fail_once("fuse")
+        fuse(self, *arguments)
+
+    monkeypatch.setattr(WeightSlab, "fuse", fail_to_fuse)
+    assert pipeline.adapt(scene("snow", 10)).action == "failed"
+    assert pipeline.status().library_problems == {}
+    assert pipeline.adapt(scene("snow", 20)).action == "fused"
+    assert len(pipeline.status().engine_notes) == len(status.engine_notes)
+
+
 # A forward pass that is not finite
 
 

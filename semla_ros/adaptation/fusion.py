@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from semla_ros.adaptation.weight_slabs import LayerStack, Scratch, WeightSlab
-from semla_ros.errors import AdapterError
+from semla_ros.errors import AdapterError, first_line, is_out_of_memory
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_targets
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from semla_ros.library.adapter_library import AdapterLibrary
 
 logger = logging.getLogger(__name__)
-_NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 TEXT_TOWER = "sem_seg_head.predictor.clip_model.transformer."
 
 
@@ -76,9 +75,11 @@ class Fuser:
         library: Where adapters of a mix are found.
         token_ids: The vocabulary, see `set_tokens`.
         memory: "double" keeps a standby copy of the adapted weights, so that a commit only swaps pointers; "single"
-            saves that memory and computes the fused weights within the commit.
+            saves that memory and computes the fused weights within the commit. Where there is no memory for "double",
+            "single" serves from then on.
 
     Attributes:
+        notes: What was asked for and could not be had, with the reason.
         in_use: What serves; None before the first commit, and where not even the base model could be put into use.
         slabs: The adapted weights, by shape.
     """
@@ -95,8 +96,11 @@ class Fuser:
         paths = lora_targets(model)
         self._device = next(model.parameters()).device
         self._shadow = _shadow_model(model, [path for path in paths if path.startswith(TEXT_TOWER)])
-        self.slabs = self._make_slabs(model, paths, is_double=memory == "double")
         self._scratch = Scratch(self._device)
+        self.notes: list[str] = []
+        self._is_single = memory == "single"
+        self.slabs: list[WeightSlab] = []
+        self._make_slabs(model, paths)
         self._resident: dict[str, list[LayerStack | None]] = {}
         self._stream = _background_stream(self._device)
         self._ticket = 0
@@ -133,6 +137,17 @@ class Fuser:
             MixError: Adapters are missing or damaged, or do not fit the model. The model in use is unchanged.
         """
         self._ticket += 1
+        try:
+            return self._prepare(mix)
+        except MixError:
+            raise
+        except Exception as error:
+            if self._is_single or not is_out_of_memory(error):
+                raise
+            self._become_single(error)
+        return self._prepare(mix)  # out here, where what failed holds no memory any more
+
+    def _prepare(self, mix: AdapterMix) -> PreparedModel:
         with torch.no_grad(), torch.cuda.stream(self._stream):
             terms = self.fuse_standby(mix)
             text_features = self._encode_text(mix) if mix.names else self._base_text
@@ -141,6 +156,18 @@ class Fuser:
         if self._stream is not None:
             self._stream.synchronize()
         return PreparedModel(mix, text_features, self._base_text, terms, self._ticket)
+
+    def _become_single(self, error: BaseException) -> None:
+        """Give the standby copies back, for good."""
+        self._is_single = True
+        for slab in self.slabs:
+            if not slab.is_shadowed:
+                slab.drop_standby()
+        self._scratch = Scratch(self._device)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.notes.append(f"memory 'single' serves: out of memory ({first_line(error)})")
+        logger.warning(self.notes[-1])
 
     def fuse_standby(self, mix: AdapterMix) -> Sequence[Terms]:
         """The first half of `prepare`: write the weights of a mix into the slabs that have a standby copy."""
@@ -228,19 +255,24 @@ class Fuser:
         """Memory of all adapted weights: base, in use, standby."""
         return sum(slab.num_bytes for slab in self.slabs)
 
-    def _make_slabs(self, model: nn.Module, paths: Iterable[str], *, is_double: bool) -> list[WeightSlab]:
+    def _make_slabs(self, model: nn.Module, paths: Iterable[str]) -> None:
         groups: dict[tuple[object, ...], dict[str, nn.Module]] = defaultdict(dict)
         for path in paths:
             module = model.get_submodule(path)
             weight = module.weight
             assert isinstance(weight, Tensor)
             groups[path.startswith(TEXT_TOWER), weight.flatten(1).shape, weight.dtype][path] = module
-        slabs = []
         for (is_text, *_), modules in groups.items():
             shadows = {path: self._shadow.get_submodule(path) for path in modules} if is_text else {}
             # Class embeddings are made before the commit, so the text tower has a standby copy even under "single".
-            slabs.append(WeightSlab(modules, shadows, has_standby=is_double or bool(is_text)))
-        return slabs
+            self.slabs.append(WeightSlab(modules, shadows, has_standby=bool(is_text)))
+        try:
+            for slab in () if self._is_single else self.slabs:
+                slab.add_standby()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._become_single(error)
 
     def _terms(self, mix: AdapterMix) -> list[Terms]:
         """For each slab the stacks of the mix with their weights, heaviest adapter first."""
@@ -258,9 +290,9 @@ class Fuser:
                 self._resident[name] = [slab.stack(adapter.layers, adapter.scaling, name) for slab in self.slabs]
             except AdapterError as error:
                 raise MixError(str(error), [name]) from None
-            except (MemoryError, RuntimeError):  # of the device
-                raise
             except Exception as error:
+                if isinstance(error, RuntimeError) or is_out_of_memory(error):  # of the device
+                    raise
                 raise MixError(f"adapter '{name}': cannot be used ({type(error).__name__}: {error})", [name]) from None
         return self._resident[name]
 
@@ -277,9 +309,9 @@ class Fuser:
         """
         try:
             return self._checked_text()
-        except _NO_MEMORY:
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             failure = error
         singles = {name: self._terms(mix.only(name)) for name in mix.names}
         self._text_of([[] for _ in self.slabs])  # raises where no adapter is to blame
@@ -293,9 +325,9 @@ class Fuser:
     def _has_text(self, terms: Sequence[Terms]) -> bool:
         try:
             self._text_of(terms)
-        except _NO_MEMORY:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return False
         return True
 

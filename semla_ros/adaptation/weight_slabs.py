@@ -84,8 +84,10 @@ class WeightSlab:
             broken = [path for path, size in zip(self.paths, norms, strict=True) if not size.isfinite()]
             raise CheckpointError(f"weight of '{broken[0]}' has values that are not finite; load an intact checkpoint")
         self.live = self.base.clone()
-        self.standby = self.base.clone() if has_standby else self.live
-        self._views = {id(slab): self._shaped_views(slab) for slab in (self.base, self.live, self.standby)}
+        self.standby = self.live
+        self._views = {id(slab): self._shaped_views(slab) for slab in (self.base, self.live)}
+        if has_standby:
+            self.add_standby()
         self._bind(self.live)
 
     def stack(self, layers: LoraLayers, scaling: float, adapter: str) -> LayerStack | None:
@@ -189,6 +191,19 @@ class WeightSlab:
             if self.standby is not self.live:
                 self.live.copy_(self.standby)
         self._bind(self.live)
+
+    def add_standby(self) -> None:
+        """Have a standby copy from now on; nothing changes where there is no memory for one."""
+        if self.standby is self.live:
+            standby = self.base.clone()
+            self._views[id(standby)] = self._shaped_views(standby)
+            self.standby = standby
+
+    def drop_standby(self) -> None:
+        """Free the standby copy: from now on `fuse` writes into `live`, within a commit. Not for shadowed slabs."""
+        if self.standby is not self.live:
+            del self._views[id(self.standby)]
+            self.standby = self.live
 
     def use_base(self) -> None:
         """Put the base weights into use until the next `swap`; on a CPU this writes and allocates nothing."""

@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from semla_ros.errors import EngineError, NotFiniteError, OutOfMemoryError, first_line
+from semla_ros.errors import EngineError, NotFiniteError, OutOfMemoryError, first_line, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ INSTEAD = {
 _FOR_VALUES = ("runners", "fp16", "bf16", "compiled", "graphs")
 _FOR_MEMORY = ("batches", "device_masks", "pinned", "graphs", "compiled", "runners")  # half precision saves memory
 _FOR_ANYTHING = ("runners", "graphs", "compiled", "batches", "pinned", "device_masks", "fp16", "bf16")
-
-_NO_MEMORY = ("out of memory", "not enough memory", "allocate memory", "insufficient memory", "alloc_failed")
 
 
 def safer_ways(present: frozenset[str], failure: EngineError, image_count: int) -> list[frozenset[str]]:
@@ -63,7 +61,6 @@ def explained(error: Exception) -> EngineError:
     logger.debug("a forward pass failed", exc_info=error)
     if isinstance(error, NotFiniteError | OutOfMemoryError):
         return type(error)(str(error))
-    text = str(error).lower()
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(words in text for words in _NO_MEMORY):
+    if is_out_of_memory(error):
         return OutOfMemoryError(f"out of memory ({first_line(error)})")
     return EngineError(f"the forward pass fails ({first_line(error)})")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from semla_ros.errors import AdapterError
+from semla_ros.errors import AdapterError, is_out_of_memory
 from semla_ros.file_integrity import FileMark, foreign, mark_of, open_regular
 from semla_ros.library.domain_statistics import DomainStatistics, parse_statistics, statistics_name
 from semla_ros.library.lora_settings import LoraSettings, parse_lora_settings
@@ -280,9 +280,11 @@ def _blaming(name: str, file_name: str = "") -> Iterator[None]:
     """Whatever fails inside belongs to an adapter, except that memory is short."""
     try:
         yield
-    except (AdapterError, MemoryError):
+    except AdapterError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         if isinstance(error, FileNotFoundError):
             reason = "the file is missing"

@@ -293,3 +293,86 @@ def test_the_model_gives_the_same_logits_as_one_with_the_sums_written_in() -> No
                 plain.get_submodule(path).weight += weight * 2.0 * b @ a
         images = torch.randn(1, 3, *model.config.clip.working_resolution, generator=torch.Generator().manual_seed(0))
         assert torch.allclose(model(images, text), plain(images, plain.encode_text(TOKENS)), atol=1e-4)
+
+
+NO_MEMORY = (
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
+    OSError(12, "Cannot allocate memory"),
+)
+
+
+class ShortMemory:
+    """Stands in for a method of slabs and raises at the first call that is for a standby copy, or at all from it on."""
+
+    def __init__(self, function: Callable[..., object], error: Exception, *, is_lasting: bool = False) -> None:
+        self.function, self.error, self.is_lasting, self.is_over = function, error, is_lasting, False
+
+    def __get__(self, slab: WeightSlab, _: object) -> Callable[..., object]:
+        def run(*arguments: object) -> object:
+            if not self.is_over and not slab.is_shadowed:
+                self.is_over = not self.is_lasting
+                raise self.error
+            return self.function(slab, *arguments)
+
+        return run
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("method", ["add_standby", "fuse", "buffers"])
+def test_where_memory_is_short_for_a_standby_copy_single_serves_with_the_same_bits(
+    error: Exception, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixes = [mix_of(day=0.5, fog=0.5), mix_of(snow=1.0), AdapterMix(), mix_of(day=0.5, fog=0.5)]
+    model = tiny_model()
+    double = make_fuser(model, make_library(model))
+    expected = [(put(double, mix), weights_of(model)) for mix in mixes]
+    single = make_fuser(tiny_model(), make_library(model), memory="single")
+
+    model = tiny_model()
+    if method == "add_standby":
+        monkeypatch.setattr(WeightSlab, method, ShortMemory(WeightSlab.add_standby, error))
+    fuser = make_fuser(model, make_library(model))
+    if method != "add_standby":
+        put(fuser, mix_of(night=1.0))
+        before = weights_of(model)
+        monkeypatch.setattr(WeightSlab, method, ShortMemory(getattr(WeightSlab, method), error))
+        fuser.prepare(mixes[0])
+        assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
+    for mix, (text, weights) in zip(mixes, expected, strict=True):
+        assert torch.equal(put(fuser, mix), text)
+        assert all(torch.equal(value, weights[name]) for name, value in weights_of(model).items())
+    assert fuser.num_bytes == single.num_bytes < double.num_bytes
+    (note,) = fuser.notes
+    assert note.startswith("memory 'single' serves: out of memory (")
+    assert single.notes == double.notes == []
+
+
+def test_where_memory_is_short_for_single_too_what_serves_stays_and_a_later_turn_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    put(fuser, mix_of(night=1.0))
+    before, in_use = weights_of(model), fuser.in_use
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightSlab, "buffers", ShortMemory(WeightSlab.buffers, MemoryError("no"), is_lasting=True))
+        for _ in range(3):
+            with pytest.raises(MemoryError):
+                fuser.prepare(mix_of(day=1.0))
+    assert fuser.in_use is in_use
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
+    assert len(fuser.notes) == 1
+    put(fuser, mix_of(day=1.0))
+    put(fuser, mix_of(night=1.0))
+    assert all(torch.equal(value, before[name]) for name, value in weights_of(model).items())
+
+
+def test_an_adapter_that_is_to_blame_costs_no_standby_copy() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    size = fuser.num_bytes
+    with pytest.raises(AdapterError, match="out of memory"):
+        fuser.prepare(mix_of(**{"out of memory": 1.0}))
+    assert (fuser.num_bytes, fuser.notes) == (size, [])
