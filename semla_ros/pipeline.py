@@ -282,9 +282,17 @@ class PerceptionPipeline:
             return self._generation
 
     def apply_mix(self, mix: AdapterMix, reason: str) -> Generation:
-        """Fuse a given mix, whatever the scene; the next drift replaces it unless adaptation is frozen."""
+        """Fuse a given mix, whatever the scene; the next drift replaces it unless adaptation is frozen.
+
+        Raises:
+            MixError: Adapters of it cannot be used, and are set aside; what is in use stays.
+        """
         with self._change("mix"):
-            return self._renew(reason, mix=mix)
+            try:
+                return self._renew(reason, mix=mix)
+            except MixError as error:
+                self._set_aside(error)
+                raise
 
     def freeze(self, is_frozen: bool) -> None:
         """Keep the present mix (True), or follow the scene again (False).
@@ -458,12 +466,13 @@ class PerceptionPipeline:
                 return self._renew(reason, mix=mix, scene=scene, scene_stamp_ns=stamp_ns, watch=watch)
             except MixError as error:
                 self._set_aside(error)
+                self._tally.count_failure(str(error))
                 mix = None
 
     def _set_aside(self, error: MixError) -> None:
         for name in error.names:
-            self._library.set_aside(name, str(error))
-        self._tally.count_failure(str(error))
+            if name in self._library.names:
+                self._library.set_aside(name, str(error))
 
     def _renew(
         self,
@@ -520,6 +529,7 @@ class PerceptionPipeline:
                 return self._fuser.prepare(mix)
             except MixError as error:
                 self._set_aside(error)
+                self._tally.count_failure(str(error))
                 mix = mix.only(*(set(mix.names) - set(error.names)))
 
     def _put_into_use(self, prepared: PreparedModel, generation: Generation) -> None:

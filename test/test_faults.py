@@ -33,6 +33,7 @@ from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import AdapterMix, Frame, Generation, Segmentation
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature
+from semla_ros.serving.health import adaptation_report
 
 SECOND = 1_000_000_000
 WEIGHTS, CONFIG, STATISTICS = "adapter_model.safetensors", "adapter_config.json", "fog_statistics.npz"
@@ -49,6 +50,11 @@ def scene(name: str, stamp_s: float) -> Frame:
 
 def single(name: str, weight: float = 1.0) -> AdapterMix:
     return AdapterMix(names=(name,), weights=np.array([weight]), distances=np.zeros(1), base_weight=1.0 - weight)
+
+
+def told_of(pipeline: PerceptionPipeline) -> str:
+    """What /diagnostics says of the adaptation path right after a failure."""
+    return adaptation_report("perception", "", pipeline.status(), failure_age_s=0.0, hold_s=10.0).message
 
 
 def pixels(answer: Segmentation) -> bytes:
@@ -502,6 +508,38 @@ def test_short_memory_blames_no_adapter_and_the_same_turn_is_fused_with_less(
     assert len(pipeline.status().engine_notes) == len(status.engine_notes)
 
 
+def test_a_mix_that_is_asked_for_with_a_damaged_adapter_is_refused_and_the_adapter_set_aside(
+    make_pipeline: PipelineFactory, library_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = make_pipeline(library_folder=library_copy, retrieval=WIDE)
+    before = pipeline.segment(scene("fog", 1))
+    stack = WeightSlab.stack
+
+    def fail(self: WeightSlab, layers: Any, scaling: float, adapter: str) -> Any:
+        if adapter == "fog":
+            raise ValueError("on purpose")  # read, and found sound
+        return stack(self, layers, scaling, adapter)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WeightSlab, "stack", fail)
+        with pytest.raises(AdapterError, match="'fog'"):
+            pipeline.apply_mix(single("fog"), "parameters")
+    status = pipeline.status()
+    assert (status.failures, status.generation) == (1, before.generation)
+    assert "on purpose" in status.library_problems["fog"]
+    assert pixels(pipeline.segment(scene("fog", 1))) == pixels(before)
+    assert "fog" not in pipeline.adapt(scene("fog", 1)).generation.mix.names
+    # Set aside until one of its files changes, also where it is asked for again before that is noticed.
+    assert "fog" not in pipeline.reload_library().mix.names
+    os.utime(library_copy / "fog" / WEIGHTS)
+    with pytest.raises(AdapterError, match="'fog'"):
+        pipeline.apply_mix(single("fog"), "parameters")
+    assert "fog" in pipeline.reload_library().mix.names
+    with pytest.raises(AdapterError, match="'mist'"):
+        pipeline.apply_mix(single("mist"), "parameters")
+    assert pipeline.status().library_problems == {}  # what the library never had is no problem of it
+
+
 # A forward pass that is not finite
 
 
@@ -542,8 +580,10 @@ def test_a_frame_that_is_not_finite_is_answered_by_the_base_model_and_adaptation
     assert status.failures == 1
     assert "not finite" in status.last_error
     assert "set aside" in status.library_problems["fog"]
+    assert "; generation 2 is in use: base model 100.0%;" in told_of(pipeline)
     step = pipeline.adapt(scene("fog", 1.1))  # at once, although the scene is steady
     assert step.action == "fused"
+    assert f"; generation 3 is in use: {step.generation.mix};" in told_of(pipeline)
     assert "fog" not in step.generation.mix.names
     pipeline.reload_library()
     assert "fog" in pipeline.status().library_problems  # nothing has changed

@@ -205,7 +205,7 @@ class AdapterLibrary:
         """Pass an adapter over from now on: it has failed in use."""
         with self._lock:
             if name in self._files:
-                self._aside[name] = self._marks(name)
+                self._aside.setdefault(name, self._marks(name))  # of when it failed, not of when it is mended
             self.problems[name] = reason
         logger.warning("set aside: %s", reason)
 

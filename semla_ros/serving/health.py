@@ -234,7 +234,7 @@ def adaptation_report(
     generation, mix = status.generation, status.generation.mix
     worries = _Worries()
     if failure_age_s is not None and failure_age_s <= hold_s:
-        worries.add(Level.WARN, f"{status.last_error}; generation {generation.number}, the last good one, stays in use")
+        worries.add(Level.WARN, f"{status.last_error}; generation {generation.number} is in use: {mix}")
     for name, reason in sorted(status.library_problems.items()):
         worries.add(Level.WARN, reason if f"'{name}'" in reason else f"adapter '{name}' is left out: {reason}")
     if not status.library_size:
