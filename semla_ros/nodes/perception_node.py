@@ -40,7 +40,12 @@ from semla_ros.nodes.reporter import Reporter
 from semla_ros.nodes.services import NodeServices
 from semla_ros.results import Generation
 from semla_ros.serving.frame_loop import FrameLoop
-from semla_ros.serving.memory import give_back_memory, keep_large_blocks
+from semla_ros.serving.memory import (
+    GIVE_BACK_EVERY_S,
+    give_back_free_pages,
+    give_back_memory,
+    keep_large_blocks,
+)
 from semla_ros.serving.model_bank import Load, ModelBank, load_pipeline
 from semla_ros.serving.parameters import QOS_PREFIX
 from semla_ros.serving.process_end import EndGuard
@@ -84,7 +89,11 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         services = NodeServices(self, self._aside, *shared)
         report = Reporter(self, parameters, self._outputs, self._decoders, *shared).report
         self._hang_watch = HangWatch(self._frames, config.watchdog_s, report)
-        jobs = [(LOOK_S, self._hang_watch.look), (config.diagnostics.period_s, report)]
+        jobs = [
+            (LOOK_S, self._hang_watch.look),
+            (config.diagnostics.period_s, report),
+            (GIVE_BACK_EVERY_S, give_back_free_pages),
+        ]
         if config.watch_library_s:
             jobs.append((config.watch_library_s, services.look_at_library))
         self._jobs = SteadyJobs(jobs, self._troubles.is_ending)

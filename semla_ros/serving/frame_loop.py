@@ -17,14 +17,12 @@ from typing import Any, Protocol
 from semla_ros.errors import ImageError
 from semla_ros.results import Frame, Segmentation
 from semla_ros.serving.camera_statistics import BROKEN, DISABLED, FAILED, OVERTAKEN, STOPPED, TOO_FAST, CameraStatistics
-from semla_ros.serving.memory import give_back_memory
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.troubles import Troubles
 from semla_ros.timing import Hang, RestartWatch, StageClock
 
 logger = logging.getLogger(__name__)
 RESTARTS_TOLD_EVERY_S = 5.0
-LARGE_PIXELS, LARGE_OVER_S = 4096 * 2160, 2.0  # what malloc keeps of larger images is given back so long after the last
 UNKNOWN_PIXELS = 7680 * 4320  # of a compressed image before it is decoded: allow for the largest that is usual
 
 
@@ -135,7 +133,6 @@ class FrameLoop:
         self.make_frame, self.image_codec = make_frame, "built in"
         self.statistics = {camera: CameraStatistics() for camera in cameras}
         self.is_enabled, self.max_rate_hz = True, 0.0
-        self._large_s: float | None = None  # when the last large image was decoded, by `time.monotonic`
         self._due_s: dict[str, float] = {}  # when a camera's next image is taken, by `time.monotonic`
         self._restarts: dict[str, RestartWatch] = {}
         self._told_s = -math.inf  # when a restart was logged last
@@ -234,19 +231,10 @@ class FrameLoop:
         turn.lap("wait")
         self._stages.enter("decode", _pixels_of(turn.message))
         frame = self.make_frame(turn.camera, turn.message)
-        self._tidy_up(frame.image.size // 3 > LARGE_PIXELS)
         turn.has_stamp = bool(frame.stamp_ns)
         # Adaptation goes by stamps; the mask's header stays what it is.
         turn.frame = frame if turn.has_stamp else self._stamped(frame)
         turn.lap("decode")
-
-    def _tidy_up(self, is_large: bool) -> None:
-        """Give back the memory of large images once none has come for a while."""
-        if is_large:
-            self._large_s = time.monotonic()
-        elif self._large_s is not None and time.monotonic() - self._large_s > LARGE_OVER_S:
-            self._large_s = None
-            give_back_memory()
 
     def _stamped(self, frame: Frame) -> Frame:
         return replace(frame, stamp_ns=self._clock.now().nanoseconds or time.time_ns())

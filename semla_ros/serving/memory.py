@@ -14,17 +14,20 @@ import psutil
 
 logger = logging.getLogger(__name__)
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from malloc.h
 MMAP_THRESHOLD_BYTES = 256 << 20
 TRIM_THRESHOLD_BYTES = 512 << 20
+GIVE_BACK_EVERY_S = 20.0  # a frame is some 10 % longer after it, which is one frame in many
 _STATUS = Path("/proc/self/status")
 
 
 def keep_large_blocks() -> bool:
-    """Let glibc serve blocks below 256 MiB from its heap, and keep up to 512 MiB of it when they are freed.
+    """Let glibc serve blocks below 256 MiB from one heap, and keep up to 512 MiB of it when they are freed.
 
     By default each image of a few MB is its own mapping: the kernel clears and unmaps every page of every message.
-    `bench` measures what this is worth on a machine.
+    `bench` measures what this is worth on a machine. And by default threads have up to eight heaps per core, each of
+    which keeps what its threads once needed: every activation starts threads, and would leave a frame's memory behind
+    in yet another one.
 
     Returns:
         Whether it was done; it is not on systems without glibc.
@@ -33,9 +36,12 @@ def keep_large_blocks() -> bool:
     if libc is None:
         logger.debug("no glibc: malloc thresholds stay as they are")
         return False
-    return bool(libc.mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)) and bool(
-        libc.mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+    settings = (
+        (_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES),
+        (_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES),
+        (_M_ARENA_MAX, 1),
     )
+    return all(libc.mallopt(*setting) for setting in settings)
 
 
 def give_back_memory() -> None:
@@ -44,6 +50,11 @@ def give_back_memory() -> None:
     torch = _loaded_torch()
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    give_back_free_pages()
+
+
+def give_back_free_pages() -> None:
+    """Return the pages that malloc keeps for blocks to come; takes a millisecond or two, in any thread."""
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 

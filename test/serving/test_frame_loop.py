@@ -225,22 +225,6 @@ def test_a_loop_that_is_switched_off_drops_images_and_goes_on_where_it_is_switch
     assert loop.account() == (2, 1, {drops.DISABLED: 1})
 
 
-def test_the_memory_of_large_images_is_given_back_once_after_the_last(
-    rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steady_s, given = [1000.0], []
-    monkeypatch.setattr("semla_ros.serving.frame_loop.time.monotonic", lambda: steady_s[0])
-    monkeypatch.setattr("semla_ros.serving.frame_loop.give_back_memory", lambda: given.append(steady_s[0]))
-    loop = rig().loop
-    sizes = [(2160, 4096), (4320, 7680), (2, 2), (4320, 7680), (2, 2), (2, 2), (2, 2)]
-    for (height, width), at_s in zip(sizes, (0, 1, 2, 4, 5, 7, 9), strict=True):
-        steady_s[0] = 1000.0 + at_s
-        image = np.broadcast_to(np.zeros(3, np.uint8), (height, width, 3))
-        loop.make_frame = lambda camera, _, image=image: Frame(image=image, stamp_ns=1, camera=camera)
-        loop._decode(Turn("", Message()))
-    assert given == [1007.0]
-
-
 @pytest.mark.parametrize("camera_hz", [5, 10, 11, 30, 100])
 def test_a_rate_is_not_exceeded_and_images_that_come_too_fast_are_counted(
     rig: Callable[..., Rig], monkeypatch: pytest.MonkeyPatch, camera_hz: int

@@ -41,6 +41,36 @@ def test_malloc_takes_the_thresholds() -> None:
     assert keep_large_blocks()
 
 
+THREADS = """
+import threading
+from semla_ros.serving.memory import give_back_free_pages, keep_large_blocks, resident_mb
+
+def hold_much():
+    blocks = [bytearray(b"x") * 2**20 for _ in range(30)]
+    rest = [bytearray(2**10) for _ in blocks]
+
+is_over, sizes = threading.Event(), []
+keep_large_blocks()
+for turn in range(12):  # each finds other threads in its place
+    others = [threading.Thread(target=lambda: (bytearray(2000), is_over.wait())) for _ in range(turn % 4)]
+    for thread in (*others, worker := threading.Thread(target=hold_much)):
+        thread.start()
+    worker.join()
+    sizes.append(resident_mb())
+is_over.set()
+give_back_free_pages()
+print(sizes[0], sizes[-1], resident_mb())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_what_threads_held_serves_the_threads_after_them_and_is_given_back() -> None:
+    answer = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=True)
+    first, last, given_back = map(float, answer.stdout.split())
+    assert last < first + 10
+    assert given_back < first - 20
+
+
 def test_a_gpu_is_told_to_give_back_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: told.append("empty"))
