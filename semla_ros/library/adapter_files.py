@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ MAX_SMALL_FILE_BYTES = 64 * 1024 * 1024  # configuration and statistics; a large
 # trained value is far from all others. Both bounds must be broken: heavy tails have a second large value.
 OUTLIER_RMS = 16.0  # times the root mean square of all other values
 OUTLIER_SECOND = 4.0  # times the second largest
+# Of a file and the one read before, one is damaged where at most so many matrices differ, or one of few: training
+# changes all of them, or, where A is kept fixed, every second one.
+FEW_MATRICES = 0.1
 
 Signature = Mapping[str, tuple[int, int]]  # module path -> (out features, in features)
 LoraLayers = dict[str, "tuple[Tensor, Tensor]"]  # module path -> A (r, in), B (out, r)
@@ -77,7 +81,7 @@ class AdapterFiles:
 
 
 class AdapterReader:
-    """Reads and checks adapter folders for one base model.
+    """Reads and checks adapter folders for one base model, and remembers what their matrices were.
 
     Args:
         targets: Layers of the base model that may be adapted; None checks no shape against a model.
@@ -86,6 +90,7 @@ class AdapterReader:
     def __init__(self, targets: Signature | None = None) -> None:
         # Adapters of a library mostly have the same layers, and equal texts are parsed to the same objects.
         self._problem = lru_cache(maxsize=16)(partial(layers_problem, targets=targets))
+        self._prints: dict[str, tuple[int, ...]] = {}  # adapter -> check sums of its matrices when they were read last
 
     def read(self, library: Path, name: str, entry: AdapterEntry | None = None) -> AdapterFiles:
         """Read and check an adapter's folder, except for the values of its matrices.
@@ -142,8 +147,8 @@ class AdapterReader:
             Module path -> A (r, in), B (out, r), and the mark of the file that they are from.
 
         Raises:
-            AdapterError: The file has changed since and is not sound, or holds values that are not finite or out of
-                all proportion to the others.
+            AdapterError: The file has changed since and is not sound, holds values that are not finite or out of all
+                proportion to the others, or is, without a digest, the one read before but for a few matrices.
         """
         from safetensors.torch import load
 
@@ -164,7 +169,26 @@ class AdapterReader:
                     _check_values(name, f"B of layer '{module}'", b)
                 ratio = settings.scaling_of(module) / settings.scaling if settings.scaling else 1.0
                 layers[module] = (a if ratio == 1.0 else a.float() * ratio, b)
+            if mark != verified:
+                self._compare(name, tensors, has_digest=bool(files.sha256))
             return layers, mark
+
+    def _compare(self, name: str, tensors: Mapping[str, Tensor], *, has_digest: bool) -> None:
+        """Refuse a file that no digest vouches for and that nearly is the one read before."""
+        import torch
+
+        prints = tuple(
+            zlib.crc32(tensors[key].contiguous().view(torch.uint8).numpy().tobytes()) for key in sorted(tensors)
+        )
+        earlier = self._prints.get(name, ())
+        changed = sum(now != before for now, before in zip(prints, earlier, strict=False))
+        is_nearly_it = len(earlier) == len(prints) > 2 and 0 < changed <= max(1, FEW_MATRICES * len(prints))
+        if is_nearly_it and not has_digest:
+            raise AdapterError(
+                f"adapter '{name}': {changed} of {len(prints)} matrices differ from those read before, the others do "
+                "not: one of the two files is damaged; copy the folder again, and state it by 'semla library import'"
+            )
+        self._prints[name] = prints
 
     def _check(self, header: Header, settings: LoraSettings, name: str) -> None:
         if problem := self._problem(header, settings):

@@ -132,6 +132,7 @@ class AdapterLibrary:
         encoder_dim: int | None = None,
         base_sha: str | Callable[[], str] | None = None,
         eager_bytes: int = EAGER_BYTES,
+        reader: AdapterReader | None = None,
     ) -> AdapterLibrary:
         """Read and check a library.
 
@@ -145,6 +146,7 @@ class AdapterLibrary:
             eager_bytes: Libraries of at most this size have all values and digests checked now; those of larger ones,
                 or with hundreds of adapters, are checked when an adapter is first used. 0 checks none now,
                 `sys.maxsize` all.
+            reader: Has read it before, for the same targets.
 
         Raises:
             LibraryError: There is no such folder, nothing in it can be used, `library.yaml` is damaged, or the library
@@ -156,7 +158,7 @@ class AdapterLibrary:
             sha256 = base_sha() if callable(base_sha) else base_sha
             _check_made_for(folder, "base model", manifest.base, ModelReference(sha256=sha256 or ""))
         _check_made_for(folder, "scene encoder", manifest.encoder, ModelReference(id=encoder_id or ""))
-        reader, problems, files = AdapterReader(targets), {}, []
+        reader, problems, files = reader or AdapterReader(targets), {}, []
         for name in adapter_folders(folder, manifest):
             try:
                 files.append(_read_one(folder, name, reader, manifest))
@@ -184,6 +186,7 @@ class AdapterLibrary:
             encoder_dim=encoder_dim,
             base_sha=base_sha,
             eager_bytes=eager_bytes,
+            reader=reader,
         )
         return library
 

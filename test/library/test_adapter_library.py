@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -28,6 +29,7 @@ from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.file_integrity import file_sha256
 from semla_ros.library.adapter_files import AdapterReader
 from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.importing import import_library
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
     AdapterEntry,
@@ -524,6 +526,45 @@ def test_reload_sees_new_and_removed_adapters_and_leaves_the_old_library_alone(f
     for name in again.names:
         assert again.adapter(name).layers
     assert again.reload().names == again.names
+
+
+@pytest.mark.parametrize("eager_bytes", [0, 1 << 30])
+def test_a_file_that_is_nearly_the_one_before_is_damaged_unless_its_digest_says_that_it_is_meant(
+    folder: Path, eager_bytes: int
+) -> None:
+    path = folder / "fog" / WEIGHTS
+    intact, tensors = path.read_bytes(), load_file(path)
+    few = len(tensors) // 10
+
+    def problem_with(keys: list[str]) -> str:
+        """What is wrong once one value of each of these matrices has changed its sign."""
+        changed = {key: value.clone() for key, value in tensors.items()}
+        for key in keys:
+            changed[key][0, 0] *= -1
+        save_file(changed, path)
+        again = library.reload()
+        if "fog" in again.names:  # a library that is not small is read when it is used
+            with contextlib.suppress(AdapterError):
+                assert again.adapter("fog").layers
+        return again.problems.get("fog", "")
+
+    library = load(folder, eager_bytes=eager_bytes)
+    assert library.adapter("fog").layers
+    keys = sorted(tensors)
+    for count in (1, few):
+        assert f"adapter 'fog': {count} of {len(keys)} matrices differ" in problem_with(keys[:count])
+    path.write_bytes(intact)
+    assert problem_with([]) == ""
+    assert problem_with(keys[::2]) == ""  # trained with A kept as it was
+    assert problem_with(keys) == ""
+    assert "matrices differ" in problem_with(keys[1:])  # nearly the one that was read last
+    import_library(folder)
+    library = load(folder, eager_bytes=eager_bytes)
+    assert library.adapter("fog").layers
+    tensors = load_file(path)
+    assert "SHA-256" in problem_with(keys[:1])
+    import_library(folder)
+    assert library.reload().adapter("fog").layers
 
 
 def test_statistics_of_earlier_releases_with_several_centroids_are_read(folder: Path) -> None:
