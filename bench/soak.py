@@ -24,13 +24,14 @@ import psutil
 
 from bench.children import Children
 from bench.soak_client import IN_FLIGHT, SoakClient
-from bench.soak_images import COMPRESSED_FAULTS, FAULTS, Stamps, broken, make_pictures
+from bench.soak_images import COMPRESSED_FAULTS, FAULTS, Picture, Stamps, broken, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.world.caption import SYNONYMS
 from semla_ros.resources import shipped_library
+from semla_ros.serving.memory import GIVE_BACK_EVERY_S
 
 TRANSPORTS = ("raw", "compressed")
 BROKEN_SHARE = 0.3
@@ -50,7 +51,16 @@ BURST_EVERY, BURST = 50, 4  # so many images at once, so that some are overtaken
 PICTURES = 120
 START_S, SETTLE_S = 180.0, 60.0
 
-WARM_UP = 0.2  # part of the run after which memory is looked at: every size, class list and adapter has come by
+# Memory is looked at after these parts of the run, each time in the same state: configured anew, with these settings,
+# while the same images are answered, and after a pause in which malloc has given back what is free. Before the first
+# time everything comes by several times: what is made once for each of it and kept is no growth.
+LOOKS = (0.2, 0.6, 1.0)
+LOOK_SETTINGS: dict[str, Any] = {
+    "classes": ["road", "sidewalk", "building", "car", "person", "sky"], "top_k": 3, "temperature": 0.05,
+    "distance": "euclidean", "drift_threshold": 0.05, "release_threshold": 0.01, "retrieval_rate_hz": 5.0,
+    "min_dwell_s": 0.1,
+}  # fmt: skip
+LOOK_PICTURES, PAUSE_S = 100, GIVE_BACK_EVERY_S + 5.0
 MEMORY_FRAMES = 2000  # a shorter run ends before that, and its memory is told, not judged
 MAX_GROWTH = 0.02
 
@@ -203,14 +213,15 @@ def _measure_part(index: int, frames: int, model: str, library: str, seed: int) 
             client.begin(pictures[0], START_S)
             start_s = time.monotonic()
             memory: list[tuple[int, float]] = []
+            looks: list[tuple[float, float]] = []
             try:
-                _drive(client, child, children, changing, frames, pictures, faulty, rng, memory)
+                _drive(client, child, children, changing, frames, pictures, faulty, rng, memory, looks)
                 client.settle(SETTLE_S)
                 threads = psutil.Process(child.pid).num_threads()
             except (SemlaError, psutil.Error) as error:  # the node has ended, or a transition never does
                 crash, threads = str(error), 0
             elapsed_s = time.monotonic() - start_s
-            figures = client.account() | {"elapsed_s": elapsed_s, "reloads": changing.reloads, **_growth(memory)}
+            figures = client.account() | {"elapsed_s": elapsed_s, "reloads": changing.reloads, **growth(memory, looks)}
             figures |= {"transport": transport, "threads": threads, "crashes": int(bool(crash)), "crash": crash}
         finally:
             client.close()
@@ -248,8 +259,12 @@ def _drive(
     faulty: Sequence[Any],
     rng: np.random.Generator,
     memory: list[tuple[int, float]],
+    looks: list[tuple[float, float]],
 ) -> None:
-    """Send all images; `memory` gets the node's resident memory once per second as (images sent, MB)."""
+    """Send all images.
+
+    The node's resident memory in MB goes into `memory`, once per second as (images sent, MB), and into `looks`.
+    """
     process, stamps = psutil.Process(child.pid), Stamps(rng)
     change_s = listeners_s = time.monotonic()
     reload_s = change_s - RELOAD_EVERY_S / 2
@@ -266,7 +281,9 @@ def _drive(
             time.sleep(BROKEN_TURN_S)  # nothing comes back for it, and the next one must not overtake it
         if index == next_transition:
             next_transition += int(rng.integers(least, most + 1))
-            _change_life_cycle(client, children, rng)
+            cycle = LIFE_CYCLES[rng.integers(len(LIFE_CYCLES))]
+            changes = [RIGHT_CHANGES[rng.integers(len(RIGHT_CHANGES))] for _ in cycle]
+            _change_life_cycle(client, children, cycle, changes)
         now_s = time.monotonic()
         if now_s - change_s >= CHANGE_EVERY_S:
             change_s = now_s
@@ -282,18 +299,59 @@ def _drive(
         if now_s - listeners_s >= LISTENERS_EVERY_S:
             listeners_s = now_s
             client.toggle_listeners()
+        if frames >= MEMORY_FRAMES and index + 1 in [round(part * frames) for part in LOOKS]:
+            if not looks:
+                _meet_all(client, children, pictures)
+            looks.append(_look_at_memory(client, process, children, pictures[:LOOK_PICTURES]))
     memory.append((frames, process.memory_info().rss / 1e6))
 
 
-def _change_life_cycle(client: SoakClient, children: Children, rng: np.random.Generator) -> None:
-    """Through some states and back to active, with parameter changes on the way, right after an image was sent."""
+def _meet_all(client: SoakClient, children: Children, pictures: Sequence[Picture]) -> None:
+    """Every class list with images of every size and a new model, with and without listeners to all outputs."""
+    lists = [values["classes"] for values in (*RIGHT_CHANGES, LOOK_SETTINGS) if "classes" in values]
+    of_each_size = list({(picture.height, picture.width): picture for picture in pictures}.values())
+    for _ in range(2):
+        client.toggle_listeners()
+        for names in lists:
+            _change_life_cycle(client, children, LIFE_CYCLES[1], [LOOK_SETTINGS] * len(LIFE_CYCLES[1]))
+            client.change({"classes": names, "top_k": 8, "temperature": 0.5}, True)
+            _wait(lambda: not client.open_calls(), children, "a parameter change")
+            _answer(client, of_each_size)
+
+
+def _answer(client: SoakClient, pictures: Sequence[Picture]) -> None:
+    for picture in pictures:
+        client.wait_for_turn()
+        client.send(picture, divmod(time.time_ns(), 1_000_000_000))
+
+
+def _look_at_memory(
+    client: SoakClient, process: psutil.Process, children: Children, pictures: Sequence[Picture]
+) -> tuple[float, float]:
+    """Resident memory in MB while images are answered, median, and after a pause."""
+    _change_life_cycle(client, children, LIFE_CYCLES[1], [LOOK_SETTINGS] * len(LIFE_CYCLES[1]))
+    client.change(LOOK_SETTINGS, True)
+    client.stop_listening()
+    at_work = []
+    for picture in pictures:
+        _answer(client, [picture])
+        at_work.append(process.memory_info().rss / 1e6)
+    time.sleep(PAUSE_S)
+    children.check()
+    return statistics.median(at_work[len(at_work) // 2 :]), process.memory_info().rss / 1e6
+
+
+def _change_life_cycle(
+    client: SoakClient, children: Children, cycle: Sequence[str], changes: Sequence[dict[str, Any]]
+) -> None:
+    """Through some states and back to active, with a parameter change in each, right after an image was sent."""
     _wait(lambda: not client.open_calls(), children, "a call")  # a reload is refused where there is no model
     refused = client.transition("configure", is_right=False)
     _wait(refused.done, children, "a transition that is impossible")
     with client.around_change():
-        for name in LIFE_CYCLES[rng.integers(len(LIFE_CYCLES))]:
+        for name, values in zip(cycle, changes, strict=True):
             call = client.transition(name)
-            client.change(RIGHT_CHANGES[rng.integers(len(RIGHT_CHANGES))], None)
+            client.change(values, None)
             _wait(call.done, children, name)
         _wait(client.is_subscribed, children, "the subscription")
 
@@ -307,22 +365,19 @@ def _wait(is_done: Callable[[], bool], children: Children, what: str) -> None:
         time.sleep(0.02)
 
 
-def _growth(memory: Sequence[tuple[int, float]]) -> dict[str, object]:
-    """Resident memory at the end of the run against that after the warm-up, medians over a tenth of the run each."""
-    memory = memory or [(0, 1.0)]  # it ended at once
-    frames = memory[-1][0]
+def growth(memory: Sequence[tuple[int, float]], looks: Sequence[tuple[float, float]]) -> dict[str, object]:
+    """How much resident memory grew from the first look to the last, at work or at rest; what else it was is told.
 
-    def median(start: float, end: float) -> float:
-        inside = [mb for sent, mb in memory if start * frames <= sent <= end * frames]
-        return statistics.median(inside or [memory[-1][1]])
-
-    first, last = median(WARM_UP, WARM_UP + 0.1), median(0.9, 1.0)
+    What is resident at any moment says little: class lists of 3 to some 60 names, mixes of one to eight adapters and
+    the time since the last life-cycle change move it by some 5 %.
+    """
+    grown = [last / first - 1 for first, last in zip(looks[0], looks[-1], strict=True)] if looks else [0.0]
     every = max(1, len(memory) // 100)
     return {
-        "memory_after_warm_up_mb": first,
-        "memory_at_end_mb": last,
-        "memory_max_mb": max(mb for _, mb in memory),
-        "memory_growth": last / first - 1,
+        "memory_at_work_mb": [at_work for at_work, _ in looks],
+        "memory_at_rest_mb": [at_rest for _, at_rest in looks],
+        "memory_growth": max(grown),
+        "memory_max_mb": max((mb for _, mb in memory), default=0.0),
         "memory_mb_by_images": [[sent, round(mb, 1)] for sent, mb in memory[::every]],
     }
 

@@ -214,6 +214,11 @@ class SoakClient:
         """Subscribe to what is only made for subscribers, or leave again."""
         self._executor.create_task(self._toggle_listeners)
 
+    def stop_listening(self) -> None:
+        """Leave where `toggle_listeners` has subscribed."""
+        if self._listeners:
+            self.toggle_listeners()
+
     def _toggle_listeners(self) -> None:
         from sensor_msgs.msg import CompressedImage, Image
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.soak import COUNTS, failures, measure, total
+from bench.soak import COUNTS, failures, growth, measure, total
 from bench.soak_images import COMPRESSED_FAULTS, FAULTS, FORMATS, Picture, Stamps, broken, encode, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ConfigError, ImageError
@@ -159,6 +159,13 @@ def test_parts_are_added_up_and_memory_is_judged_in_long_ones_alone() -> None:
     assert sums["failures"] == ["part 2: memory grew"]
     assert not sums["passed"]
     assert total([part])["memory_growth"] is None
+
+
+def test_memory_grows_from_the_first_look_to_the_last_at_work_or_at_rest() -> None:
+    memory = [(0, 300.0), (10, 700.0), (20, 500.0)]
+    assert growth(memory, [(500.0, 400.0), (600.0, 500.0), (505.0, 412.0)])["memory_growth"] == pytest.approx(0.03)
+    figures = growth(memory, [])
+    assert (figures["memory_growth"], figures["memory_max_mb"]) == (0.0, 700.0)
 
 
 @pytest.mark.parametrize(
