@@ -43,24 +43,6 @@ def test_fifty_cycles_leave_no_thread_file_or_memory_behind(graph: Graph) -> Non
     assert process.stop() == 0, process.output
 
 
-def test_memory_that_is_free_is_given_back_while_the_node_serves(graph: Graph) -> None:
-    client = PerceptionClient(graph, "gives_back")
-    process = start_costless(graph, "gives_back")
-    client.wait_for_state("active")
-    masks = graph.collect(Image, f"{client.prefix}/mask")
-    system = psutil.Process(process.pid)
-
-    def answer(size: tuple[int, int]) -> bool:
-        client.send(client.image(size=size))
-        return bool(masks) and (masks[-1].height, masks[-1].width) == size
-
-    wait_for(lambda: answer((2160, 3840)), "a mask of 4K")
-    wait_for(lambda: answer((6, 8)), "a small one")
-    memory = system.memory_info().rss
-    wait_for(lambda: answer((6, 8)) and system.memory_info().rss < memory - 20e6, f"less memory than {memory}")
-    assert process.stop() == 0, process.output
-
-
 def test_the_node_answers_while_it_configures_and_refuses_a_second_transition(graph: Graph, tmp_path: Path) -> None:
     client = PerceptionClient(graph, "slow")
     process = start_costless(graph, "slow", model=tmp_path / "model.ready")
