@@ -186,7 +186,7 @@ class DriftConfig(Checked):
 
     retrieval_rate_hz: Positive = live(2.0, "Scene embeddings and retrievals per second of image time")
     mix_threshold: Annotated[float, Range(0, 1, is_open_above=True)] = live(
-        0.25, "Share of the mix that must change for a new one to be fused"
+        0.3, "Share of the mix that must change for a new one to be fused"
     )
     steady_s: NonNegative = live(
         10.0,

@@ -23,7 +23,7 @@ STEP_SHARE = 0.75  # of the mix that changes
 LEAST_STEP_S = 0.2  # that it has been seen for: at 30 Hz two looks are one splash on the lens
 LASTS = 0.4  # of `steady_s`: what the share beyond `mix_threshold`, summed over time, must reach
 LONGEST_RUN = 6  # looks in a row that stand off without lying together, after which the scene is given up
-BURST = 0.25  # part of a minute's fusions that may follow each other at once
+BURST = 0.4  # part of a minute's fusions that may follow each other at once
 LEAST_WEIGHT = 1e-4  # below it an adapter is forgotten: an average would keep all that it has ever seen
 
 

@@ -227,7 +227,7 @@ def test_a_steady_difference_is_waited_for_and_then_fused() -> None:
     stream.in_use = retrieve(CENTROIDS["fog"])  # by hand
     decisions = [stream.look(look) for look in noisy("day", 12, 1)]
     waited = [item.has_drifted for item in decisions].index(True)
-    assert waited == 5  # 0.4 x 5 s of what is beyond a quarter of the mix, at half a second each
+    assert waited == 5  # 0.4 x 5 s of what is beyond the threshold, at half a second each
     assert all(item.is_dwelling for item in decisions[:waited])
     assert decisions[0].drift is not None
     assert decisions[0].drift > 0.9
