@@ -36,6 +36,15 @@ _CONV1 = _CLIP + "visual.conv1.weight"
 _ALIAS = re.compile(r"\.attn\.([qkv])_proj_weight$")
 _NAMES_SHOWN = 3
 _PUBLISHED = {"catseg-b": CatSegConfig.catseg_b(), "catseg-l": CatSegConfig.catseg_l()}
+# What a header holds, if it does: type of each entry, and of its parts or keys.
+_HEADER_TYPES: dict[str, tuple[type[dict[str, Any]] | type[list[Any]] | type[str], type]] = {
+    "config": (dict, str),
+    "class_names": (list, str),
+    "token_rows": (list, int),
+    "template": (str, str),
+    "model_id": (str, str),
+    "extra": (dict, str),
+}
 WRAPPERS = ("model", "state_dict", "model_state_dict")  # keys under which training saves weights
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # of parallel, compiled and Lightning modules
 _PICKLES = (b"PK\3\4", b"\x80")  # torch's archive, or the stream itself
@@ -110,29 +119,25 @@ def load_model(
     file = model_file(Path(path))
     tensors, metadata = read_weights(file)
     try:
-        header = json.loads(metadata.get(_HEADER_KEY, "{}"))
+        header = _header(metadata)
         tensors = normalise_names(tensors)
-        if config is None:
-            stored = header.get("config")
-            config = _published_config(tensors) if stored is None else CatSegConfig.from_dict(stored)
-        with Unfilled():
-            model = CatSeg(config)
+        model = _unfilled(config or header.get("config") or _published_config(tensors))
         _check_whole(model, tensors)
         _check_finite(tensors)
-    except (SemlaError, json.JSONDecodeError) as error:
+    except SemlaError as error:
         raise CheckpointError(f"{file}: {error}") from None
     state = {name: item.to(device, torch.float32, copy=True) for name, item in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
     model.to(device).eval().requires_grad_(False)
-    rows = header.get("token_rows")
+    published = next((name for name in _PUBLISHED if _PUBLISHED[name] == model.config), file.stem)
     return LoadedModel(
         model=model,
-        tokenizer=Vocabulary(rows, config.clip.context_length),
-        class_names=tuple(header.get("class_names", ())),
-        template=header.get("template", "single"),
-        model_id=header.get("model_id") or next((name for name in _PUBLISHED if _PUBLISHED[name] == config), file.stem),
+        tokenizer=Vocabulary(header.get("token_rows"), model.config.clip.context_length),
+        class_names=tuple(header.get("class_names") or ()),
+        template=header.get("template") or "single",
+        model_id=header.get("model_id") or published,
         path=file,
-        metadata=header.get("extra", {}),
+        metadata=header.get("extra") or {},
     )
 
 
@@ -284,6 +289,32 @@ def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _published_name(name: str) -> str:
     return re.sub(r"\.attn\.([qkv])_proj\.weight$", r".attn.\1_proj_weight", name) if _CLIP in name else name
+
+
+def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What one of our own files says of itself; empty of another."""
+    try:
+        header = json.loads(metadata.get(_HEADER_KEY, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"its header is no JSON ({type(error).__name__}); fetch or copy it again") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"its header must be a mapping, got {type(header).__name__}; fetch or copy it again")
+    for key, (kind, item) in _HEADER_TYPES.items():
+        value = header.get(key)
+        if value is not None and not (isinstance(value, kind) and all(type(part) is item for part in value)):
+            raise CheckpointError(
+                f"'{key}' of its header must be a {kind.__name__} of {item.__name__}, got {value!r:.40}"
+            )
+    return header
+
+
+def _unfilled(config: CatSegConfig | Mapping[str, Any]) -> CatSeg:
+    """A model without weights, of an architecture or of what a header states as one."""
+    try:
+        with Unfilled():
+            return CatSeg(config if isinstance(config, CatSegConfig) else CatSegConfig.from_dict(config))
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"'config' of its header cannot be that of a model: {error}") from None
 
 
 def _published_config(tensors: Mapping[str, Tensor]) -> CatSegConfig:

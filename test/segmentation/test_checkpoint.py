@@ -1,5 +1,6 @@
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -314,3 +315,40 @@ def test_the_header_is_plain_json(saved: Path) -> None:
         header = json.loads(file.metadata()["semla"])
     assert header["class_names"] == list(NAMES)
     assert header["config"]["probability"] == "softmax"
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("[" * 100_000, "its header is no JSON"),
+        ("{", "its header is no JSON"),
+        ("[]", "its header must be a mapping, got list"),
+        ("null", "its header must be a mapping, got NoneType"),
+        ('{"config": []}', "'config' of its header must be a dict"),
+        ('{"config": {"clip": 3}}', "'config' of its header cannot be that of a model"),
+        ('{"config": {"clip": {"patch": "a"}}}', "'config' of its header cannot be that of a model"),
+        ('{"config": {"colour": 1}}', "unknown model setting 'colour'"),
+        ('{"class_names": "road"}', "'class_names' of its header must be a list of str"),
+        ('{"class_names": [1]}', "'class_names' of its header must be a list of str"),
+        ('{"token_rows": [true]}', "'token_rows' of its header must be a list of int"),
+        ('{"template": 3}', "'template' of its header must be a str"),
+        ('{"model_id": {}}', "'model_id' of its header must be a str"),
+        ('{"extra": 1}', "'extra' of its header must be a dict"),
+    ],
+)
+def test_a_header_that_says_nonsense_is_named(saved: Path, tmp_path: Path, header: str, words: str) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file(load_file(saved), path, metadata={"semla": header})
+    with pytest.raises(CheckpointError, match=re.escape(words)) as raised:
+        load_model(path)
+    assert str(path) in str(raised.value)
+
+
+def test_what_a_header_leaves_open_is_as_where_it_is_not_there(saved: Path, tmp_path: Path) -> None:
+    with safe_open(saved, framework="pt") as file:
+        header = json.loads(file.metadata()["semla"])
+    path = tmp_path / "other.safetensors"
+    nothing = dict.fromkeys(("class_names", "token_rows", "template", "model_id", "extra"))
+    save_file(load_file(saved), path, metadata={"semla": json.dumps({"config": header["config"], **nothing})})
+    loaded = load_model(path)
+    assert (loaded.class_names, loaded.template, loaded.model_id, loaded.metadata) == ((), "single", "other", {})
