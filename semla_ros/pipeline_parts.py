@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +18,11 @@ from semla_ros.engines.choice import choose_engine
 from semla_ros.engines.torch_engine import choose_device, choose_threads
 from semla_ros.errors import LibraryError, VocabularyError
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED, read_manifest
+from semla_ros.library.manifest import read_manifest
 from semla_ros.resources import find_model, shipped_library
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model, model_file
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -89,9 +86,6 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
             encoder_dim=encoder.dim,
             base_sha=loaded.sha256 if manifest.base.sha256 else None,  # reading a published file takes seconds
         )
-    domain = library.manifest.domain or str(loaded.metadata.get("domain", ""))
-    if domain == RENDERED:
-        logger.warning("model '%s' and library %s are %s", config.model, library.folder, NOT_FOR_CAMERAS)
     return PipelineParts(
         model=loaded.model,
         engine=choose_engine(loaded.model, encoder, config.inference),
@@ -102,7 +96,7 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         retrieval=config.retrieval or library.retrieval or RetrievalConfig(),
         drift=config.drift or library.drift or DriftConfig(),
         memory=config.inference.memory,
-        domain=domain,
+        domain=library.manifest.domain or str(loaded.metadata.get("domain", "")),
     )
 
 

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Segment the images; 0, 1 where some could not be, 2 where none could be, or through SemlaError."""
     import torch
 
+    from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
     from semla_ros.pipeline import PerceptionPipeline
 
     watch, pipeline = Stopwatch(), None
@@ -74,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         if pipeline is None:
             with watch.stage("load"):
                 pipeline = PerceptionPipeline.load(_config(arguments))
+            if pipeline.status().domain == RENDERED:
+                print(f"semla segment: model and library are {NOT_FOR_CAMERAS}", file=sys.stderr)
             arguments.out.mkdir(parents=True, exist_ok=True)
         try:
             records.append(_segment(pipeline, image, path, arguments.out / stem))

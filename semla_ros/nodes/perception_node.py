@@ -31,6 +31,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from semla_ros.config import NodeConfig
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.image_codec import ImageDecoder
+from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
@@ -227,6 +228,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         seconds = time.perf_counter() - started_s
         classes, adapters = len(bank.any.class_names), bank.any.status().library_size
         logger.info("loaded in %.1f s: model %s, %d classes, %d adapters", seconds, model, classes, adapters)
+        if bank.any.status().domain == RENDERED:
+            logger.warning("model %s and its library are %s", model, NOT_FOR_CAMERAS)
 
     def _on_generation(self, generation: Generation) -> None:
         if generation.reason == "vocabulary":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from tiny_parts import PipelineFactory
 
 from semla_ros.config import DiagnosticsConfig
 from semla_ros.errors import ConfigError
 from semla_ros.results import Level, Status
 from semla_ros.serving import camera_statistics as drops
 from semla_ros.serving.camera_statistics import CameraSnapshot
-from semla_ros.serving.health import camera_report, node_report
+from semla_ros.serving.health import adaptation_report, camera_report, node_report
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.parameters import Settings
 from semla_ros.serving.troubles import Troubles
@@ -113,3 +115,23 @@ def test_an_error_that_nobody_expected_is_named_and_logged_unless_the_process_en
     assert Troubles(lambda: False).reason(OSError("gone")) == "OSError: gone"
     assert "unexpected error" in caplog.text
     assert "OSError: gone" in caplog.text
+
+
+@pytest.mark.parametrize(("source", "flagged"), [("measured", "no"), ("estimated", "no"), ("unknown", "unknown")])
+def test_what_spreads_are_is_told_and_nobody_is_within_the_library_where_they_are_unknown(
+    make_pipeline: PipelineFactory, source: str, flagged: str
+) -> None:
+    status = replace(make_pipeline().status(), spread_source=source)
+    report = adaptation_report("perception", "", status, failure_age_s=None, hold_s=10.0)
+    assert (report.values["Spread of the adapters"], report.values["Out of library"]) == (source, flagged)
+
+
+def test_a_model_of_rendered_images_says_so_and_what_to_do(make_pipeline: PipelineFactory) -> None:
+    status = make_pipeline().status()
+    report = adaptation_report("perception", "", status, failure_age_s=None, hold_s=10.0)
+    assert report.values["Made for"] == "not stated"
+    report = adaptation_report("perception", "", replace(status, domain="rendered"), failure_age_s=None, hold_s=10.0)
+    assert report.values["Made for"] == "rendered"
+    assert report.level == Level.OK
+    assert "made for rendered images" in report.message
+    assert "semla train adapter" in report.message
