@@ -91,30 +91,6 @@ _DEPTH = re.compile(r"(16U|16S|32S|32F|64F)C1")
 _NO_PICTURE = "that may be depth, which is no picture; choose the topic of a camera's image, such as rgb8 or mono8"
 
 
-def decode_message(message: Any, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
-    """Decode one image message by itself; see `ImageDecoder`."""
-    return ImageDecoder(max_pixels)(message)
-
-
-def decode(
-    *,
-    encoding: str,
-    width: int,
-    height: int,
-    step: int,
-    data: Buffer,
-    is_bigendian: bool = False,
-    max_pixels: int = MAX_IMAGE_PIXELS,
-) -> ImageArray:
-    """Decode the fields of one `sensor_msgs/Image` by itself; see `ImageDecoder.decode`."""
-    return ImageDecoder(max_pixels).decode(encoding, width, height, step, data, is_bigendian)
-
-
-def decode_compressed(data: Buffer, image_format: str = "", max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
-    """Decode the fields of one `sensor_msgs/CompressedImage` by itself; see `ImageDecoder.decode_compressed`."""
-    return ImageDecoder(max_pixels).decode_compressed(data, image_format)
-
-
 def is_tight(*, encoding: str, width: int, height: int, step: int, size: int) -> bool:
     """Whether `size` bytes hold exactly the pixels of a known 8-bit encoding in one plane, without padding."""
     layout = _LAYOUTS.get(encoding)

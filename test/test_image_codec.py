@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from decoding import decode, decode_compressed
 
 from semla_ros.errors import ImageError
-from semla_ros.image_codec import ENCODINGS, check_pixels, decode, decode_compressed, decode_message
+from semla_ros.image_codec import ENCODINGS, ImageDecoder, check_pixels
 from semla_ros.nodes.cv_bridge_codec import CvBridgeDecoder, choose_decoder, why_unsafe
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "grey": (90, 90, 90)}
@@ -156,7 +157,7 @@ def test_what_has_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: p
     for decoded in (
         lambda: decode_compressed(picture, "png"),
         lambda: decode(encoding="rgb8", width=16_000, height=16_000, step=48_000, data=b""),
-        lambda: decode_message(SimpleNamespace(format="png", data=picture)),
+        lambda: ImageDecoder()(SimpleNamespace(format="png", data=picture)),
         lambda: decode(encoding="mono8", width=2**32 - 1, height=2**32 - 1, step=2**32 - 1, data=b""),
     ):
         started_s = time.perf_counter()
@@ -170,9 +171,9 @@ def test_8k_is_taken_by_default_and_the_limit_is_the_largest_that_is() -> None:
     image = np.zeros((6, 8, 3), np.uint8)
     for name in (".png", ".jpg"):
         encoded = cv2.imencode(name, image)[1].tobytes()
-        assert decode_compressed(encoded, name, 48).shape == image.shape
+        assert decode_compressed(encoded, name, max_pixels=48).shape == image.shape
         with pytest.raises(ImageError, match="8x6 pixels are more than max_image_pixels"):
-            decode_compressed(encoded, name, 47)
+            decode_compressed(encoded, name, max_pixels=47)
 
 
 @pytest.mark.parametrize("name", [".png", ".jpg"])
@@ -213,7 +214,7 @@ def test_cv_bridge_is_refused_where_it_would_crash_or_is_missing() -> None:
         image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
         for encoding in ("rgb8", "bgr8", "rgba8", "bgra8", "mono8"):
             message = Image(**{**encode(image, encoding), "is_bigendian": 0})
-            assert np.abs(by_cv_bridge(message).astype(int) - decode_message(message)).max() <= 1, encoding
+            assert np.abs(by_cv_bridge(message).astype(int) - ImageDecoder()(message)).max() <= 1, encoding
 
 
 def test_numpy_2_alone_is_reason_enough(monkeypatch: pytest.MonkeyPatch) -> None:

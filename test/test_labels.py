@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from semla_ros.lab.world.classes import CLASS_NAMES, PALETTE
+from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.labels import STREET_COLOURS, colour_of, labels_json, overlay, palette_of
 
 
@@ -18,7 +18,8 @@ def test_overlay_mixes_by_alpha_and_leaves_unlabelled_pixels_alone() -> None:
 
 def test_the_worlds_classes_have_the_customary_colours() -> None:
     assert len(STREET_COLOURS) == 19
-    assert [STREET_COLOURS[name] for name in CLASS_NAMES] == [tuple(colour) for colour in PALETTE.tolist()]
+    colours = [tuple(colour) for colour in palette_of(CLASS_NAMES).tolist()]
+    assert [STREET_COLOURS[name] for name in CLASS_NAMES] == colours
 
 
 def test_colours_depend_on_the_name_only_and_labels_say_all() -> None:

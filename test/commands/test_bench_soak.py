@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from decoding import decode, decode_compressed
 
 from bench.soak import COUNTS, failures, growth, measure, total
 from bench.soak_images import COMPRESSED_FAULTS, FAULTS, FORMATS, Picture, Stamps, broken, encode, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ConfigError, ImageError
-from semla_ros.image_codec import ENCODINGS, decode, decode_compressed
+from semla_ros.image_codec import ENCODINGS
 from semla_ros.lab.world.drive import demo_drive
 from semla_ros.resources import shipped_library
 

@@ -7,10 +7,10 @@ import types
 
 import numpy as np
 import pytest
+from decoding import decode, decode_compressed
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
 from std_msgs.msg import Header
 
-from semla_ros.image_codec import decode, decode_compressed
 from semla_ros.nodes.messages import (
     camera_info_message,
     compressed_message,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from decoding import decode_compressed
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from graph import LATCHED, Graph, PerceptionClient, start_costless, wait_for
 from rcl_interfaces.msg import Parameter as ParameterMessage
@@ -18,7 +19,6 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 from std_srvs.srv import SetBool, Trigger
 
-from semla_ros.image_codec import decode_compressed
 from semla_ros.labels import colour_of
 from semla_ros.nodes.messages import stamp_ns, to_stamp
 from semla_ros.results import BASE_MODEL

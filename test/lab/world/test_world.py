@@ -8,11 +8,12 @@ import pytest
 from semla_ros.errors import ConfigError
 from semla_ros.lab.world.caption import caption
 from semla_ros.lab.world.cities import CITIES
-from semla_ros.lab.world.classes import CLASS_NAMES, PALETTE
+from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.conditions import Conditions
 from semla_ros.lab.world.domains import BENCHMARK, SOURCE, UNSEEN, domain_named, split_seed
 from semla_ros.lab.world.drive import SEGMENT_FAMILIES, Drive, demo_drive, drive_through
 from semla_ros.lab.world.render import render
+from semla_ros.labels import palette_of
 
 WEATHERS = ("night", "dusk", "glare", "fog", "rain", "snow")
 CAR, SKY, ROAD, BUILDING = (CLASS_NAMES.index(name) for name in ("car", "sky", "road", "building"))
@@ -230,8 +231,9 @@ def test_captions_speak_of_weather_and_of_what_is_seen():
 
 
 def test_the_palette_names_one_colour_per_class():
-    assert PALETTE.shape == (len(CLASS_NAMES), 3)
-    assert len({tuple(colour) for colour in PALETTE.tolist()}) == len(CLASS_NAMES)
+    palette = palette_of(CLASS_NAMES)
+    assert palette.shape == (len(CLASS_NAMES), 3)
+    assert len({tuple(colour) for colour in palette.tolist()}) == len(CLASS_NAMES)
 
 
 def test_blending_meets_both_ends():
