@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.adaptation.strangeness import Strangeness
+from semla_ros.adaptation.strangeness import strangeness_of
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.adapter_library import AdapterLibrary
@@ -33,7 +33,7 @@ class Retriever:
         self._is_cosine = self.config.distance == "cosine"
         self._points = _unit(library.centroids) if self._is_cosine else library.centroids
         self._index = {name: index for index, name in enumerate(library.names)}
-        self._strangeness = Strangeness(library)
+        self._strangeness = strangeness_of(library)
 
     def retrieve(self, embedding: FloatArray, exclude: Collection[str] = ()) -> AdapterMix:
         """The mix for one scene.

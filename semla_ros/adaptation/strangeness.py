@@ -15,19 +15,36 @@ Exposure", ICLR 2019), among them own images taken apart (Tack et al., "CSI", Ne
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.domain_statistics import DomainStatistics, nearest_gaps
+from semla_ros.library.domain_statistics import nearest_gaps
 
 WIDEST = 2.0  # times the median spread: a domain of everything would vouch for anything
 FARTHEST = 1.4  # how much the way beyond the own spread adds where scenes are held against strange ones
+MOST_EXAMPLES = (
+    4096  # known scenes of a library that are compared with, and strange ones: those of 20 domains as written
+)
+LEAST_EXAMPLES = 8  # of a domain: fewer say nothing of its shape
+
+_of_library: WeakKeyDictionary[AdapterLibrary, Strangeness] = WeakKeyDictionary()
+
+
+def strangeness_of(library: AdapterLibrary) -> Strangeness:
+    """That of a library, made once however often settings of retrieval change."""
+    found = _of_library.get(library)
+    if found is None:
+        found = _of_library[library] = Strangeness(library)
+    return found
 
 
 class Strangeness:
     """Judges scenes by the spreads and the examples that a library has.
+
+    In a library of many domains fewer examples of each count, so that work and memory are bounded; of thousands, none.
 
     Args:
         library: Its measured or estimated spreads and, where its statistics have them, known and strange scenes.
@@ -43,9 +60,13 @@ class Strangeness:
         self._has_examples = np.array([item.known is not None and item.strange is not None for item in domains], bool)
         if self._home is not None:
             domains.append(self._home)
-        self._known, self._known_owner = _stacked([item.scenes("known") for item in domains])
-        strange, owner = _stacked([item.scenes("strange") for item in domains])
-        is_apart = _told_apart(strange, domains)
+        most = MOST_EXAMPLES // max(1, len(domains))
+        if most < LEAST_EXAMPLES:
+            self._has_examples[:], most = False, 0
+        scenes = [item.scenes("known")[:most] for item in domains]  # the first ones leave none of the others far away
+        self._known, self._known_owner = _stacked(scenes)
+        strange, owner = _stacked([_spaced(item.scenes("strange"), most) for item in domains])
+        is_apart = _told_apart(strange, scenes, [item.reach for item in domains])
         self._strange, self._strange_owner = strange[is_apart], owner[is_apart]
 
     def of(
@@ -76,12 +97,19 @@ class Strangeness:
         return np.where(has_examples, company * np.clip(beyond, 1.0, FARTHEST), beyond)
 
 
-def _told_apart(strange: NDArray[np.float32], domains: Sequence[DomainStatistics]) -> NDArray[np.bool_]:
+def _spaced(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """So many rows at most, evenly."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def _told_apart(
+    strange: NDArray[np.float32], scenes: Sequence[NDArray[np.float32]], reaches: Sequence[float]
+) -> NDArray[np.bool_]:
     """Which strange images the encoder can tell from every domain's own: one within its reach marks no border."""
     is_apart = np.ones(len(strange), bool)
-    for domain in domains:
-        if len(known := domain.scenes("known")):
-            is_apart &= nearest_gaps(strange, known) > domain.reach
+    for known, reach in zip(scenes, reaches, strict=True):
+        if len(known):
+            is_apart &= nearest_gaps(strange, known) > reach
     return is_apart
 
 

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from bench.fade import strange_pictures
+from semla_ros.adaptation import strangeness
 from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.config import RetrievalConfig
 from semla_ros.lab.training.strange_images import PATTERNS, strange_images
 from semla_ros.lab.world.domains import BENCHMARK, split_seed
 from semla_ros.library.adapter_library import AdapterLibrary
@@ -74,3 +76,33 @@ def test_strange_images_are_the_same_for_the_same_seed_and_fit_any_size_of_image
     assert all(image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 for image in first)
     assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
     assert not all(one.shape == two.shape and np.array_equal(one, two) for one, two in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("most", [21 * 16, 1])
+def test_a_library_of_many_domains_is_compared_with_fewer_examples_of_each(
+    encoder: SceneEncoder, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(strangeness, "MOST_EXAMPLES", most)
+    compared: list[int] = []
+    nearest_gaps = strangeness.nearest_gaps
+
+    def count(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+        compared.append(len(known))
+        assert len(rows) <= most
+        return nearest_gaps(rows, known)
+
+    monkeypatch.setattr(strangeness, "nearest_gaps", count)
+    retriever = Retriever(AdapterLibrary.load(shipped_library("semla-tiny"), eager_bytes=0))
+    assert sum(compared) <= most
+    scenes = [BENCHMARK["old-town-night"].scene(split_seed("test", SEED + index)).render().image for index in range(5)]
+    mixes = [retriever.retrieve(encoder.embed(scene)) for scene in scenes]
+    assert sum(mix.is_out_of_library for mix in mixes) <= 1
+    green = retriever.retrieve(encoder.embed(np.full((96, 128, 3), (0, 255, 0), np.uint8)))
+    assert green.is_out_of_library
+
+
+def test_settings_of_retrieval_change_without_looking_at_the_examples_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = AdapterLibrary.load(shipped_library("semla-tiny"), eager_bytes=0)
+    Retriever(library)
+    monkeypatch.setattr(strangeness, "nearest_gaps", lambda *_: pytest.fail("compared again"))
+    Retriever(library, RetrievalConfig(top_k=2))
