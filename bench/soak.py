@@ -57,8 +57,8 @@ START_S, SETTLE_S = 180.0, 60.0
 LOOKS = (0.2, 0.6, 1.0)
 LOOK_SETTINGS: dict[str, Any] = {
     "classes": ["road", "sidewalk", "building", "car", "person", "sky"], "top_k": 3, "temperature": 0.05,
-    "distance": "euclidean", "drift_threshold": 0.05, "release_threshold": 0.01, "retrieval_rate_hz": 5.0,
-    "min_dwell_s": 0.1,
+    "distance": "euclidean", "mix_threshold": 0.1, "steady_s": 2.0, "retrieval_rate_hz": 5.0,
+    "max_fusions_per_min": 60.0,
 }  # fmt: skip
 LOOK_PICTURES, PAUSE_S = 100, GIVE_BACK_EVERY_S + 5.0
 MEMORY_FRAMES = 2000  # a shorter run ends before that, and its memory is told, not judged

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from decoding import decode, decode_compressed
 
-from bench.soak import COUNTS, failures, growth, measure, total
+from bench.soak import COUNTS, LOOK_SETTINGS, RIGHT_CHANGES, failures, growth, measure, total
 from bench.soak_images import COMPRESSED_FAULTS, FAULTS, FORMATS, Picture, Stamps, broken, encode, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ConfigError, ImageError
 from semla_ros.image_codec import ENCODINGS
 from semla_ros.lab.world.drive import demo_drive
 from semla_ros.resources import shipped_library
+from semla_ros.serving.parameters import SPECS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +33,12 @@ def decoded(picture: Picture) -> np.ndarray:
         return decode_compressed(picture.data, picture.encoding)
     fields = ("encoding", "width", "height", "step", "data", "is_bigendian")
     return decode(**{name: getattr(picture, name) for name in fields})
+
+
+@pytest.mark.parametrize("values", [LOOK_SETTINGS, *RIGHT_CHANGES], ids=lambda values: "-".join(values))
+def test_the_node_has_every_setting_that_the_soak_asks_it_to_take(values: dict[str, Any]) -> None:
+    assert all(SPECS[name].is_live for name in values)
+    Settings.make(values)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
