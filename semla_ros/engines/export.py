@@ -21,8 +21,9 @@ from semla_ros.errors import EngineError, first_line
 
 # Raised when this module exports the same component in another way, or the code of a component computes something else:
 # graphs and plans made before are then made anew.
-EXPORT_REVISION = 3
+EXPORT_REVISION = 4
 OUTPUT_NAME = "output"
+_FOLDED = 8  # values at most of a constant that is folded: axes and shapes have as many as a tensor has dimensions
 
 
 class HalfPrecision(nn.Module):
@@ -97,6 +98,8 @@ def export_onnx(component: FixedComponent, path: Path, precision: str = "fp32") 
     Raises:
         EngineError: The exporter failed; its first line is told.
     """
+    from onnxscript.optimizer import fold_constants
+
     module = HalfPrecision(component.module) if precision == "fp16" else component.module
     try:
         batch = torch.export.Dim("batch", min=1, max=component.max_batch)
@@ -113,6 +116,14 @@ def export_onnx(component: FixedComponent, path: Path, precision: str = "fp32") 
                 dynamic_shapes=_dynamic(module, len(component.inputs), batch),
             )
             assert program is not None
+            # TensorRT takes axes and shapes as constants only, not as what is computed from constants. Weights stay:
+            # those that are transposed would be folded at any size.
+            fold_constants(
+                program.model,
+                input_size_limit=_FOLDED,
+                output_size_limit=_FOLDED,
+                should_fold=lambda node: False if node.op_type == "Transpose" else None,
+            )
             program.save(str(path), external_data=False)
     except Exception as error:  # the exporter has no error family of its own
         raise EngineError(f"component '{component.name}' cannot be exported to ONNX: {first_line(error)}") from error

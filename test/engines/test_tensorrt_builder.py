@@ -21,6 +21,7 @@ from semla_ros.engines.tensorrt.runner import TensorRtRunner, TensorRtToolkit
 from semla_ros.errors import EngineError
 
 SHAPES = {"maps": ((1, 4), (8, 4), (16, 4))}
+WORKSPACE = 1 << 28  # bytes
 
 
 @pytest.fixture
@@ -32,26 +33,27 @@ def request_(tmp_path) -> BuildRequest:
 
 def test_a_plan_is_strongly_typed_for_the_range_of_shapes(request_) -> None:
     trt = fake_module()
-    build_plan(request_, trt)
+    build_plan(request_, trt, WORKSPACE)
     assert Path(request_.destination).read_bytes() == b"plan"
     assert ("create_network", 1 << 1) in trt.log
     assert ("parse", b"graph") in trt.log
+    assert ("set_memory_pool_limit", 0, WORKSPACE) in trt.log
     assert ("set_shape", "maps", *SHAPES["maps"]) in trt.log
 
 
 def test_a_version_without_the_flag_is_strongly_typed_by_itself(request_) -> None:
     trt = fake_module(version="11.1.0", has_strong_typing_flag=False)
-    build_plan(request_, trt)
+    build_plan(request_, trt, WORKSPACE)
     assert ("create_network", 0) in trt.log
 
 
 def test_a_graph_or_build_that_fails_says_why(request_) -> None:
     with pytest.raises(EngineError, match="operator Foo is not known"):
-        build_plan(request_, fake_module(parses=False))
+        build_plan(request_, fake_module(parses=False), WORKSPACE)
     with pytest.raises(EngineError, match="built no plan"):
-        build_plan(request_, fake_module(plan=None))
+        build_plan(request_, fake_module(plan=None), WORKSPACE)
     with pytest.raises(EngineError, match="refuses the range of shapes"):
-        build_plan(request_, fake_module(takes_profile=False))
+        build_plan(request_, fake_module(takes_profile=False), WORKSPACE)
     assert not Path(request_.destination).exists()
 
 
@@ -192,7 +194,8 @@ def start_worker(request: BuildRequest, build_plan: str) -> subprocess.Popen:
         "selected = []\n"
         "worker.load_tensorrt = lambda: 'tensorrt'\n"
         "worker.make_current = selected.append\n"
-        f"def build_plan(request, trt):\n    {build_plan}\n"
+        "worker.torch.cuda.mem_get_info = lambda index: (1000 * index, 4000)\n"
+        f"def build_plan(request, trt, workspace_bytes):\n    {build_plan}\n"
         "worker.build_plan = build_plan\n"
         "sys.exit(worker.main())\n"
     )
@@ -210,10 +213,10 @@ def test_a_builder_process_whose_parent_has_died_ends(request_) -> None:
         assert process.wait(10) == 3
 
 
-def test_a_builder_process_selects_the_gpu_of_the_request_before_it_builds(request_) -> None:
+def test_a_builder_process_builds_on_the_gpu_of_the_request_in_half_of_its_free_memory(request_) -> None:
     request = dataclasses.replace(request_, device_index=1)
-    with start_worker(request, "print(f'{trt} on {selected} for {request.profiles}')") as process:
-        assert process.stdout.readline() == "tensorrt on [1] for {'maps': [[1, 4], [8, 4], [16, 4]]}\n"
+    with start_worker(request, "print(f'{trt} on {selected} for {request.profiles} in {workspace_bytes}')") as process:
+        assert process.stdout.readline() == "tensorrt on [1] for {'maps': [[1, 4], [8, 4], [16, 4]]} in 500\n"
         assert process.wait(10) == 0
 
 

@@ -107,6 +107,9 @@ def fake_module(**behaviour):
             log.append(("set_shape", *shapes))
 
     class Config:
+        def set_memory_pool_limit(self, pool, size):
+            log.append(("set_memory_pool_limit", pool, size))
+
         def add_optimization_profile(self, profile):
             log.append(("add_optimization_profile",))
             return 0 if settings["takes_profile"] else -1
@@ -141,17 +144,15 @@ def fake_module(**behaviour):
         def get_error(self, index):
             return SimpleNamespace(desc=lambda: "operator Foo is not known")
 
-    class Logger:
-        WARNING = 2
-
-        def __init__(self, severity):
-            pass
+    class ILogger:
+        Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
 
     flags = SimpleNamespace(STRONGLY_TYPED=1) if settings["has_strong_typing_flag"] else SimpleNamespace()
     return SimpleNamespace(
         __version__=settings["version"],
         NetworkDefinitionCreationFlag=flags,
-        Logger=Logger,
+        ILogger=ILogger,
+        MemoryPoolType=SimpleNamespace(WORKSPACE=0),
         Builder=Builder,
         OnnxParser=Parser,
         log=log,

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from semla_ros.engines.gates import make_current
 from semla_ros.errors import EngineError, first_line
 
@@ -69,35 +71,57 @@ def check_version(version: str) -> None:
         raise EngineError(f"engine tensorrt needs TensorRT 10.3 to 11, found {version}; choose engine torch or onnx")
 
 
-def build_plan(request: BuildRequest, trt: Any) -> None:
+def build_plan(request: BuildRequest, trt: Any, workspace_bytes: int) -> None:
     """Build a strongly typed plan from an ONNX graph.
 
     Args:
         request: What to build.
         trt: The TensorRT module.
+        workspace_bytes: GPU memory that a layer may use beside its inputs and outputs, while building and in the plan.
 
     Raises:
         EngineError: The graph or the range of its shapes is refused, or no plan comes out of it.
     """
-    logger = trt.Logger(trt.Logger.WARNING)
+    reasons: list[str] = []
+    logger = _logger(trt, reasons)
     builder = trt.Builder(logger)
     # Version 10 takes the graph's types as they stand only with this flag; from 11 on there is nothing else.
     strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(Path(request.graph).read_bytes()):
-        reasons = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
-        raise EngineError(f"TensorRT cannot read the graph: {'; '.join(reasons)[:300] or 'no reason given'}")
+        told = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
+        raise EngineError(f"TensorRT cannot read the graph: {'; '.join(told)[:300] or 'no reason given'}")
     config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     profile = builder.create_optimization_profile()
     for name, shapes in request.profiles.items():
         profile.set_shape(name, *map(tuple, shapes))
     if config.add_optimization_profile(profile) < 0:
-        raise EngineError(f"TensorRT refuses the range of shapes {request.profiles}")
+        raise EngineError(f"TensorRT refuses the range of shapes {request.profiles}: {_first(reasons)}")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError("TensorRT built no plan; out of memory or an operator without implementation on this GPU")
+        raise EngineError(f"TensorRT built no plan: {_first(reasons)}")
     Path(request.destination).write_bytes(memoryview(plan))
+
+
+def _logger(trt: Any, reasons: list[str]) -> Any:
+    """A logger that also collects errors: what refuses a graph returns no more than that it does."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # as its bindings want it
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
+                reasons.append(message)
+                print(message, file=sys.stderr)
+
+    return Logger()
+
+
+def _first(reasons: Sequence[str]) -> str:
+    return reasons[0].strip()[:300] if reasons else "no reason given"
 
 
 def end_with_input(descriptor: int) -> None:
@@ -111,6 +135,11 @@ def end_with_input(descriptor: int) -> None:
     threading.Thread(target=watch, name="semla-orphan-watch", daemon=True).start()
 
 
+def _half_of_free_memory(device_index: int) -> int:
+    """The other half is for the node, which serves beside the build and shares the memory with it."""
+    return torch.cuda.mem_get_info(device_index)[0] // 2
+
+
 def main() -> int:
     """Build what the argument asks for; exit status 1 where that fails, with the reason in the last line."""
     try:
@@ -118,7 +147,7 @@ def main() -> int:
         request = BuildRequest(**json.loads(sys.argv[1]))
         trt = load_tensorrt()
         make_current(request.device_index)  # a plan is made for the GPU that is current when the builder is
-        build_plan(request, trt)
+        build_plan(request, trt, workspace_bytes=_half_of_free_memory(request.device_index))
     except Exception as error:
         print(error if isinstance(error, EngineError) else f"{type(error).__name__}: {first_line(error)}", flush=True)
         return FAILED
