@@ -41,12 +41,6 @@ def test_a_plan_is_strongly_typed_for_the_range_of_shapes(request_) -> None:
     assert ("set_shape", "maps", *SHAPES["maps"]) in trt.log
 
 
-def test_a_version_without_the_flag_is_strongly_typed_by_itself(request_) -> None:
-    trt = fake_module(version="11.1.0", has_strong_typing_flag=False)
-    build_plan(request_, trt, WORKSPACE)
-    assert ("create_network", 0) in trt.log
-
-
 def test_a_graph_or_build_that_fails_says_why(request_) -> None:
     with pytest.raises(EngineError, match="operator Foo is not known"):
         build_plan(request_, fake_module(parses=False), WORKSPACE)

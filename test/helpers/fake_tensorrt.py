@@ -90,11 +90,10 @@ def fake_module(**behaviour):
     """The part of the TensorRT module that is used, with a record of what was called.
 
     Args:
-        behaviour: `version`; `has_strong_typing_flag`; `parses`; `plan` (bytes or None); `takes_profile`.
+        behaviour: `version`; `parses`; `plan` (bytes or None); `takes_profile`.
     """
     settings = {
         "version": "10.3.0",
-        "has_strong_typing_flag": True,
         "parses": True,
         "plan": b"plan",
         "takes_profile": True,
@@ -147,10 +146,9 @@ def fake_module(**behaviour):
     class ILogger:
         Severity = SimpleNamespace(ERROR=1, INTERNAL_ERROR=0)
 
-    flags = SimpleNamespace(STRONGLY_TYPED=1) if settings["has_strong_typing_flag"] else SimpleNamespace()
     return SimpleNamespace(
         __version__=settings["version"],
-        NetworkDefinitionCreationFlag=flags,
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
         ILogger=ILogger,
         MemoryPoolType=SimpleNamespace(WORKSPACE=0),
         Builder=Builder,

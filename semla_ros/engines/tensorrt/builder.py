@@ -85,9 +85,8 @@ def build_plan(request: BuildRequest, trt: Any, workspace_bytes: int) -> None:
     reasons: list[str] = []
     logger = _logger(trt, reasons)
     builder = trt.Builder(logger)
-    # Version 10 takes the graph's types as they stand only with this flag; from 11 on there is nothing else.
-    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
+    # Version 10 takes the graph's types as they stand only with this flag; 11 knows nothing else, and takes the flag.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(Path(request.graph).read_bytes()):
         told = [str(parser.get_error(index).desc()) for index in range(parser.num_errors)]
