@@ -355,6 +355,21 @@ def test_index_puts_spread_and_digest_into_the_manifest(
     assert AdapterLibrary.load(library).problems == {}
 
 
+def test_the_encoder_of_an_index_before_the_import_is_kept(
+    library: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    statistics = index_adapter(library / "fog", images, encoder())
+    assert read_manifest(library).encoder.id == "colours"
+    assert AdapterLibrary.load(library).problems == {}
+    with pytest.raises(LibraryError, match="one library takes one encoder"):
+        index_adapter(library / "night", images, encoder(id="other colours"))
+    semla(capsys, "import", library)
+    manifest = read_manifest(library)
+    assert manifest.encoder == ModelReference(id="colours", sha256="c" * 64)
+    assert manifest.adapters["fog"].spread_p95 == pytest.approx(statistics.spread_p95)
+    assert set(manifest.adapters) == set(AdapterLibrary.load(library).names)
+
+
 def test_an_interrupted_index_is_gone_on_with(library: Path, images: Path) -> None:
     before = (library / "fog" / "fog_statistics.npz").read_bytes()
     with pytest.raises(KeyboardInterrupt):

@@ -24,7 +24,9 @@ class AugmentConfig:
     colour: float = 0.0  # gain of each channel in 1 - c .. 1 + c
     contrast: float = 0.0  # gain of the distance from the image's mean in 1 - c .. 1 + c
     gamma: float = 0.0  # exponent in 2**-g .. 2**g
-    crop_size: int = 0  # > 0: square crops of this many source pixels, as the published adapters were trained
+    # > 0: crops of this many source pixels at their longer side, of the shape that the model takes, so that nothing is
+    # stretched; for a square model they are square, as the published adapters were trained
+    crop_size: int = 0
 
 
 def draw_batch(
@@ -56,7 +58,7 @@ def draw_batch(
     images = np.empty((count, *size, 3), np.float32)
     masks = np.empty((count, *size), np.int64)
     for slot, index in enumerate(rng.integers(len(source), size=count) if indices is None else indices):
-        image, mask = _augmented(source.image(int(index)), source.mask(int(index)), augment, rng)
+        image, mask = _augmented(source.image(int(index)), source.mask(int(index)), size, augment, rng)
         interpolation = cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_LINEAR
         images[slot] = cv2.resize(image, size[::-1], interpolation=interpolation)
         images[slot] *= rng.uniform(1 - augment.brightness, 1 + augment.brightness)
@@ -79,12 +81,12 @@ def _relight(image: np.ndarray, augment: AugmentConfig, rng: np.random.Generator
 
 
 def _augmented(
-    image: ImageArray, mask: MaskArray, augment: AugmentConfig, rng: np.random.Generator
+    image: ImageArray, mask: MaskArray, size: tuple[int, int], augment: AugmentConfig, rng: np.random.Generator
 ) -> tuple[ImageArray, MaskArray]:
     height, width = image.shape[:2]
     if augment.crop_size:
-        crop = min(augment.crop_size, height, width)
-        crop_height = crop_width = crop
+        scale = min(augment.crop_size / max(size), height / size[0], width / size[1])
+        crop_height, crop_width = round(size[0] * scale), round(size[1] * scale)
     else:
         scale = rng.uniform(augment.min_crop, 1)
         crop_height, crop_width = round(height * scale), round(width * scale)

@@ -23,7 +23,6 @@ from semla_ros.library.domain_statistics import (
     write_statistics,
 )
 from semla_ros.library.manifest import (
-    MANIFEST_NAME,
     AdapterEntry,
     LibraryManifest,
     ModelReference,
@@ -44,8 +43,9 @@ def index_adapter(
 ) -> DomainStatistics:
     """Embed a domain's images and write `<name>_statistics.npz` into the adapter's folder.
 
-    Where the library has a `library.yaml`, spread, number of images and digest are put into it. An interrupted run is
-    gone on with: finished embeddings lie in a hidden file of the folder until the centroid is written.
+    Spread, number of images, digest and the encoder's name are put into the `library.yaml`, which is made where there
+    is none. An interrupted run is gone on with: finished embeddings lie in a hidden file of the folder until the
+    centroid is written.
 
     Args:
         folder: The adapter's folder, `<library>/<name>`.
@@ -74,8 +74,7 @@ def index_adapter(
         statistics = domain_statistics(encoder, embeddings, lambda index: training_image(files[index]))
         file = folder / statistics_name(name)
         write_statistics(file, statistics)
-        if (library / MANIFEST_NAME).is_file():
-            change_manifest(library, lambda manifest: _with_statistics(manifest, library, file, statistics, used))
+        change_manifest(library, lambda manifest: _with_statistics(manifest, library, file, statistics, used))
         state.path.unlink(missing_ok=True)
     return statistics
 

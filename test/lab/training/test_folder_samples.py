@@ -81,6 +81,24 @@ def test_square_crops_have_the_asked_size(folders: tuple[Path, Path]) -> None:
     assert all(bool((windows == image).flatten(1).all(1).any()) for image in images)
 
 
+@pytest.mark.parametrize("size", [(12, 16), (16, 16), (8, 24)])
+@pytest.mark.parametrize(("height", "width"), [(24, 32), (40, 20), (13, 90)])
+def test_crops_have_the_shape_that_the_model_takes(
+    tmp_path: Path, size: tuple[int, int], height: int, width: int
+) -> None:
+    for folder, picture in (("images", np.mgrid[0:height, 0:width].astype(np.uint8)), ("labels", None)):
+        (tmp_path / folder).mkdir()
+        values = np.zeros((height, width)) if picture is None else np.dstack([picture[0], picture[1], picture[0]])
+        cv2.imwrite(str(tmp_path / folder / "0.png"), values.astype(np.uint8))
+    samples = FolderSamples(tmp_path / "images", tmp_path / "labels", class_count=1)
+    augment = AugmentConfig(crop_size=12, brightness=0.0, flip=False)
+    generator = torch.Generator().manual_seed(1)
+    images, _ = draw_batch(samples, 4, size, augment, generator, torch.zeros(3), torch.ones(3))
+    # A pixel's colour says where it lay, so the step from one to the next says how much a direction was stretched.
+    steps = [float(images[:, 0].diff(dim=1).mean()), float(images[:, 1].diff(dim=2).mean())]
+    assert steps[0] == pytest.approx(steps[1], rel=0.12)
+
+
 @pytest.mark.parametrize("change", ["colour", "contrast", "gamma"])
 def test_light_changes_the_image_and_not_the_mask(folders: tuple[Path, Path], change: str) -> None:
     samples = FolderSamples(*folders, class_count=2)
