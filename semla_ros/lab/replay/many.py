@@ -7,35 +7,27 @@ on where and in which order the tasks ran.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
-import os
-import shutil
-import tarfile
-import tempfile
-from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack, closing
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from semla_ros.errors import BagError, ConfigError, SemlaError
+from semla_ros.errors import BagError, SemlaError
 from semla_ros.lab.bags.metadata import Metadata
 from semla_ros.lab.bags.reader import METADATA_FILE, BagReader, is_bag_folder
 from semla_ros.lab.replay.comparison import choose_primary
 from semla_ros.lab.replay.run import MASKS, SUMMARY, TRACE, ReplayOptions, replay_bag
 from semla_ros.lab.replay.scores import add_gains, is_shifted, overlap_miou
 from semla_ros.lab.replay.stretches import most_to_gain
+from semla_ros.lab.tasks import run_each
 
 logger = logging.getLogger(__name__)
-
-_GRACE_S = 20.0  # for tasks on Ray that an interrupt ends
 
 
 @dataclass(frozen=True)
@@ -60,12 +52,10 @@ class TaskResult:
     Attributes:
         bag: The bag.
         error: Why it failed; empty where it did not.
-        archive: The results as a tar file, where the task could not write them to their place itself.
     """
 
     bag: Path
     error: str = ""
-    archive: bytes = b""
 
 
 Progress = Callable[[int, int, TaskResult | None], None]  # tasks done, tasks in all, the latest
@@ -158,14 +148,17 @@ def run_tasks(
             todo.append(task)
     told = progress or (lambda *_: None)
     told(len(results), len(tasks), None)
-    runs = _on_ray(todo, ray_address, jobs) if ray_address else _on_cores(todo, jobs or os.cpu_count() or 1)
-    with closing(runs):
-        for task, result in runs if todo else ():
-            if result.archive:
-                _unpack(result.archive, task.out)
-            results[task.out] = replace(result, archive=b"")
+    with closing(run_each(run_task, todo, jobs=jobs, ray_address=ray_address)) as runs:
+        for done in runs:
+            result = done.result or TaskResult(done.task.bag, f"its process failed: {_last_line(done.error)}")
+            results[done.task.out] = result
             told(len(results), len(tasks), result)
     return [results[task.out] for task in tasks]
+
+
+def _last_line(error: BaseException | None) -> str:
+    """What went wrong; an error that comes from another process has its traceback before it."""
+    return next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
 
 
 def is_done(task: Task) -> bool:
@@ -193,94 +186,6 @@ def run_task(task: Task) -> TaskResult:
         logger.exception("replay of %s failed unexpectedly", task.bag)
         return TaskResult(task.bag, f"{type(error).__name__}: {error}")
     return TaskResult(task.bag, "interrupted" if summary["interrupted"] else "")
-
-
-def _on_cores(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, TaskResult]]:
-    # spawn: a forked child would inherit the threads' locks of torch and OpenCV.
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
-        try:
-            yield from _results(tasks, lambda task: pool.submit(run_task, task), len(tasks), "its process ended")
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _on_ray(tasks: Sequence[Task], address: str, jobs: int) -> Generator[tuple[Task, TaskResult]]:
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("--ray needs the package ray: pip install -r requirements-ray.txt") from None
-    with ExitStack() as cleanup:
-        if not ray.is_initialized():
-            local = {"num_cpus": jobs or os.cpu_count(), "object_store_memory": 256 << 20} if address == "local" else {}
-            try:
-                ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                raise ConfigError(f"--ray {address}: no Ray cluster answers there ({reason})") from None
-            cleanup.callback(ray.shutdown)
-        folder = tasks[0].out.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        marker = cleanup.enter_context(tempfile.NamedTemporaryFile(prefix=".semla-replay-", dir=folder))
-        remote = ray.remote(num_cpus=1, max_retries=1)(_run_on_worker)
-        running: dict[Future[TaskResult], Any] = {}
-
-        def end() -> None:
-            references = list(running.values())
-            for reference in references:
-                ray.cancel(reference)
-            if references:  # they write what they have
-                ray.wait(references, num_returns=len(references), timeout=_GRACE_S)
-
-        cleanup.callback(end)
-
-        def start(task: Task) -> Future[TaskResult]:
-            reference = remote.remote(task, Path(marker.name))
-            future: Future[TaskResult] = reference.future()
-            running[future] = reference
-            future.add_done_callback(running.pop)
-            return future
-
-        most = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        yield from _results(tasks, start, most, "its Ray task failed")
-
-
-def _results(
-    tasks: Sequence[Task], start: Callable[[Task], Future[TaskResult]], most: int, failed: str
-) -> Generator[tuple[Task, TaskResult]]:
-    """Start tasks, `most` at a time, and yield each with its result as it ends."""
-    waiting = deque(tasks)
-    running: dict[Future[TaskResult], Task] = {}
-    while waiting or running:
-        while waiting and len(running) < most:
-            task = waiting.popleft()
-            running[start(task)] = task
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            task, error = running.pop(future), future.exception()
-            if error is None:
-                yield task, future.result()
-            else:
-                yield task, TaskResult(task.bag, f"{failed}: {str(error).splitlines()[-1]}")
-
-
-def _run_on_worker(task: Task, marker: Path) -> TaskResult:
-    """Run a task on a Ray worker: in place where it shares the file system, else by sending the results back."""
-    if marker.exists():
-        return run_task(task)
-    with tempfile.TemporaryDirectory(prefix="semla-replay-") as folder:
-        out = Path(folder) / "out"
-        result = run_task(replace(task, out=out))
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-            if out.is_dir():
-                archive.add(out, ".")
-        return replace(result, archive=buffer.getvalue())
-
-
-def _unpack(archive: bytes, out: Path) -> None:
-    shutil.rmtree(out / "masks", ignore_errors=True)
-    with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as results:
-        results.extractall(out, filter="data")
 
 
 def merge(tasks: Sequence[Task], results: Sequence[TaskResult]) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from replay_toys import write_toy_bag
 
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import BagError, ConfigError
+from semla_ros.lab import tasks as tasks_module
 from semla_ros.lab.replay import many as replay_many
 from semla_ros.lab.replay import run as replay
 from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, run_task, run_tasks
 from semla_ros.lab.replay.run import ReplayOptions
 from semla_ros.lab.report.many_page import write_many_report
+from semla_ros.lab.tasks import Done
 
 OPTIONS = ReplayOptions(compare=parse_variants("base,semla"), with_bag=False, with_report=False, propose_adapter=True)
 
@@ -35,7 +37,7 @@ def toy_world(monkeypatch: pytest.MonkeyPatch) -> None:
         return replay.replay_bag(bag, out, options, load=ToyPipeline)
 
     monkeypatch.setattr(replay_many, "replay_bag", run)
-    monkeypatch.setattr(replay_many, "_on_cores", lambda tasks, jobs: ((task, run_task(task)) for task in tasks))
+    monkeypatch.setattr(tasks_module, "_on_cores", lambda work, tasks, jobs: (Done(task, work(task)) for task in tasks))
 
 
 def test_bags_are_found_below_a_folder_in_a_fixed_order(bags: list[Path], tmp_path: Path) -> None:
@@ -112,9 +114,10 @@ def test_bags_of_one_name_get_folders_of_their_own(tmp_path: Path) -> None:
 
 def test_results_come_back_from_a_worker_without_the_shared_folder(bags: list[Path], tmp_path: Path) -> None:
     (task,) = make_tasks(bags[:1], tmp_path / "out", OPTIONS)
-    result = replay_many._run_on_worker(task, tmp_path / "no-such-marker")
+    result, archive = tasks_module.run_on_worker(run_task, task, tmp_path / "no-such-marker")
+    assert not result.error
     assert not task.out.exists()
-    replay_many._unpack(result.archive, task.out)
+    tasks_module.unpack(archive, task.out)
     summary = json.loads((task.out / "summary.json").read_text())
     assert (summary["frames"], summary["request"]) == (16, task.options.request)
 
