@@ -35,10 +35,13 @@ from semla_ros.lab.evaluation.protocol import Benchmark, JobResult, Plan, make_p
 from semla_ros.lab.evaluation.protocol import run as run_plan
 from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
+from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.progress import progress
+from semla_ros.resources import find_model, shipped_library
 
 if TYPE_CHECKING:
     from semla_ros.lab.evaluation.following import Look
+    from semla_ros.lab.evaluation.kept import KeptResults
     from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject
 
 MOST_WORKERS = 8  # each holds a model; the shipped one is small, published ones are not
@@ -54,6 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="world (default), semla20, camvid, idd_lite, or a benchmark file",
     )
     what.add_argument("--data", type=Path, metavar="ROOT", help="folder that a benchmark file's images are below")
+    what.add_argument(
+        "--classes",
+        default="",
+        metavar="A,B",
+        help="of a benchmark file: score these alone; default: all that the model has words for",
+    )
     what.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="test seeds, 0 to 99; default: 0")
     what.add_argument(
         "--images",
@@ -96,7 +105,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--cards", action="store_true", help="put the figures into the cards of the model and its adapters"
     )
-    out.add_argument("--workers", type=int, metavar="N", help="processes; default: one per core, at most 8; 1 on a GPU")
+    where = parser.add_argument_group("where it runs; the figures are the same")
+    where.add_argument(
+        "--jobs",
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes, each with a model; default: one per core, at most 8; 1 on a GPU",
+    )
+    where.add_argument("--ray", default="", metavar="ADDRESS", help="run on a Ray cluster: auto, local or host:port")
 
 
 def run(arguments: argparse.Namespace, *, spec: PipelineSpec | None = None, benchmark: Benchmark | None = None) -> int:
@@ -106,6 +123,8 @@ def run(arguments: argparse.Namespace, *, spec: PipelineSpec | None = None, benc
         return _run_drives(arguments, spec or make_spec(arguments, WorldBenchmark()))
     if benchmark is None and arguments.benchmark != "world":
         benchmark = load_benchmark(arguments.benchmark, arguments.data.expanduser())
+        if arguments.classes:
+            benchmark = benchmark.with_classes([name.strip() for name in arguments.classes.split(",") if name.strip()])
         benchmark.check(arguments.domains or list(benchmark.domains))  # before a large model is loaded
     benchmark = benchmark or WorldBenchmark()
     return _run_protocol(arguments, benchmark, spec or make_spec(arguments, benchmark))
@@ -131,11 +150,18 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"'--frame-rate' must be above 0 and at most 1000, got {arguments.frame_rate:g}")
     if arguments.frames is not None and arguments.drive is None:
         raise ConfigError("'--frames' is measured with '--drive'; add it, with no kind for the photographs alone")
-    if arguments.workers is not None and arguments.workers < 1:
-        raise ConfigError(f"'--workers' must be at least 1, got {arguments.workers}")
+    for path in filter(None, (arguments.json, arguments.html, arguments.markdown)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written: {error}") from None
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ConfigError(f"'--jobs' must be at least 1, got {arguments.jobs}")
+    if arguments.ray and arguments.drive is not None:
+        raise ConfigError("'--ray' goes with domains; drives are measured on this machine")
 
 
-def default_workers(device: str) -> int:
+def default_jobs(device: str) -> int:
     """One process per core with one thread each is fastest on CPUs; a GPU takes one process."""
     import torch
 
@@ -175,7 +201,16 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
     from semla_ros.lab.report.evaluation_page import Scenery, write_html
     from semla_ros.lab.report.evaluation_tables import markdown_table, terminal_tables
 
-    subject = spec.load(0)
+    terminate_like_interrupt()  # it keeps what it has
+    subject = spec.load(1)  # as many threads as each of several jobs has: sums keep their order
+    if isinstance(benchmark, DiskBenchmark):
+        domains = arguments.domains or benchmark.domains
+        lacking = subject.lacking(name for domain in domains for name in benchmark.class_names(domain))
+        benchmark = benchmark.without(lacking)
+        if lacking:
+            print(
+                f"not scored, as model '{arguments.model}' has no words for them: {', '.join(lacking)}", file=sys.stderr
+            )
     plan = make_plan(
         benchmark,
         subject.adapter_names,
@@ -184,9 +219,18 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
         seeds=arguments.seeds,
         images=arguments.images,
     )
-    evaluation = Evaluation.collect(plan, run_with_progress(plan, spec, subject, arguments))
+    kept = _kept_results(arguments, plan, spec)
+    try:
+        evaluation = Evaluation.collect(plan, run_with_progress(plan, spec, subject, arguments, kept))
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; {'the same command goes on where it stopped' if kept else 'nothing is kept without --json'}"
+        )
+        return 130
     results = as_json(evaluation)
     results["subject"] = dict(subject.description)
+    if isinstance(benchmark, DiskBenchmark) and benchmark.left_out:
+        results["subject"]["classes not scored"] = ", ".join(benchmark.left_out)
     print_tables(terminal_tables(results))
     if arguments.json:
         write_json(results, arguments.json)
@@ -199,8 +243,22 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
         write_text(markdown_table(results), arguments.markdown)
     if arguments.cards:
         _write_cards(arguments, results)
+    if kept:
+        kept.remove()
     _say_written(arguments)
     return 0
+
+
+def _kept_results(arguments: argparse.Namespace, plan: Plan, spec: PipelineSpec) -> KeptResults | None:
+    """Where the results of single jobs are kept until the figures are written; None without `--json`."""
+    if not arguments.json:
+        return None
+    from semla_ros.lab.evaluation.kept import KeptResults
+
+    folders = [find_model(arguments.model, arguments.model_dir), _library(arguments)]
+    files = [path for folder in folders for path in ([folder] if folder.is_file() else folder.rglob("*"))]
+    part = arguments.json.with_name(arguments.json.name + ".part")
+    return KeptResults(part, plan, repr(spec), [path for path in files if path.is_file()])
 
 
 def _run_drives(arguments: argparse.Namespace, spec: PipelineSpec) -> int:
@@ -217,7 +275,7 @@ def _run_drives(arguments: argparse.Namespace, spec: PipelineSpec) -> int:
             spec,
             [drive for _, drive in drives],
             images=arguments.images,
-            workers=arguments.workers or default_workers(arguments.device),
+            workers=arguments.jobs or default_jobs(arguments.device),
             on_drive=lambda drive: bars.advance(task, len(drive.times_s())),
         )
     results: dict[str, Any] = {
@@ -262,24 +320,32 @@ def _photographs(arguments: argparse.Namespace, subject: PipelineSubject) -> lis
 
 def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> None:
     from semla_ros.lab.report.evaluation_tables import write_card_figures
-    from semla_ros.resources import find_model, shipped_library
 
     model = find_model(arguments.model, arguments.model_dir)
     folder = model if model.is_dir() else model.parent
-    library = Path(arguments.library).expanduser() if arguments.library else shipped_library(arguments.model)
-    written = write_card_figures(results, library, folder, _command_line())
+    written = write_card_figures(results, _library(arguments), folder, _command_line())
     print(f"figures in {len(written)} cards")
 
 
+def _library(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.library).expanduser() if arguments.library else shipped_library(arguments.model)
+
+
 def run_with_progress(
-    plan: Plan, spec: PipelineSpec, subject: PipelineSubject, arguments: argparse.Namespace
+    plan: Plan,
+    spec: PipelineSpec,
+    subject: PipelineSubject,
+    arguments: argparse.Namespace,
+    kept: KeptResults | None = None,
 ) -> list[JobResult]:
     """Run a plan with a bar for its images; see `protocol.run`."""
-    workers = arguments.workers or default_workers(arguments.device)
+    jobs = arguments.jobs or (0 if arguments.ray else default_jobs(arguments.device))
     total = sum(len(job.indices) for job in plan.jobs())
     with progress() as bars:
         advance = partial(bars.advance, bars.add_task("evaluating", total=total))
-        return run_plan(plan, spec, workers=workers, subject=subject, on_progress=advance)
+        return run_plan(
+            plan, spec, jobs=jobs, ray_address=arguments.ray, subject=subject, kept=kept, on_progress=advance
+        )
 
 
 def print_tables(tables: Sequence[Any]) -> None:

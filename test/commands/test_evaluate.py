@@ -10,7 +10,8 @@ from toy_world import ADAPTED, ToyBenchmark, ToySpec
 from semla_ros.cli import main
 from semla_ros.commands import evaluate
 from semla_ros.errors import ConfigError, DatasetError
-from semla_ros.lab.evaluation.protocol import make_plan
+from semla_ros.lab.evaluation import protocol
+from semla_ros.lab.evaluation.protocol import make_plan, run_job
 from semla_ros.lab.evaluation.variants import choose_variants
 
 
@@ -137,3 +138,29 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:
         main(["evaluate", "--help"])
     assert caught.value.code == 0
     assert "semla evaluate --seeds 0 1 2" in capsys.readouterr().out
+
+
+def test_the_figures_are_the_same_for_any_number_of_jobs_on_ray_and_after_an_interrupt(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs ray: pip install -r requirements-ray.txt")
+    options = ["--images", "3", "--domains", "old-town-fog", "clear", "--variants", "zero_shot", "semla"]
+    for name, where in (("one", ["--jobs", "1"]), ("two", ["--jobs", "2"]), ("ray", ["--ray", "local", "--jobs", "2"])):
+        assert main(["evaluate", *options, *where, "--device", "cpu", "--json", str(tmp_path / name)]) == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == (tmp_path / "ray").read_bytes()
+    done = []
+
+    def interrupted(*arguments: object) -> object:
+        if done:
+            raise KeyboardInterrupt
+        done.append(run_job(*arguments))
+        return done[0]
+
+    again = ["evaluate", *options, "--device", "cpu", "--jobs", "1", "--json", str(tmp_path / "again")]
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "run_job", interrupted)
+        assert main(again) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert main(again) == 0
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "one").read_bytes()
+    assert not (tmp_path / "again.part").exists()

@@ -20,7 +20,29 @@ from semla_ros.lab.bags.writer import STRING
 from semla_ros.labels import unlabelled_of
 from semla_ros.results import ImageArray, MaskArray
 
+VOID = ("void", "unlabelled", "unlabeled", "ignore", "ignored")  # names that mean "no class"
 MONO = {"mono8": 1, "8UC1": 1, "mono16": 2, "16UC1": 2}  # encodings of label images -> bytes per pixel
+
+
+def known_names(names: Mapping[int, str], class_names: Sequence[str]) -> dict[int, str]:
+    """The part of a label map whose names are in the vocabulary, spelled as there; case and outer spaces do not count.
+
+    Raises:
+        ConfigError: Not one name is in the vocabulary.
+    """
+    spelled = {name.strip().lower(): name for name in reversed(class_names)}
+    known = {value: spelled[key] for value, name in names.items() if (key := name.strip().lower()) in spelled}
+    if names and not known:
+        raise ConfigError(
+            f"label map: none of its names ({', '.join(sorted(set(names.values()))[:8])}) is a class of the model "
+            f"({', '.join(class_names[:8])}, ...); name the classes as the vocabulary does"
+        )
+    return known
+
+
+def trained_names(names: Mapping[int, str]) -> list[str]:
+    """The class list of a label map: its names in the order of their values, without those that mean "no class"."""
+    return list(dict.fromkeys(name for _, name in sorted(names.items()) if name.strip().lower() not in VOID))
 
 
 class LabelMap:
@@ -38,19 +60,14 @@ class LabelMap:
     """
 
     def __init__(self, names: Mapping[int, str], class_names: Sequence[str]) -> None:
-        indices = {name.strip().lower(): index for index, name in enumerate(class_names)}
+        known = known_names(names, class_names)
         self._unlabelled = unlabelled = unlabelled_of(class_names)
         is_wide = max([*names, len(class_names)], default=0) > 255
         size, dtype = 65536 if is_wide else 256, np.uint16 if len(class_names) > 254 else np.uint8
         self._table: MaskArray = np.full(size, unlabelled, dtype)  # type: ignore[assignment]
-        for value, name in names.items():
-            self._table[value] = indices.get(name.strip().lower(), unlabelled)
-        self.ignored = tuple(sorted({name for name in names.values() if name.strip().lower() not in indices}))
-        if names and len(self.ignored) == len(set(names.values())):
-            raise ConfigError(
-                f"label map: none of its names ({', '.join(sorted(set(names.values()))[:8])}) is a class of the model "
-                f"({', '.join(class_names[:8])}, ...); name the classes as the vocabulary does"
-            )
+        for value, name in known.items():
+            self._table[value] = class_names.index(name)
+        self.ignored = tuple(sorted({name for value, name in names.items() if value not in known}))
 
     @classmethod
     def same_numbering(cls, class_names: Sequence[str]) -> LabelMap:

@@ -8,26 +8,27 @@ holds some images of one domain and runs each distinct model once over those tha
 from __future__ import annotations
 
 import logging
-import os
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
-from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark
+from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, DomainImages
 from semla_ros.lab.evaluation.datasets.sizes import stretch_to
-from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
+from semla_ros.lab.evaluation.miou import Counts, confusion_matrix, mean_iou
 from semla_ros.lab.evaluation.sources import EvaluationImage, WorldBenchmark
 from semla_ros.lab.evaluation.variants import Share, Variant, retrieval_settings, shares
+from semla_ros.lab.tasks import run_each
 from semla_ros.results import AdapterMix
 
 if TYPE_CHECKING:
+    from semla_ros.lab.evaluation.kept import KeptResults
     from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject  # load torch, for workers to wait for
 
 logger = logging.getLogger(__name__)
@@ -261,6 +262,17 @@ def _answer(
     return forward_passes, len(needs)
 
 
+def domain_miou(subject: PipelineSubject, source: DomainImages, mix: AdapterMix) -> float:
+    """Mean IoU of one mix over all images of a domain, 0..1, as a run counts it for a variant that fuses it."""
+    subject.set_classes(source.class_names)
+    subject.use(mix)
+    counts = _no_counts(len(source.class_names))
+    for index in range(len(source)):
+        image = source.read(0, index)
+        counts += _score(subject.probabilities(image.image, image.answer_size), image, len(counts))
+    return mean_iou(counts)
+
+
 def _score(probabilities: NDArray[np.float32], image: EvaluationImage, class_count: int) -> Counts:
     mask = stretch_to(probabilities.argmax(axis=0).astype(np.uint8), *image.labels.shape)
     return confusion_matrix(image.labels, mask, class_count)
@@ -284,26 +296,32 @@ def _trace(
     return ImageTrace(image=image.name, seed=seed, weights=weights)
 
 
-_worker: tuple[PipelineSubject, Plan] | None = None  # one per worker process, loaded once
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """Does jobs in whatever process it comes to; each process loads the model once."""
+
+    plan: Plan
+    spec: PipelineSpec
+    id: str
+
+    def __call__(self, job: Job) -> JobResult:
+        global _loaded
+        if _loaded is None or _loaded[0] != self.id:
+            _loaded = self.id, self.spec.load(1)
+        return run_job(_loaded[1], self.plan.benchmark, job, self.plan.variants_for(job.domain))
 
 
-def _start_worker(spec: PipelineSpec, plan: Plan, threads: int) -> None:
-    global _worker
-    _worker = (spec.load(threads), plan)
-
-
-def _work(job: Job) -> JobResult:
-    assert _worker is not None
-    subject, plan = _worker
-    return run_job(subject, plan.benchmark, job, plan.variants_for(job.domain))
+_loaded: tuple[str, PipelineSubject] | None = None  # in a worker process: of which run, and the model
 
 
 def run(
     plan: Plan,
     spec: PipelineSpec,
     *,
-    workers: int = 1,
+    jobs: int = 1,
+    ray_address: str = "",
     subject: PipelineSubject | None = None,
+    kept: KeptResults | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[JobResult]:
     """Run a plan.
@@ -311,33 +329,45 @@ def run(
     Args:
         plan: What to evaluate.
         spec: How to load the model under test.
-        workers: Processes; each loads the model and takes an equal share of the cores.
-        subject: Already loaded, for one worker.
+        jobs: Processes, each with a model and one thread, or tasks at a time on Ray; 1 without Ray: this process.
+        ray_address: Run on this Ray cluster; empty = on this machine without Ray.
+        subject: Already loaded, for a run in this process.
+        kept: What an interrupted run has left, which is not done again; it is told what is done.
         on_progress: Called with the number of images just finished.
 
     Returns:
-        One result per job, in the order of the plan whatever the number of workers.
+        One result per job, in the order of the plan whatever the number of jobs.
     """
     report = on_progress or (lambda _: None)
-    jobs = list(plan.jobs())
-    results: dict[Job, JobResult] = {}
-    if workers <= 1:
-        subject = subject or spec.load(0)
-        for job in jobs:
-            results[job] = run_job(subject, plan.benchmark, job, plan.variants_for(job.domain))
+    todo, results = [], {}
+    for job in plan.jobs():
+        found = kept.read(job) if kept else None
+        results[job] = found
+        if found is None:
+            todo.append(job)
+        else:
             report(len(job.indices))
-        return [results[job] for job in jobs]
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    # "spawn": a fork of a process whose torch threads have started can hang.
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(spec, plan, threads)
-    ) as pool:
-        futures = {pool.submit(_work, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                report(len(futures[future].indices))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [results[job] for job in jobs]
+    for job, result in _run_jobs(todo, plan, spec, jobs, ray_address, subject):
+        results[job] = result
+        if kept:
+            kept.write(result)
+        report(len(job.indices))
+    return [result for result in results.values() if result is not None]
+
+
+def _run_jobs(
+    todo: Sequence[Job], plan: Plan, spec: PipelineSpec, jobs: int, ray_address: str, subject: PipelineSubject | None
+) -> Iterator[tuple[Job, JobResult]]:
+    if jobs == 1 and not ray_address:
+        subject = subject or (spec.load(1) if todo else None)
+        for job in todo:
+            assert subject is not None
+            yield job, run_job(subject, plan.benchmark, job, plan.variants_for(job.domain))
+        return
+    work = _Work(plan=plan, spec=spec, id=uuid.uuid4().hex)
+    with closing(run_each(work, todo, jobs=jobs, ray_address=ray_address)) as runs:
+        for done in runs:
+            if done.error is not None:
+                raise done.error
+            assert done.result is not None
+            yield done.task, done.result

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from semla_ros.adaptation.fusion import Fuser, PreparedModel
 from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
+from semla_ros.errors import VocabularyError
 from semla_ros.lab.evaluation.published_retrieval import PublishedRetriever
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
@@ -48,17 +50,35 @@ class PipelineSpec:
         return replace(parts.retrieval, **self.retrieval)
 
 
+def words_lacking(tokens_of: Callable[[Sequence[str]], Tensor], names: Iterable[str]) -> list[str]:
+    """Those of some class names that a model has no words for, in their order.
+
+    Args:
+        tokens_of: Class names -> token ids of the model.
+        names: Class names.
+    """
+    lacking = []
+    for name in dict.fromkeys(names):
+        try:
+            tokens_of([name])
+        except VocabularyError:
+            lacking.append(name)
+    return lacking
+
+
 class PipelineSubject:
     """A pipeline's model, fuser, encoder and library, without its gates: each image gets exactly the mix asked for."""
 
     def __init__(self, parts: PipelineParts, recommended: RetrievalConfig, config: SemlaConfig) -> None:
         self._parts = parts
         self._config = config
-        self._class_names = parts.class_names
+        # All of them where it has words for none, which is then said.
+        lacking = self.lacking(parts.class_names)
+        self._class_names = tuple(name for name in parts.class_names if name not in lacking) or parts.class_names
         self._fuser = Fuser(
             parts.model,
             parts.library,
-            parts.tokens_of(parts.class_names),
+            parts.tokens_of(self._class_names),
             memory="single",  # nothing is served meanwhile, so nothing needs a standby copy
         )
         self._in_use: PreparedModel | None = None
@@ -110,6 +130,10 @@ class PipelineSubject:
     def embed(self, image: ImageArray) -> FloatArray:
         """Scene embedding, shape (D,), float32."""
         return self._parts.encoder.embed(image)
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Those of some class names that the model has no words for."""
+        return words_lacking(self._parts.tokens_of, names)
 
     def set_classes(self, names: Sequence[str]) -> None:
         """Change the vocabulary, where it differs; it counts from the next `use`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -17,7 +17,10 @@ import numpy as np
 
 import semla_ros.lab.world
 from semla_ros.errors import DatasetError, ImageError
-from semla_ros.image_files import read_image, read_labels
+from semla_ros.image_files import read_image
+from semla_ros.lab.bags.label_map import known_names
+from semla_ros.lab.evaluation.datasets.images import LabelledImages
+from semla_ros.lab.evaluation.datasets.labels import Encoding
 from semla_ros.lab.evaluation.datasets.layouts import pair_folders
 from semla_ros.lab.world.caption import caption
 from semla_ros.lab.world.domains import Domain, Split, split_seed
@@ -129,55 +132,40 @@ class RenderedSamples:
         return np.asarray(self._masks[index])
 
 
-class FolderSamples:
-    """Images and label PNGs of two folders, see `layouts.pair_folders` for which belong together.
+class FolderSamples(LabelledImages):
+    """Images and label files of two folders, see `layouts.pair_folders` for which belong together.
 
     Args:
         images: Folder of images, searched recursively.
-        labels: Folder of single-channel label images holding class indices (of a palette image its indices); 255 is
-            ignored.
-        class_count: Number of classes; a label outside 0..class_count-1 and not 255 is an error.
+        labels: Folder of label images (of a palette image its indices).
+        class_names: The vocabulary; a label holds indices of it, or 255 for what is not trained.
+        label_map: Value -> class name instead; names that are not in the vocabulary are not trained.
 
     Raises:
         DatasetError: A folder is missing or empty, or an image has no label or several.
+        ConfigError: No name of the label map is in the vocabulary.
     """
 
-    def __init__(self, images: Path, labels: Path, class_count: int) -> None:
-        self._class_count = class_count
+    def __init__(
+        self, images: Path, labels: Path, class_names: Sequence[str], label_map: Mapping[int, str] | None = None
+    ) -> None:
         files, label_files = image_files(images, "images"), image_files(labels, "labels")
-        self._pairs = pair_folders(files, images, label_files, labels)
+        pairs = pair_folders(files, images, label_files, labels)
+        super().__init__(pairs, class_names, _encoding(class_names, label_map or {}))
 
-    def __len__(self) -> int:
-        return len(self._pairs)
 
-    def image(self, index: int) -> ImageArray:
-        """RGB image, shape (H, W, 3), uint8."""
-        return training_image(self._pairs[index].image)
-
-    def name(self, index: int) -> str:
-        """The image's file name."""
-        return self._pairs[index].image.name
-
-    def mask(self, index: int) -> MaskArray:
-        """Class index per pixel, shape (H, W), uint8; 255 is ignored."""
-        image_path, path = self._pairs[index].image, self._pairs[index].labels
-        try:
-            mask = read_labels(path)
-        except ImageError as error:
-            raise DatasetError(f"label {error}") from None
-        if mask.ndim != 2 or mask.dtype != np.uint8:
-            kind = f"{mask.dtype} of shape {mask.shape}"
-            raise DatasetError(f"label {path}: expected a single-channel 8-bit image of class indices, got {kind}")
-        wrong = np.unique(mask[(mask >= self._class_count) & (mask != 255)])
-        if wrong.size:
-            raise DatasetError(
-                f"label {path} holds class {int(wrong[0])}, but the class list has {self._class_count} entries; "
-                "use 255 for pixels to ignore"
-            )
-        size = self.image(index).shape[:2]
-        if mask.shape != size:
-            raise DatasetError(f"label {path} is {mask.shape[::-1]}, its image {image_path} is {size[::-1]} pixels")
-        return np.asarray(mask)
+def _encoding(class_names: Sequence[str], label_map: Mapping[int, str]) -> Encoding:
+    if not label_map:
+        return Encoding(
+            what=f"values 0 to {len(class_names) - 1} of the {len(class_names)} classes in the list, nor 255 (void); "
+            "--label-map says what others mean"
+        )
+    known = known_names(label_map, class_names)
+    return Encoding(
+        what="values of the label map; name it there, as 'void' where it is not to be trained",
+        values=known,
+        unlabelled=", ".join(map(str, sorted({*label_map, 255} - known.keys()))),
+    )
 
 
 def image_files(folder: Path, what: str) -> list[Path]:

@@ -150,7 +150,7 @@ def test_workers_and_one_process_agree_to_the_last_pixel() -> None:
     plan = toy_plan(variants=choose_variants(["paper"]), images=4, seeds=(0,))
     progress: list[int] = []
     alone = Evaluation.collect(plan, run(plan, ToySpec()))
-    shared = Evaluation.collect(plan, run(plan, ToySpec(), workers=2, on_progress=progress.append))
+    shared = Evaluation.collect(plan, run(plan, ToySpec(), jobs=2, on_progress=progress.append))
     assert as_json(alone) == as_json(shared)
     assert sum(progress) == 4 * len(plan.all_domains)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 
 from semla_ros.config import from_mapping
-from semla_ros.errors import ConfigError, DatasetError, ImageError, SemlaError
-from semla_ros.image_files import read_image
+from semla_ros.errors import ConfigError, DatasetError, SemlaError
+from semla_ros.lab.evaluation.datasets.images import LabelledImages
 from semla_ros.lab.evaluation.datasets.labels import Encoding
 from semla_ros.lab.evaluation.datasets.layouts import NAME, Layout, SamplePaths
 from semla_ros.lab.evaluation.datasets.sizes import SizeRule
@@ -64,6 +64,7 @@ class DiskBenchmark:
         domains: Name -> domain.
         root: Folder that the patterns are below.
         split: "val" or "train".
+        left_out: Classes that take no part: their pixels are not scored.
         chunk_size: How many images one job holds at most: one image's class probabilities can take gigabytes.
     """
 
@@ -76,6 +77,7 @@ class DiskBenchmark:
     domains: Mapping[str, BenchmarkDomain] = field(default_factory=dict)
     root: Path = Path()
     split: str = "val"
+    left_out: tuple[str, ...] = ()
     chunk_size: int = 4
 
     def __post_init__(self) -> None:
@@ -130,9 +132,14 @@ class DiskBenchmark:
         return tuple(name for name, domain in self.domains.items() if domain.role == role)
 
     def class_names(self, domain: str) -> tuple[str, ...]:
-        """Class list of a domain, in the order of the class index."""
+        """Vocabulary of a domain, in the order of the class index, without what is left out."""
         layout = next(iter(self.domains[domain].layouts.values()))
-        return self.classes[self.encodings[layout.encoding].classes]
+        listed = self.classes[self.encodings[layout.encoding].classes]
+        return tuple(name for name in listed if name not in self.left_out)
+
+    def without(self, names: Iterable[str]) -> DiskBenchmark:
+        """The same with these classes left out."""
+        return replace(self, left_out=tuple(dict.fromkeys((*self.left_out, *names))))
 
     def family(self, domain: str) -> str:
         """Weather or light of a domain; the name itself of one that the file does not know."""
@@ -142,6 +149,17 @@ class DiskBenchmark:
     def are_relatives(self, domain: str, other: str) -> bool:
         """Whether two domains are of one family."""
         return self.family(domain) == self.family(other)
+
+    def with_classes(self, names: Sequence[str]) -> DiskBenchmark:
+        """The same with these classes alone.
+
+        Raises:
+            ConfigError: One is in no class list.
+        """
+        listed = list(dict.fromkeys(name for classes in self.classes.values() for name in classes))
+        if unknown := [name for name in names if name not in listed]:
+            raise ConfigError(f"benchmark '{self.name}': class '{unknown[0]}' is none of {', '.join(listed)}")
+        return self.without([name for name in listed if name not in names])
 
     def check(self, names: Sequence[str]) -> None:
         """Look for several domains, and report every missing one at once.
@@ -162,8 +180,8 @@ class DiskBenchmark:
         """The images of one domain.
 
         Raises:
-            DatasetError: The name is unknown, or the folder holds none of the layouts whole; the message says which it
-                wants and, where one is there in part, the first files that do not fit.
+            DatasetError: The name is unknown, none of its classes takes part, or the folder holds none of the layouts
+                whole; the message says which it wants and, where one is there in part, the first files that do not fit.
         """
         return _opened(self, domain)
 
@@ -176,6 +194,8 @@ def _opened(benchmark: DiskBenchmark, name: str) -> DomainImages:
             f"{', '.join(benchmark.domains)}"
         )
     domain, root, split = benchmark.domains[name], benchmark.root, benchmark.split
+    if not benchmark.class_names(name):
+        raise DatasetError(f"domain '{name}': none of its classes is left; without {', '.join(benchmark.left_out)}")
     problems: list[str] = []
     for layout in domain.layouts.values():
         try:
@@ -203,19 +223,13 @@ def _part(samples: list[SamplePaths], split: str, val_share: float) -> list[Samp
     return samples[first_val:] if split == "val" else samples[:first_val]
 
 
-class DomainImages:
-    """The images of one domain on disk, read one at a time.
-
-    Attributes:
-        class_names: Its vocabulary.
-        paths: Images and labels in the order they are read in.
-    """
+class DomainImages(LabelledImages):
+    """The images of one domain on disk, as the protocol shows and scores them."""
 
     def __init__(self, benchmark: DiskBenchmark, name: str, paths: list[SamplePaths], encoding: str) -> None:
-        self.class_names = benchmark.class_names(name)
-        self.paths = paths
-        self._name, self._sizes = name, benchmark.domains[name].sizes
-        self._encoding = benchmark.encodings[encoding]
+        how = benchmark.encodings[encoding]
+        super().__init__(paths, benchmark.classes[how.classes], how, benchmark.left_out)
+        self._name, self._rule = name, benchmark.domains[name].sizes
 
     def read(self, seed: int, index: int) -> EvaluationImage:
         """Read and resize one image and decode its labels.
@@ -224,24 +238,16 @@ class DomainImages:
             DatasetError: A file is missing or unreadable, image and labels differ in size, or a label is unknown.
         """
         del seed  # an index is the same image for every seed
-        paths = self.paths[index]
         try:
-            image = read_image(paths.image)
-        except ImageError as error:
-            reason = str(error).removeprefix(f"{paths.image}: ")
-            raise DatasetError(f"domain '{self._name}': image {paths.image} cannot be read: {reason}") from None
-        labels = self._encoding.decode(self.class_names, paths.labels, paths.segments)
-        if labels.shape != image.shape[:2]:
-            raise DatasetError(
-                f"domain '{self._name}': {paths.labels} is {labels.shape}, its image is {image.shape[:2]}; "
-                "expected the same height and width"
-            )
+            image, labels = self.image(index), self.mask(index)
+        except DatasetError as error:
+            raise DatasetError(f"domain '{self._name}': {error}") from None
         return EvaluationImage(
-            name=paths.image.stem,
+            name=self.paths[index].image.stem,
             scene=image,
-            image=self._sizes.apply(image),
+            image=self._rule.apply(image),
             labels=labels,
-            answer_size=self._sizes.fixed or (int(labels.shape[0]), int(labels.shape[1])),
+            answer_size=self._rule.fixed or (int(labels.shape[0]), int(labels.shape[1])),
         )
 
     def indices(self, seed: int, count: int) -> list[int]:
@@ -276,8 +282,8 @@ def load_benchmark(name: str, root: Path, split: str = "val") -> DiskBenchmark:
     if isinstance(content, Mapping):
         content = {key: value for key, value in content.items() if not str(key).startswith(".")}  # what anchors are for
     try:
-        if stray := [key for key in ("root", "split") if key in (content or ())]:
-            raise ConfigError(f"unknown setting '{stray[0]}': where the data lie is said when it is used")
+        if stray := [key for key in ("root", "split", "left_out") if key in (content or ())]:
+            raise ConfigError(f"unknown setting '{stray[0]}': it is said when the file is used")
         benchmark = from_mapping(DiskBenchmark, content)
     except SemlaError as error:
         raise ConfigError(f"benchmark {path}: {error}") from None

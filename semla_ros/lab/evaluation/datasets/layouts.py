@@ -101,21 +101,28 @@ def pair_folders(
     """The labels of each image of a folder, by the path below it.
 
     An image `a/b.jpg`, or `a/b_leftImg8bit.png` and the like, has labels `a/b.png`, `a/b_label.png`, train ids of
-    public naming, or one `a/b_*.png`.
+    public naming, or one `a/b_*.png` whose ending begins with a letter. Where all labels lie in one folder, it has the
+    one there of that name.
 
     Raises:
-        DatasetError: An image has no labels or several, or two images have the same.
+        DatasetError: An image has no labels or several, or two images have the same, or an image would be its own.
     """
     by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in labels:
         by_folder[path.parent.relative_to(label_root)].append(path)
+    is_flat = set(by_folder) == {Path()}
     samples: list[SamplePaths] = []
     owner: dict[Path, Path] = {}
     for image in images:
-        place = image.parent.relative_to(image_root)
+        place = Path() if is_flat else image.parent.relative_to(image_root)
         label = _label_of(image, place, by_folder[place])
         if label in owner:
             raise DatasetError(f"label {label} would be that of {owner[label]} and of {image}; remove one of the two")
+        if label.samefile(image):
+            raise DatasetError(
+                f"image {image} would be its own label: images and labels must lie in different folders; describe "
+                "others with a benchmark file"
+            )
         owner[label] = image
         samples.append(SamplePaths(image=image, labels=label))
     return samples
@@ -124,7 +131,7 @@ def pair_folders(
 def _label_of(image: Path, place: Path, labels: Iterable[Path]) -> Path:
     start = next((image.stem.removesuffix(end) for end in IMAGE_ENDS if image.stem.endswith(end)), image.stem)
     ends = {path: path.stem.removeprefix(start) for path in labels if path.stem.startswith(start)}
-    ends = {path: end for path, end in ends.items() if end.startswith("_") or not end}
+    ends = {path: end for path, end in ends.items() if re.match(r"_[^\W\d]|$", end)}  # "0_1" is not a kind of "0"
     chosen = [path for path, end in ends.items() if end in FIRST_CHOICES] or list(ends)
     if len(chosen) != 1:
         found = ", ".join(path.name for path in chosen[:_SHOWN]) or "none"
