@@ -36,7 +36,7 @@ ORDER = tuple(
         "pipeline pipeline_parts pipeline_status",
         "serving",
         "nodes",
-        "lab.isolation lab.processes",
+        "lab.isolation lab.processes lab.tasks",
         "lab.world",
         "lab.bags",
         "lab.report",

@@ -18,7 +18,7 @@ from semla_ros.lab.bags.cameras import Camera, find_cameras, truth_folder
 from semla_ros.lab.bags.label_map import LabelMap, decode_mask, label_names, raw_mask, read_mask
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.bags.stored import EARLIEST_NS, Problems, StoredMessage
-from semla_ros.lab.bags.writer import COMPRESSED_IMAGE, IMAGE, NANOSECONDS, STRING
+from semla_ros.lab.bags.writer import COMPRESSED_IMAGE, IMAGE, NANOSECONDS, SEGMENT_TOPIC, STRING
 from semla_ros.results import Frame, MaskArray
 
 AHEAD = 8  # frames decoded ahead of the one in work
@@ -362,7 +362,7 @@ class FrameSource:
     def _find_segment_topic(self) -> str:
         if self._options.segment_topic:
             return self._bag.require(self._options.segment_topic).name
-        return "/scene/segment" if "/scene/segment" in self._bag.topics_of_type(STRING) else ""
+        return SEGMENT_TOPIC if SEGMENT_TOPIC in self._bag.topics_of_type(STRING) else ""
 
     def _find_label_map(self) -> LabelMap:
         names = self._options.label_map or (label_names(self._bag) if self.has_truth else {})

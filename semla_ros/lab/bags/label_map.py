@@ -84,6 +84,22 @@ class LabelMap:
         return mapped
 
 
+def read_class_list(path: Path) -> list[str]:
+    """Read a class list: one name a line, in the order of the class index.
+
+    Raises:
+        ConfigError: The file is not readable, or empty.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no text"
+        raise ConfigError(f"class list {path}: {reason}; give a text file with one class name a line") from None
+    if not any(names):
+        raise ConfigError(f"class list {path}: it is empty; give a text file with one class name a line")
+    return [name for name in names if name]
+
+
 def read_label_map(path: Path) -> dict[int, str]:
     """Read pixel value -> class name from YAML or JSON.
 

@@ -33,6 +33,8 @@ STRING = "std_msgs/msg/String"
 DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
 
 NANOSECONDS = 1_000_000_000
+SEGMENT_TOPIC = "/scene/segment"  # its strings name the stretches of a recording
+START_NS = 1_750_000_000 * NANOSECONDS  # of recordings of what has no time of its own
 BAG_VERSION: Literal[8] = 8  # metadata version of ROS 2 Jazzy, which older and newer distributions read
 _ENDLESS = QosTime(9223372036, 854775807)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
-from semla_ros.lab.bags.writer import NANOSECONDS, BagWriter
+from semla_ros.lab.bags.writer import NANOSECONDS, SEGMENT_TOPIC, START_NS, BagWriter
 from semla_ros.lab.world.camera import view
 from semla_ros.lab.world.cities import city_style
 from semla_ros.lab.world.classes import CLASS_NAMES
@@ -27,8 +27,6 @@ from semla_ros.labels import labels_json
 
 T = TypeVar("T")
 DRIVE_S = 90.0
-START_NS = 1_750_000_000 * NANOSECONDS
-SEGMENT_TOPIC = "/scene/segment"
 TRANSITION = "transition"  # name of the stretches between two pure ones
 
 

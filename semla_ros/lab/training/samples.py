@@ -140,6 +140,7 @@ class FolderSamples(LabelledImages):
         labels: Folder of label images (of a palette image its indices).
         class_names: The vocabulary; a label holds indices of it, or 255 for what is not trained.
         label_map: Value -> class name instead; names that are not in the vocabulary are not trained.
+        are_all_labelled: False: images without labels are passed over.
 
     Raises:
         DatasetError: A folder is missing or empty, or an image has no label or several.
@@ -147,10 +148,16 @@ class FolderSamples(LabelledImages):
     """
 
     def __init__(
-        self, images: Path, labels: Path, class_names: Sequence[str], label_map: Mapping[int, str] | None = None
+        self,
+        images: Path,
+        labels: Path,
+        class_names: Sequence[str],
+        label_map: Mapping[int, str] | None = None,
+        *,
+        are_all_labelled: bool = True,
     ) -> None:
         files, label_files = image_files(images, "images"), image_files(labels, "labels")
-        pairs = pair_folders(files, images, label_files, labels)
+        pairs = pair_folders(files, images, label_files, labels, are_all_labelled=are_all_labelled)
         super().__init__(pairs, class_names, _encoding(class_names, label_map or {}))
 
 

@@ -185,39 +185,65 @@ class DiskBenchmark:
         """
         return _opened(self, domain)
 
+    def find(self, domain: str) -> tuple[DomainImages, list[str]]:
+        """The images of the first layout that is whole, else of that with the most, and what is wrong, a clause each.
+
+        Raises:
+            DatasetError: The name is unknown, or none of its classes takes part.
+        """
+        if domain not in self.domains:
+            raise DatasetError(
+                f"unknown domain '{domain}'; the {len(self.domains)} of benchmark '{self.name}' are "
+                f"{', '.join(self.domains)}"
+            )
+        if not self.class_names(domain):
+            raise DatasetError(f"domain '{domain}': none of its classes is left; without {', '.join(self.left_out)}")
+        one = self.domains[domain]
+        most: list[SamplePaths] = []
+        encoding, problems = next(iter(one.layouts.values())).encoding, list[str]()
+        for layout in one.layouts.values():
+            try:
+                samples, wrong = layout.find(self.root, self.split, one.words)
+            except DatasetError as error:  # another layout may have a file of that name
+                problems.append(str(error))
+                continue
+            if samples and not wrong:
+                most, encoding, problems = samples, layout.encoding, []
+                break
+            problems += wrong
+            if len(samples) > len(most):
+                most, encoding = samples, layout.encoding
+        return DomainImages(self, domain, _part(most, self.split, one.val_share), encoding), problems
+
+    def has_split(self, domain: str) -> bool:
+        """Whether any layout of a domain has the split."""
+        return any(self.split in layout.splits for layout in self.domains[domain].layouts.values())
+
+    def describe(self, domain: str) -> str:
+        """What a domain wants to be there, as one clause of a message."""
+        one = self.domains[domain]
+        there = [layout for layout in one.layouts.values() if self.split in layout.splits]
+        wanted = " or ".join(layout.describe(self.root, self.split, one.words) for layout in there)
+        return wanted or f"a split '{self.split}'"
+
 
 @functools.cache  # a job is a few images, a data set's folder or annotation file has thousands
 def _opened(benchmark: DiskBenchmark, name: str) -> DomainImages:
-    if name not in benchmark.domains:
-        raise DatasetError(
-            f"unknown domain '{name}'; the {len(benchmark.domains)} of benchmark '{benchmark.name}' are "
-            f"{', '.join(benchmark.domains)}"
-        )
-    domain, root, split = benchmark.domains[name], benchmark.root, benchmark.split
-    if not benchmark.class_names(name):
-        raise DatasetError(f"domain '{name}': none of its classes is left; without {', '.join(benchmark.left_out)}")
-    problems: list[str] = []
-    for layout in domain.layouts.values():
-        try:
-            samples, wrong = layout.find(root, split, domain.words)
-        except DatasetError as error:  # another layout may have a file of that name
-            problems.append(str(error))
-            continue
-        if samples and not wrong:
-            return DomainImages(benchmark, name, _part(samples, split, domain.val_share), layout.encoding)
-        problems += wrong[:_SHOWN] + ([f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else [])
-    there = [layout for layout in domain.layouts.values() if split in layout.splits]
-    wanted = " or ".join(layout.describe(root, split, domain.words) for layout in there) or f"a split '{split}'"
-    lacking = f" ({'; '.join(problems)})" if problems else ""
+    images, problems = benchmark.find(name)
+    if len(images) and not problems:
+        return images
+    domain = benchmark.domains[name]
+    shown = problems[:_SHOWN] + ([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])
+    lacking = f" ({'; '.join(shown)})" if shown else ""
     hint = f"The data set is at {domain.url}; " if domain.url else ""
     raise DatasetError(
-        f"domain '{name}' ({domain.dataset or benchmark.title}) wants {wanted}; not found{lacking}. "
+        f"domain '{name}' ({domain.dataset or benchmark.title}) wants {benchmark.describe(name)}; not found{lacking}. "
         f"{hint}'--domains' runs the others"
     )
 
 
 def _part(samples: list[SamplePaths], split: str, val_share: float) -> list[SamplePaths]:
-    if not val_share:
+    if not val_share or not samples:
         return samples
     first_val = len(samples) - max(1, round(val_share * len(samples)))
     return samples[first_val:] if split == "val" else samples[:first_val]

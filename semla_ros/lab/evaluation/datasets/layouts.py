@@ -96,13 +96,20 @@ class Layout:
 
 
 def pair_folders(
-    images: Iterable[Path], image_root: Path, labels: Iterable[Path], label_root: Path
+    images: Iterable[Path], image_root: Path, labels: Iterable[Path], label_root: Path, *, are_all_labelled: bool = True
 ) -> list[SamplePaths]:
     """The labels of each image of a folder, by the path below it.
 
     An image `a/b.jpg`, or `a/b_leftImg8bit.png` and the like, has labels `a/b.png`, `a/b_label.png`, train ids of
     public naming, or one `a/b_*.png` whose ending begins with a letter. Where all labels lie in one folder, it has the
     one there of that name.
+
+    Args:
+        images: The images.
+        image_root: Their folder.
+        labels: The label files.
+        label_root: Their folder.
+        are_all_labelled: False: images without labels are passed over.
 
     Raises:
         DatasetError: An image has no labels or several, or two images have the same, or an image would be its own.
@@ -115,7 +122,9 @@ def pair_folders(
     owner: dict[Path, Path] = {}
     for image in images:
         place = Path() if is_flat else image.parent.relative_to(image_root)
-        label = _label_of(image, place, by_folder[place])
+        label = _label_of(image, place, by_folder[place], is_needed=are_all_labelled)
+        if label is None:
+            continue
         if label in owner:
             raise DatasetError(f"label {label} would be that of {owner[label]} and of {image}; remove one of the two")
         if label.samefile(image):
@@ -128,11 +137,13 @@ def pair_folders(
     return samples
 
 
-def _label_of(image: Path, place: Path, labels: Iterable[Path]) -> Path:
+def _label_of(image: Path, place: Path, labels: Iterable[Path], *, is_needed: bool) -> Path | None:
     start = next((image.stem.removesuffix(end) for end in IMAGE_ENDS if image.stem.endswith(end)), image.stem)
     ends = {path: path.stem.removeprefix(start) for path in labels if path.stem.startswith(start)}
     ends = {path: end for path, end in ends.items() if re.match(r"_[^\W\d]|$", end)}  # "0_1" is not a kind of "0"
     chosen = [path for path, end in ends.items() if end in FIRST_CHOICES] or list(ends)
+    if not chosen and not is_needed:
+        return None
     if len(chosen) != 1:
         found = ", ".join(path.name for path in chosen[:_SHOWN]) or "none"
         raise DatasetError(
