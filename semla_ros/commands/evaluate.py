@@ -19,12 +19,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich.console import Console
 
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
@@ -40,6 +41,7 @@ from semla_ros.lab.report.progress import progress
 from semla_ros.resources import find_model, shipped_library
 
 if TYPE_CHECKING:
+    from semla_ros.lab.evaluation.aggregate import Evaluation
     from semla_ros.lab.evaluation.following import Look
     from semla_ros.lab.evaluation.kept import KeptResults
     from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject
@@ -231,6 +233,8 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
     results["subject"] = dict(subject.description)
     if isinstance(benchmark, DiskBenchmark) and benchmark.left_out:
         results["subject"]["classes not scored"] = ", ".join(benchmark.left_out)
+    for line in _wrong_orders(evaluation):
+        print(f"warning: {line}", file=sys.stderr)
     print_tables(terminal_tables(results))
     if arguments.json:
         write_json(results, arguments.json)
@@ -247,6 +251,17 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
         kept.remove()
     _say_written(arguments)
     return 0
+
+
+def _wrong_orders(evaluation: Evaluation) -> Iterator[str]:
+    """Domains whose labels another order of the class list explains far better, by what the base model sees in them."""
+    from semla_ros.lab.training.label_order import wrong_order
+
+    plan = evaluation.plan
+    for name in plan.all_domains if any(variant.name == "zero_shot" for variant in plan.variants) else ():
+        counts = np.sum([evaluation.counts[name, "zero_shot", seed] for seed in plan.seeds], axis=0)
+        if words := wrong_order(counts, evaluation.class_names[name]):
+            yield f"domain '{name}': {words}"
 
 
 def _kept_results(arguments: argparse.Namespace, plan: Plan, spec: PipelineSpec) -> KeptResults | None:

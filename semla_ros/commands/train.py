@@ -3,6 +3,7 @@
 Examples:
   semla train all
   semla train adapter --name dusk --model catseg-l --images DIR --labels DIR --classes FILE --library DIR
+  semla train adapter --benchmark camvid --data DIR --domain dusk --library DIR
   semla train adapter --name dusk --from-bag BAG --worklist out/replay/worklist.json --library DIR
 """
 
@@ -15,18 +16,28 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
-from semla_ros.errors import ConfigError
+from semla_ros.config import InferenceConfig, SemlaConfig
+from semla_ros.errors import ConfigError, DatasetError, VocabularyError
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.resources import find_model, share_folder
+from semla_ros.results import AdapterMix
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Sequence
 
+    import torch
+    from torch import Tensor
+
+    from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, DomainImages
     from semla_ros.lab.training.adapter_training import AdapterTrainingConfig
-    from semla_ros.lab.training.bag_samples import BagSamples
+    from semla_ros.lab.training.bag_samples import BagSamples, Stretch
     from semla_ros.lab.training.samples import SampleSource
+    from semla_ros.segmentation.checkpoint import LoadedModel
+
+_EMBEDDED = 16  # frames of a stretch of a worklist, about, by which unlike ones are told apart
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,10 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one LoRA adapter from images and labels, or from a bag",
         description="Train one adapter with peft and write it in the published folder layout, with its centroid.",
     )
-    adapter.add_argument("--name", required=True, help="folder name of the adapter")
+    adapter.add_argument("--name", default="", help="folder name of the adapter; default: that of the --domain")
     adapter.add_argument("--images", type=Path, help="folder of images, searched recursively")
-    adapter.add_argument("--labels", type=Path, help="folder of 8-bit class-index PNGs; 255 is ignored")
+    adapter.add_argument("--labels", type=Path, help="folder of class-index images (PNG); 255 is not trained")
     adapter.add_argument("--classes", type=Path, help="text file, one class name a line, in index order")
+    adapter.add_argument(
+        "--label-map", type=Path, metavar="FILE", help="YAML or JSON: pixel value -> class name, or 'void'"
+    )
+    adapter.add_argument(
+        "--trust-labels", action="store_true", help="go on where the base model sees the classes in another order"
+    )
+    file = adapter.add_argument_group("from a domain of a benchmark file, instead of --images and --labels")
+    file.add_argument("--benchmark", default="", metavar="NAME|FILE", help="as for semla evaluate")
+    file.add_argument("--data", type=Path, metavar="ROOT", help="folder that its images are below")
+    file.add_argument("--domain", default="", metavar="NAME", help="its train split is trained on, its val measured")
     bag = adapter.add_argument_group("from a bag, instead of --images and --labels")
     bag.add_argument("--from-bag", type=Path, metavar="BAG", help="train on its frames that have ground truth")
     bag.add_argument(
@@ -59,12 +80,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds after the first image, repeatable; default: the whole bag",
     )
     bag.add_argument("--worklist", type=Path, metavar="FILE", help="stretches from semla replay --propose-adapter")
+    bag.add_argument("--group", type=int, default=0, metavar="N", help="the stretches of the worklist that are alike")
     bag.add_argument("--topic", action="append", default=[], help="image topic, repeatable; default: found by type")
     bag.add_argument(
         "--truth", action="append", default=[], metavar="TOPIC|DIR", help="ground truth as for semla replay"
     )
     bag.add_argument("--truth-tolerance", type=float, default=0.0, metavar="MS", help="stamps may differ by (0 ms)")
-    bag.add_argument("--label-map", type=Path, metavar="FILE", help="YAML or JSON: pixel value -> class name")
     bag.add_argument("--assume-encoding", default="", metavar="NAME", help="as for semla replay")
     bag.add_argument("--bits", type=int, default=0, metavar="N", help="as for semla replay")
     adapter.add_argument("--library", type=Path, required=True, help="folder to write the adapter into")
@@ -95,37 +116,169 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
+    _check_source(arguments)
+    from semla_ros.lab.training.label_order import check_label_order
+    from semla_ros.segmentation.checkpoint import load_model
+
+    base = load_model(find_model(arguments.model, arguments.model_dir))
+    source: SampleSource
     with ExitStack() as stack:
-        if arguments.from_bag is None:
+        if arguments.benchmark:
+            arguments.name = arguments.name or arguments.domain
+            source = images = _domain_images(arguments, base)
+            class_names = list(images.class_names)
+        elif arguments.from_bag is None:
             class_names, source = _folder_samples(arguments)
         else:
-            class_names, samples = _bag_samples(arguments)
+            class_names, stretches, samples = _bag_samples(arguments)
             source = stack.enter_context(samples)
+            if arguments.worklist is not None:
+                _take_group(arguments, base, stretches, samples)
             for problem in samples.problems:
                 print(f"warning: {problem}", file=sys.stderr)
             print(f"{len(source)} labelled frames from {arguments.from_bag}: {samples.topics}")
-        return _train_on(arguments, device, class_names, source)
+        tokens = _tokens(base, class_names)
+        if not arguments.trust_labels:
+            check_label_order(base.model, source, tokens, class_names, device)
+        status = _train_on(arguments, device, base, tokens, source)
+    if arguments.benchmark:
+        _validate(arguments, class_names)
+    return status
+
+
+_OPTIONS = {  # what says where images come from -> what it needs, what else goes with it
+    "benchmark": (("data", "domain"), ("classes",)),
+    "from_bag": ((), ("classes", "label_map", "stretch", "worklist", "group", "topic", "truth", "truth_tolerance",
+                      "assume_encoding", "bits")),
+    "images": (("labels", "classes|label_map"), ()),
+}  # fmt: skip
+
+
+def _check_source(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before anything is loaded."""
+    given = [name for name in _OPTIONS if getattr(arguments, name)]
+    if len(given) != 1:
+        ways = "--images with --labels, --from-bag stands instead of --images and --labels, and so does --benchmark"
+        raise ConfigError(f"say where the images come from, in one way: {ways}")
+    needed, others = _OPTIONS[given[0]]
+    for names in needed:
+        if not any(getattr(arguments, name) for name in names.split("|")):
+            raise ConfigError(f"{_option(given[0])} needs {' or '.join(map(_option, names.split('|')))}")
+    allowed = {given[0], *others, *(name for names in needed for name in names.split("|"))}
+    for way, (needs, more) in _OPTIONS.items():
+        for name in (way, *(item for names in needs for item in names.split("|")), *more):
+            if getattr(arguments, name) and name not in allowed:
+                raise ConfigError(f"{_option(name)} goes with {_option(way)}")
+    if not arguments.name and not arguments.benchmark:
+        raise ConfigError("--name is missing: the folder name of the adapter")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _folder_samples(arguments: argparse.Namespace) -> tuple[list[str], SampleSource]:
-    for name in ("images", "labels", "classes"):
-        if getattr(arguments, name) is None:
-            raise ConfigError(f"--{name} is missing; give --images, --labels and --classes, or --from-bag")
-    for name in ("stretch", "worklist", "topic", "truth", "truth_tolerance", "label_map", "assume_encoding", "bits"):
-        if getattr(arguments, name):
-            raise ConfigError(f"--{name.replace('_', '-')} goes with --from-bag")
+    from semla_ros.lab.bags.label_map import read_class_list, read_label_map, trained_names
     from semla_ros.lab.training.samples import FolderSamples
 
-    class_names = _class_names(arguments.classes)
-    return class_names, FolderSamples(arguments.images, arguments.labels, len(class_names))
+    label_map = read_label_map(arguments.label_map) if arguments.label_map else {}
+    class_names = read_class_list(arguments.classes) if arguments.classes else trained_names(label_map)
+    return class_names, FolderSamples(arguments.images, arguments.labels, class_names, label_map)
 
 
-def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
+def _benchmark(arguments: argparse.Namespace, split: str) -> DiskBenchmark:
+    from semla_ros.lab.bags.label_map import read_class_list
+    from semla_ros.lab.evaluation.datasets.benchmark import load_benchmark
+
+    benchmark = load_benchmark(arguments.benchmark, arguments.data.expanduser(), split)
+    return benchmark.with_classes(read_class_list(arguments.classes)) if arguments.classes else benchmark
+
+
+def _domain_images(arguments: argparse.Namespace, base: LoadedModel) -> DomainImages:
+    from semla_ros.lab.evaluation.subject import words_lacking
+
+    benchmark = _benchmark(arguments, "train")
+    names = benchmark.open(arguments.domain).class_names
+    lacking = words_lacking(lambda some: base.tokenizer.tokenize(some, base.template), names)
+    if lacking:
+        print(f"not trained, as model '{arguments.model}' has no words for them: {', '.join(lacking)}", file=sys.stderr)
+    return benchmark.without(lacking).open(arguments.domain)
+
+
+def _tokens(base: LoadedModel, class_names: list[str]) -> Tensor:
+    try:
+        return base.tokenizer.tokenize(class_names, base.template)
+    except VocabularyError as error:
+        raise VocabularyError(
+            f"class list: {error}; to leave a class out, give its pixels 255 in the labels, or call its value 'void' "
+            "in a --label-map"
+        ) from None
+
+
+def _validate(arguments: argparse.Namespace, class_names: Sequence[str]) -> None:
+    """Measure what the adapter is worth, as `semla evaluate` does, on images that were not trained on."""
+    from semla_ros.lab.evaluation.protocol import domain_miou
+    from semla_ros.lab.evaluation.subject import PipelineSpec
+    from semla_ros.lab.evaluation.variants import equal_mix
+
+    trained = _benchmark(arguments, "train").open(arguments.domain)
+    benchmark = _benchmark(arguments, "val")
+    benchmark = benchmark.without(set(benchmark.class_names(arguments.domain)) - set(class_names))
+    try:
+        images = benchmark.open(arguments.domain)
+    except DatasetError as error:
+        print(f"validation: none, there is no val split: {error}")
+        return
+    if seen := {path.image for path in images.paths} & {path.image for path in trained.paths}:
+        print(f"validation: none, {len(seen)} of its images were trained on; give '{arguments.domain}' a 'val_share'")
+        return
+    config = SemlaConfig(
+        model=arguments.model,
+        model_dir=arguments.model_dir,
+        library=str(arguments.library),
+        classes=tuple(class_names),
+        inference=InferenceConfig(inference=benchmark.inference, device=arguments.device, engine="torch"),
+    )
+    subject = PipelineSpec(config=config).load(1)
+    before, after = (domain_miou(subject, images, mix) for mix in (AdapterMix(), equal_mix([arguments.name])))
+    print(
+        f"validation mIoU of '{arguments.domain}' on {len(images)} images that were not trained on, "
+        f"{len(class_names)} classes: {100 * before:.1f} before, {100 * after:.1f} with the adapter"
+    )
+
+
+def _take_group(
+    arguments: argparse.Namespace, base: LoadedModel, stretches: Sequence[Stretch], samples: BagSamples
+) -> None:
+    """Keep the stretches of one kind of scene, which an adapter is for; refuse several where none is chosen."""
+    from semla_ros.adaptation.scene_embedding import SceneEncoder
+    from semla_ros.adaptation.scene_encoder_files import encoder_of
+    from semla_ros.lab.training.bag_samples import alike
+    from semla_ros.library.manifest import read_manifest
+
+    encoder = SceneEncoder.load(arguments.encoder or encoder_of(base.path))
+    labelled = [index for index in range(len(stretches)) if samples.of_stretch(index)]
+    embeddings = []
+    for stretch in labelled:
+        indices = samples.of_stretch(stretch)
+        some = indices[:: max(1, len(indices) // _EMBEDDED)]
+        embeddings.append(encoder.embed_batch([samples.image(index) for index in some]))
+    entries = read_manifest(arguments.library).adapters.values() if arguments.library.is_dir() else ()
+    known = [entry.spread_p95 for entry in entries if entry.spread_p95]
+    groups = [[labelled[at] for at in group] for group in alike(embeddings, median(known) if known else 0.0)]
+    if arguments.group > len(groups) or (len(groups) > 1 and not arguments.group):
+        shown = "; ".join(f"{n}: {', '.join(str(stretches[at]) for at in g)}" for n, g in enumerate(groups, start=1))
+        raise ConfigError(
+            f"worklist {arguments.worklist}: its {len(labelled)} stretches with ground truth are {len(groups)} kinds "
+            f"of scene, and an adapter is for one: choose it with --group ({shown})"
+        )
+    samples.take(groups[max(arguments.group, 1) - 1])
+
+
+def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], list[Stretch], BagSamples]:
     bag = arguments.from_bag
-    if arguments.images is not None or arguments.labels is not None:
-        raise ConfigError("--from-bag stands instead of --images and --labels; give one of the two")
     from semla_ros.lab.bags.frames import FrameOptions
-    from semla_ros.lab.bags.label_map import read_label_map
+    from semla_ros.lab.bags.label_map import read_class_list, read_label_map, trained_names
     from semla_ros.lab.training.bag_samples import BagSamples, Stretch, bag_class_names, read_worklist
 
     stretches = [Stretch.parse(text) for text in arguments.stretch]
@@ -133,11 +286,9 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
         stretches += read_worklist(arguments.worklist, bag)
     label_map = read_label_map(arguments.label_map) if arguments.label_map else {}
     if arguments.classes is not None:
-        class_names = _class_names(arguments.classes)
-    elif label_map:
-        class_names = list(dict.fromkeys(name for _, name in sorted(label_map.items())))
+        class_names = read_class_list(arguments.classes)
     else:
-        class_names = list(bag_class_names(bag))
+        class_names = trained_names(label_map) or list(bag_class_names(bag))
     if not class_names:
         raise ConfigError(f"bag {bag}: it has no label topic with class names; give --classes or --label-map")
     options = FrameOptions(
@@ -148,10 +299,12 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], BagSamples]:
         assume_encoding=arguments.assume_encoding,
         bits=arguments.bits,
     )
-    return class_names, BagSamples(bag, class_names, options, stretches)
+    return class_names, stretches, BagSamples(bag, class_names, options, stretches)
 
 
-def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: list[str], source: SampleSource) -> int:
+def _train_on(
+    arguments: argparse.Namespace, device: torch.device, base: LoadedModel, tokens: Tensor, source: SampleSource
+) -> int:
     from semla_ros.adaptation.scene_embedding import SceneEncoder
     from semla_ros.adaptation.scene_encoder_files import encoder_of
     from semla_ros.lab.training.adapter_training import train_adapter
@@ -160,12 +313,8 @@ def _train_on(arguments: argparse.Namespace, device: torch.device, class_names: 
     from semla_ros.library.adapter_library import AdapterLibrary
     from semla_ros.library.importing import completed_entry
     from semla_ros.library.manifest import AdapterEntry, change_manifest
-    from semla_ros.segmentation.checkpoint import load_model
     from semla_ros.segmentation.targets import lora_signature
 
-    model_path = find_model(arguments.model, arguments.model_dir)
-    base = load_model(model_path)
-    tokens = base.tokenizer.tokenize(class_names, base.template)
     for index in range(len(source)):
         source.mask(index)  # every label is checked before hours are spent
     encoder = SceneEncoder.load(arguments.encoder or encoder_of(base.path))
@@ -212,11 +361,3 @@ def _adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
     if arguments.recipe:
         return adapter_recipe(arguments.recipe)
     return published_adapter_training(arguments.steps, arguments.batch_size, arguments.seed)
-
-
-def _class_names(path: Path) -> list[str]:
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise ConfigError(f"class list {path}: {error.strerror}; give a text file with one class name a line") from None
-    return [name for name in names if name]

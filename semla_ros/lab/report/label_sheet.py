@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from semla_ros.lab.report.pictures import FAINT_TEXT, Canvas, draw_legend, font, resize
+from semla_ros.lab.report.pictures import FAINT_TEXT, Canvas, draw_legend, legend_height, resize
 from semla_ros.labels import overlay, palette_of
 from semla_ros.results import ImageArray, MaskArray
 
 PANEL_WIDTH = 300  # pixels
-_GAP, _HEADING, _CAPTION, _LEGEND = 8, 34, 20, 30
+_GAP, _HEADING, _CAPTION, _LEGEND = 8, 34, 20, 14
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +39,10 @@ def write_label_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
     columns = max((len(row.images) for row in rows), default=1)
     heights = [_HEADING + 2 * row.height + _CAPTION + _GAP for row in rows]
     width = max(600, columns * (PANEL_WIDTH + _GAP) + _GAP)
-    legends = [_legend_height(row.class_names, width) if _is_last(rows, index) else 0 for index, row in enumerate(rows)]
+    legends = [
+        legend_height(row.class_names, _GAP, width, size=_LEGEND) if _is_last(rows, index) else 0
+        for index, row in enumerate(rows)
+    ]
     canvas = Canvas(width, sum(heights) + sum(legends) + _GAP)
     top = 0
     for row, height, legend in zip(rows, heights, legends, strict=True):
@@ -52,21 +55,10 @@ def write_label_sheet(path: Path, rows: Sequence[SheetRow]) -> None:
             canvas.text(left, top + height - _GAP - _CAPTION / 2, caption, size=11, colour=FAINT_TEXT)
         top += height
         if legend:
-            draw_legend(canvas, row.class_names, palette, _GAP, top + _LEGEND // 2, size=14)
+            draw_legend(canvas, row.class_names, palette, _GAP, top + _LEGEND, size=_LEGEND)
         top += legend
     canvas.save(path)
 
 
 def _is_last(rows: Sequence[SheetRow], index: int) -> bool:
     return all(row.class_names != rows[index].class_names for row in rows[index + 1 :])
-
-
-def _legend_height(class_names: Sequence[str], width: int) -> int:
-    """As `draw_legend` breaks its lines."""
-    lines, left = 1, float(_GAP)
-    for name in class_names:
-        step = 14 * 1.4 + font(14).getlength(name) + 14 * 1.2
-        if left + step > width and left > _GAP:
-            lines, left = lines + 1, float(_GAP)
-        left += step
-    return _LEGEND + (lines - 1) * round(14 * 1.8)

@@ -10,7 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.lab.report.palette import Colour, domain_colour
-from semla_ros.lab.report.pictures import FAINT_TEXT, Canvas, draw_legend, draw_mix, font, ink_on, resize
+from semla_ros.lab.report.pictures import (
+    FAINT_TEXT,
+    Canvas,
+    draw_legend,
+    draw_mix,
+    font,
+    ink_on,
+    legend_height,
+    resize,
+)
 from semla_ros.results import ImageArray
 
 GOOD: Colour = (94, 214, 190)
@@ -125,7 +134,8 @@ def write_contact_sheet(
     width, height = SHEET_PANEL_WIDTH, moments[0].height(SHEET_PANEL_WIDTH)
     gap, side, header, label = 6, 34, 66, 26  # the label under a mask has its figure
     heights = [height + gap + (0 if panel.miou is None else label) for panel in moments[0].panels]
-    canvas = Canvas(side + len(moments) * (width + gap), header + sum(heights) + 44)
+    wide, foot = side + len(moments) * (width + gap), header + sum(heights)
+    canvas = Canvas(wide, foot + 17 + legend_height(class_names, side, wide, size=15))
     for column, moment in enumerate(moments):
         left, top = side + column * (width + gap), header
         _draw_heading(canvas, moment, left, header)
@@ -143,7 +153,7 @@ def write_contact_sheet(
         strip.text(height / 2, side / 2, panel.title, size=16, bold=True, anchor="mm")
         canvas.paste(np.rot90(strip.array()).copy(), 0, top)
         top += tall
-    draw_legend(canvas, class_names, palette, side, canvas.height - 22, size=15)
+    draw_legend(canvas, class_names, palette, side, foot + 22, size=15)
     canvas.save(path)
 
 

@@ -152,6 +152,17 @@ def ink_on(colour: Colour) -> Colour:
     return (16, 18, 22) if luminance > 140 else (250, 250, 250)
 
 
+def legend_height(names: Sequence[str], x: int, width: int, *, size: int = 13) -> int:
+    """Pixels that `draw_legend` takes below the top of its first line on a canvas of a width."""
+    lines, left = 1, float(x)
+    for name in names:
+        step = size * 1.4 + font(size).getlength(name) + size * 1.2
+        if left + step > width and left > x:
+            lines, left = lines + 1, float(x)
+        left += step
+    return lines * round(size * 1.8)
+
+
 def draw_legend(
     canvas: Canvas, names: Sequence[str], palette: NDArray[np.uint8], x: int, y: int, *, size: int = 13
 ) -> None:

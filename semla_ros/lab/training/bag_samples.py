@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from semla_ros.config import RetrievalConfig
 from semla_ros.errors import BagError, ConfigError, DatasetError, ImageError
 from semla_ros.image_files import read_image, read_labels
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
@@ -33,11 +34,13 @@ class Stretch:
         start: Seconds after the first image, as the replay's report counts; or a stamp in ns.
         end: Of the same kind.
         is_stamp: Whether the ends are image stamps in ns, as a worklist has them beside its seconds.
+        shown: How messages call it; empty = by its ends.
     """
 
     start: float
     end: float
     is_stamp: bool = False
+    shown: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Stretch:
@@ -63,6 +66,8 @@ class Stretch:
         return self.start <= (stamp_ns if self.is_stamp else seconds) <= self.end
 
     def __str__(self) -> str:
+        if self.shown:
+            return self.shown
         if self.is_stamp:
             return f"stamps {self.start / NANOSECONDS:.3f}..{self.end / NANOSECONDS:.3f} s"
         return f"{self.start:g}..{self.end:g} s"
@@ -80,7 +85,9 @@ def read_worklist(path: Path, bag: Path) -> tuple[Stretch, ...]:
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
         items = [item for item in content["stretches"] if _is_same(item.get("bag", bag), bag)]
-        stretches = tuple(Stretch(int(item["start_stamp_ns"]), int(item["end_stamp_ns"]), True) for item in items)
+        stretches = tuple(
+            Stretch(int(item["start_stamp_ns"]), int(item["end_stamp_ns"]), True, _seconds(item)) for item in items
+        )
     except OSError as error:
         raise ConfigError(f"worklist {path}: {error.strerror}; 'semla replay --propose-adapter' writes one") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -88,6 +95,41 @@ def read_worklist(path: Path, bag: Path) -> tuple[Stretch, ...]:
     if not stretches:
         raise ConfigError(f"worklist {path}: it lists no stretch of bag {bag}; choose another, or use --stretch")
     return stretches
+
+
+def _seconds(item: Mapping[str, Any]) -> str:
+    return f"{item['start_s']:g}..{item['end_s']:g} s" if "start_s" in item and "end_s" in item else ""
+
+
+def alike(embeddings: Sequence[NDArray[np.float32]], least_spread: float = 0.0) -> list[list[int]]:
+    """Which stretches are one kind of scene: an adapter that is trained on one would be used in the other.
+
+    Args:
+        embeddings: Scene embeddings of each stretch, shape (N, D).
+        least_spread: Of a stretch; short ones have hardly any of their own.
+
+    Returns:
+        Groups of indices of stretches, each in its order, by their first.
+    """
+    centroids = [rows.mean(axis=0) for rows in embeddings]
+    spreads = [
+        max(least_spread, float(np.percentile(np.linalg.norm(rows - centroid, axis=1), 95)))
+        for rows, centroid in zip(embeddings, centroids, strict=True)
+    ]
+    groups: list[list[int]] = []
+    for index, centroid in enumerate(centroids):
+        near = [
+            group
+            for group in groups
+            if any(
+                np.linalg.norm(centroid - centroids[other])
+                <= RetrievalConfig.fade_start * max(spreads[index], spreads[other])
+                for other in group
+            )
+        ]
+        groups = [group for group in groups if group not in near]
+        groups.append(sorted([index, *(other for group in near for other in group)]))
+    return sorted(groups)
 
 
 def bag_class_names(path: Path) -> tuple[str, ...]:
@@ -127,6 +169,8 @@ class BagSamples:
         if len(class_names) > _MOST_CLASSES:
             raise ConfigError(f"class list: {len(class_names)} classes, at most {_MOST_CLASSES} can be trained")
         self._count = 0
+        self._stretch_of: list[int] = []  # of each frame on disk; 0 where all are wanted
+        self._kept: list[int] = []
         self._folder = tempfile.TemporaryDirectory(prefix="semla-bag-samples-")
         try:
             with BagReader(path) as bag:
@@ -149,10 +193,11 @@ class BagSamples:
             frames += 1
             first_ns = item.log_ns if first_ns is None else first_ns
             seconds = (item.log_ns - first_ns) / NANOSECONDS
-            if stretches and not any(stretch.holds(seconds, item.frame.stamp_ns) for stretch in stretches):
+            holding = [at for at, stretch in enumerate(stretches) if stretch.holds(seconds, item.frame.stamp_ns)]
+            if stretches and not holding:
                 continue
             frames_inside += 1
-            self._keep(item)
+            self._keep(item, holding[0] if holding else 0)
         self.problems = source.problems.lines()
         if not self._count:
             where = ", ".join(map(str, stretches[:3])) + (", ..." if len(stretches) > 3 else "") or "the whole bag"
@@ -162,19 +207,29 @@ class BagSamples:
                 f"{reason}; choose other stretches, --topic or --truth; the bag has {bag.describe_topics()}"
             )
 
-    def _keep(self, item: ReplayFrame) -> None:
+    def _keep(self, item: ReplayFrame, stretch: int) -> None:
         truth = item.truth
         if truth is None or truth.shape != item.frame.image.shape[:2] or bool((truth == _UNLABELLED).all()):
             return
         _write(self._path("image"), np.ascontiguousarray(item.frame.image[..., ::-1]))
         _write(self._path("mask"), truth.astype(np.uint8, copy=False))
+        self._kept.append(self._count)
+        self._stretch_of.append(stretch)
         self._count += 1
 
+    def take(self, stretches: Collection[int]) -> None:
+        """Go on with the frames of some of the stretches alone."""
+        self._kept = [index for index in self._kept if self._stretch_of[index] in stretches]
+
+    def of_stretch(self, stretch: int) -> list[int]:
+        """Indices of the frames of a stretch."""
+        return [place for place, index in enumerate(self._kept) if self._stretch_of[index] == stretch]
+
     def _path(self, kind: str, index: int | None = None) -> Path:
-        return Path(self._folder.name) / f"{kind}{self._count if index is None else index}.png"
+        return Path(self._folder.name) / f"{kind}{self._count if index is None else self._kept[index]}.png"
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._kept)
 
     def image(self, index: int) -> ImageArray:
         """RGB image, shape (H, W, 3), uint8."""

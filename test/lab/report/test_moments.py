@@ -56,3 +56,12 @@ def test_a_contact_sheet_has_a_column_per_moment_and_a_row_per_panel(tmp_path) -
         3 * 256 * 192, rel=0.01
     )
     assert share_of(picture, domain_colour("fog")) > 0.005
+
+
+def test_the_legend_of_a_narrow_sheet_has_every_class(tmp_path) -> None:
+    names = [f"a class with a long name {index}" for index in range(9)]
+    palette = np.array([[250, 20 * index, 7] for index in range(9)], np.uint8)
+    write_contact_sheet(tmp_path / "sheet.png", [moment(mask=plain(MASK_COLOUR)).shrunk()], names, palette)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        picture = np.asarray(sheet.convert("RGB"))
+    assert all(share_of(picture, tuple(map(int, colour))) > 0 for colour in palette)

@@ -10,7 +10,7 @@ from semla_ros.cli import main
 from semla_ros.errors import BagError, ConfigError, DatasetError
 from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.writer import BagWriter
-from semla_ros.lab.training.bag_samples import BagSamples, Stretch, bag_class_names, read_worklist
+from semla_ros.lab.training.bag_samples import BagSamples, Stretch, alike, bag_class_names, read_worklist
 
 CLASSES = ("road", "sky", "car")
 START_NS = 1_700_000_000_000_000_000
@@ -129,6 +129,51 @@ def test_bad_input_ends_with_2_and_writes_nothing(
     assert train(bag, tmp_path / "library", *more) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "library").exists()
+
+
+def worklist_of(bag: Path, path: Path, spans: list[tuple[int, int]]) -> Path:
+    stretches = [
+        {"bag": str(bag), "start_s": start * 0.1, "end_s": end * 0.1,
+         "start_stamp_ns": START_NS + start * STEP_NS, "end_stamp_ns": START_NS + end * STEP_NS}
+        for start, end in spans
+    ]  # fmt: skip
+    path.write_text(json.dumps({"stretches": stretches}))
+    return path
+
+
+def test_stretches_are_alike_where_an_adapter_of_one_would_be_used_in_the_other() -> None:
+    rng = np.random.default_rng(0)
+    near, far = rng.normal(0, 1, (30, 8)), rng.normal(0, 1, (30, 8)) + 9
+    rows = [part.astype(np.float32) for part in (near[:10], far[:10], near[10:20], far[10:12], near[20:])]
+    assert alike(rows) == [[0, 2, 4], [1, 3]]
+    assert alike(rows, least_spread=30.0) == [[0, 1, 2, 3, 4]]
+    chain = [np.float32([[step, 0], [step + 1, 0]]) for step in (0.0, 1.2, 0.6)]  # the last joins the others
+    assert alike(chain) == [[0, 1, 2]]
+
+
+def test_a_worklist_of_unlike_stretches_is_refused_with_the_groups_to_choose_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bag = tmp_path / "drive"
+    classes = [{"id": index, "name": name} for index, name in enumerate(CLASSES)]
+    with BagWriter(bag) as writer:
+        writer.string("/labels", json.dumps({"classes": classes}), START_NS)
+        for index in range(12):  # four green frames, four blue ones, four green ones
+            tint = np.array([0.1, 0.1, 1.0] if 4 <= index < 8 else [0.1, 1.0, 0.1])
+            stamp_ns = START_NS + index * STEP_NS
+            writer.image("/front/image", (image_at(index) * tint).astype(np.uint8), stamp_ns, "front")
+            writer.image("/front/label", mask_at(index % 8), stamp_ns, "front")
+    worklist = worklist_of(bag, tmp_path / "worklist.json", [(0, 3), (4, 7), (8, 11)])
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    options = ["--worklist", str(worklist), "--recipe", str(tmp_path / "recipe.yaml")]
+    assert train(bag, tmp_path / "library", *options) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "3 stretches with ground truth are 2 kinds of scene" in line
+    assert "--group (1: 0..0.3 s, 0.8..1.1 s; 2: 0.4..0.7 s)" in line
+    assert train(bag, tmp_path / "library", *options, "--group", "3") == 2
+    assert train(bag, tmp_path / "library", *options, "--group", "1") == 0
+    assert "centroid of 8 images" in capsys.readouterr().out
 
 
 def test_without_a_bag_the_folders_are_required(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
