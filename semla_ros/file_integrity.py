@@ -68,12 +68,18 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A hidden file to write beside `path`; it replaces that in one step where the block ends without an error."""
+    """A hidden file to write beside `path`; it replaces that in one step where the block ends without an error.
+
+    It is as readable as any new file here, whatever the library that writes it makes of it.
+    """
     partial = _beside(path)
     try:
+        partial.touch(exist_ok=False)
+        mode = stat.S_IMODE(partial.stat().st_mode)
         yield partial
         with partial.open("rb") as file:
             os.fsync(file.fileno())
+            os.fchmod(file.fileno(), mode)
         partial.replace(path)
     finally:
         with suppress(OSError):  # the folder may be read-only by now; the first error counts
@@ -82,11 +88,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A hidden folder to fill beside `path`, which must not exist; it gets that name as `atomic_file` does."""
+    """A hidden folder to fill beside `path`, which must not exist; it gets that name as `atomic_file` does.
+
+    Its files are as readable as the folder.
+    """
     partial = _beside(path)
     partial.mkdir(parents=True)
+    mode = stat.S_IMODE(partial.stat().st_mode) & 0o666
     try:
         yield partial
+        for file in partial.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                file.chmod(mode)
         partial.rename(path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

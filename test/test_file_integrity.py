@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from semla_ros.file_integrity import atomic_folder, file_sha256, write_atomically
+from semla_ros.file_integrity import atomic_file, atomic_folder, file_sha256, write_atomically
 
 
 def test_replacing_a_file_never_shows_a_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +39,17 @@ def test_the_digest_is_that_of_the_content(tmp_path: Path) -> None:
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
     assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_files_are_as_readable_as_any_whatever_wrote_them(tmp_path: Path) -> None:
+    former = os.umask(0o022)
+    try:
+        with atomic_file(tmp_path / "model") as partial:
+            partial.unlink()
+            os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+        with atomic_folder(tmp_path / "adapter") as folder:
+            os.close(os.open(folder / "weights", os.O_CREAT | os.O_WRONLY, 0o600))
+    finally:
+        os.umask(former)
+    for path in (tmp_path / "model", tmp_path / "adapter" / "weights"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644

@@ -76,6 +76,18 @@ def save_scene_encoder(state_dict: Mapping[str, Tensor], config: Mapping[str, An
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as partial:
         save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: it is written in another one each time, and digests differ."""
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
 
 
 def _read_path(path: Path) -> EncoderSource:

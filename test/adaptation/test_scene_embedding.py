@@ -57,6 +57,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def test_the_same_encoder_is_the_same_file(tmp_path: Path) -> None:
+    for index in range(6):
+        save_scene_encoder(to_open_clip(tiny_tower().state_dict()), tiny_settings(), tmp_path / f"{index}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def picture(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
