@@ -10,9 +10,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, VocabularyError
+from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.resources import find_model, share_folder
 from semla_ros.results import AdapterMix
@@ -93,9 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adapter.add_argument("--model-dir", default="", help="where model files are")
     adapter.add_argument("--encoder", default="", help="scene encoder; default: the one that goes with the model")
     adapter.add_argument("--recipe", type=Path, help="YAML file with an 'adapter' part; default: as published")
-    adapter.add_argument("--steps", type=int, default=2000, help="with the published settings (default 2000)")
-    adapter.add_argument("--batch-size", type=int, default=2, help="with the published settings (default 2)")
-    adapter.add_argument("--seed", type=int, default=0)
+    adapter.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's, as published 2000)")
+    adapter.add_argument("--batch-size", type=int, help="images a step (default: the recipe's, as published 2)")
+    adapter.add_argument("--seed", type=int, help="of everything random (default: the recipe's, else 0)")
     adapter.add_argument("--device", default="auto")
 
 
@@ -103,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the chosen part."""
     from semla_ros.engines.torch_engine import choose_device
 
+    terminate_like_interrupt()  # what was done is kept
     device = choose_device(arguments.device)
     if arguments.part == "adapter":
         return _train_adapter(arguments, device)
@@ -140,7 +140,7 @@ def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
         tokens = _tokens(base, class_names)
         if not arguments.trust_labels:
             check_label_order(base.model, source, tokens, class_names, device)
-        status = _train_on(arguments, device, base, tokens, source)
+        status = _train_on(arguments, device, base, class_names, tokens, source)
     if arguments.benchmark:
         _validate(arguments, class_names)
     return status
@@ -303,49 +303,47 @@ def _bag_samples(arguments: argparse.Namespace) -> tuple[list[str], list[Stretch
 
 
 def _train_on(
-    arguments: argparse.Namespace, device: torch.device, base: LoadedModel, tokens: Tensor, source: SampleSource
+    arguments: argparse.Namespace,
+    device: torch.device,
+    base: LoadedModel,
+    class_names: Sequence[str],
+    tokens: Tensor,
+    source: SampleSource,
 ) -> int:
     from semla_ros.adaptation.scene_embedding import SceneEncoder
     from semla_ros.adaptation.scene_encoder_files import encoder_of
     from semla_ros.lab.training.adapter_training import train_adapter
     from semla_ros.lab.training.loop import Run
+    from semla_ros.lab.training.samples import data_digest
     from semla_ros.library.adapter_files import AdapterReader
-    from semla_ros.library.adapter_library import AdapterLibrary
     from semla_ros.library.importing import completed_entry
     from semla_ros.library.manifest import AdapterEntry, change_manifest
-    from semla_ros.segmentation.targets import lora_signature
 
-    for index in range(len(source)):
-        source.mask(index)  # every label is checked before hours are spent
+    data = data_digest(source)  # every file is read before hours are spent
     encoder = SceneEncoder.load(arguments.encoder or encoder_of(base.path))
-    config = _adapter_config(arguments)
+    config = adapter_config(arguments)
     target = arguments.library / arguments.name
     if target.exists():
         raise ConfigError(f"{target} exists already; remove it, or choose another name")
-    arguments.library.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".training.", dir=arguments.library))
-    try:
-        with training_progress(f"train adapter {arguments.name}", config.loop.steps) as (_, on_step):
-            statistics = train_adapter(
-                base.model,
-                source,
-                tokens,
-                config,
-                name=arguments.name,
-                library=staging,
-                encoder=encoder,
-                run=Run(device=device, on_step=on_step),
-            )
-        # What was written must load before it joins the library.
-        AdapterLibrary.load(staging, targets=lora_signature(base.model)).adapter(arguments.name).layers  # noqa: B018
-        (staging / arguments.name).rename(target)
-        entry = completed_entry(AdapterEntry(), AdapterReader().read(arguments.library, arguments.name))
-        change_manifest(
-            arguments.library,
-            lambda manifest: replace(manifest, adapters={**manifest.adapters, arguments.name: entry}),
+    state = arguments.library / f".{arguments.name}.training"
+    made_from = {"base model": base.sha256, "class list": "\n".join(class_names), "data": data}
+    with training_progress(f"train adapter {arguments.name}", config.loop.steps) as (_, on_step):
+        statistics = train_adapter(
+            base.model,
+            source,
+            tokens,
+            config,
+            name=arguments.name,
+            library=arguments.library,
+            encoder=encoder,
+            run=Run(device=device, state_file=state, on_step=on_step, made_from=made_from),
         )
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    entry = completed_entry(AdapterEntry(), AdapterReader().read(arguments.library, arguments.name))
+    change_manifest(
+        arguments.library,
+        lambda manifest: replace(manifest, adapters={**manifest.adapters, arguments.name: entry}),
+    )
+    state.unlink()
     print(
         f"adapter '{arguments.name}' in {target}: rank {config.rank}, alpha {config.alpha}, centroid of "
         f"{statistics.images} images, mean distance {statistics.spread_mean:.3g} "
@@ -354,10 +352,14 @@ def _train_on(
     return 0
 
 
-def _adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
+def adapter_config(arguments: argparse.Namespace) -> AdapterTrainingConfig:
+    """The recipe's settings, or the published ones; what is named on the command line counts before both."""
     from semla_ros.lab.training.adapter_training import published_adapter_training
     from semla_ros.lab.training.recipe import adapter_recipe
 
-    if arguments.recipe:
-        return adapter_recipe(arguments.recipe)
-    return published_adapter_training(arguments.steps, arguments.batch_size, arguments.seed)
+    named = {key: getattr(arguments, key) for key in ("steps", "batch_size", "seed")}
+    named = {key: value for key, value in named.items() if value is not None}
+    if not arguments.recipe:
+        return published_adapter_training(**named)
+    config = adapter_recipe(arguments.recipe)
+    return replace(config, loop=replace(config.loop, **named))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.errors import ConfigError, TrainingError
+from semla_ros.errors import AdapterError, ConfigError, TrainingError
 from semla_ros.file_integrity import atomic_folder
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
 from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
@@ -30,9 +31,10 @@ from semla_ros.library.domain_statistics import (
     statistics_of,
     write_statistics,
 )
+from semla_ros.library.importing import read_checked
 from semla_ros.results import ImageArray
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.segmentation.targets import lora_targets
+from semla_ros.segmentation.targets import lora_signature, lora_targets
 from semla_ros.torchvision_compat import import_peft
 
 
@@ -105,7 +107,8 @@ def train_adapter(
         The domain's centroid and spread.
 
     Raises:
-        TrainingError: The loss diverged, or the folder exists already.
+        TrainingError: The loss diverged, the folder exists already, or the run's state is of another run.
+        AdapterError: What was trained cannot be used; the folder is gone again.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise ConfigError(f"adapter name '{name}' must be a plain folder name")
@@ -149,8 +152,11 @@ def train_adapter(
         _spell_out_targets(partial / "adapter_config.json", lora_targets(model))
         (partial / "README.md").unlink(missing_ok=True)  # peft's model card template says nothing about this adapter
         write_statistics(partial / statistics_name(name), statistics)
-        for file in partial.iterdir():
-            file.chmod(0o644)
+    try:
+        read_checked(target, lora_signature(model))
+    except AdapterError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
     return statistics
 
 

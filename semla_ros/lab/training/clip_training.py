@@ -99,53 +99,53 @@ def train_clip(
 
 
 def refine_scene_tower(
-    clip: Clip,
-    scene_tower: VisualTower,
-    captioned: Sequence[RenderedSamples],
-    caption_tokens: Tensor,
-    loop: LoopConfig,
-    run: Run,
+    tower: VisualTower, sources: Sequence[SampleSource], targets: Tensor, loop: LoopConfig, run: Run
 ) -> list[float]:
-    """Go on with the scene encoder's tower alone, in place, towards the text embeddings as they are.
+    """Go on with the scene encoder's tower alone, in place, towards what each image is to be told from the others by.
 
     It is small, so many more images pass through it than the joint training could afford.
 
     Args:
-        clip: Its text tower embeds the captions; not changed.
-        scene_tower: What is trained.
-        captioned: Images with captions.
-        caption_tokens: Token rows, in the order of `captioned`, shape (N, L), int64.
+        tower: What is trained.
+        sources: Images.
+        targets: Where each one's feature is to point, in the order of `sources`, shape (N, C), unit length; equal rows
+            are one target.
         loop: Steps and rates.
         run: Where to train, and what keeps and shows the progress.
 
     Returns:
         The loss of each step.
     """
-    images, device, size = ConcatenatedSamples(captioned), run.device, scene_tower.config.working_resolution
-    with torch.no_grad():
-        texts = torch.cat(
-            [clip.encode_text(part.to(device)) for part in torch.split(caption_tokens, 256)]
-        ).float()  # (N, C)
+    images, device, size = ConcatenatedSamples(sources), run.device, tower.config.working_resolution
     augment = AugmentConfig(min_crop=0.8, brightness=0.08)
     temperature = torch.nn.Parameter(torch.tensor(np.log(20.0), device=device, dtype=torch.float32))
     temperatures = torch.nn.ParameterDict({"contrastive": temperature})
+    targets = targets.to(device)
 
     def step_loss(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(images), (loop.batch_size,), generator=generator)
         batch, _ = draw_batch(
             images, loop.batch_size, size, augment, generator, *_NORMALISATION, indices=chosen.tolist()
         )
-        features = F.normalize(scene_tower(batch.to(device)).float(), dim=-1)
-        logits = temperatures["contrastive"].exp().clamp(max=100) * features @ texts[chosen.to(device)].T
-        tokens = caption_tokens[chosen].to(device)
-        return contrastive_loss(logits, (tokens[:, None] == tokens[None]).all(-1))
+        features = F.normalize(tower(batch.to(device)).float(), dim=-1)
+        aims = targets[chosen.to(device)]
+        logits = temperatures["contrastive"].exp().clamp(max=100) * features @ aims.T
+        return contrastive_loss(logits, (aims[:, None] == aims[None]).all(-1))
 
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in scene_tower.parameters() if p.ndim > 1]},
-        {"params": [p for p in scene_tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in tower.parameters() if p.ndim > 1]},
+        {"params": [p for p in tower.parameters() if p.ndim <= 1], "weight_decay": 0.0},
         {"params": [temperature], "weight_decay": 0.0},
     ]
-    return run_loop({"scene_tower": scene_tower, "temperatures": temperatures}, groups, step_loss, loop, run)
+    return run_loop({"scene_tower": tower, "temperatures": temperatures}, groups, step_loss, loop, run)
+
+
+@torch.no_grad()
+def caption_targets(clip: Clip, caption_tokens: Tensor, device: torch.device) -> Tensor:
+    """Text embeddings of captions, token rows (N, L), shape (N, C); equal captions have equal rows."""
+    captions, index = torch.unique(caption_tokens, dim=0, return_inverse=True)
+    texts = torch.cat([clip.encode_text(part.to(device)) for part in torch.split(captions, 256)]).float()
+    return texts[index.to(device)]
 
 
 def contrastive_loss(logits: Tensor, is_same: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from semla_ros.file_integrity import file_sha256, write_atomically
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, embed_source, train_adapter
 from semla_ros.lab.training.cards import adapter_card, model_card
-from semla_ros.lab.training.clip_training import ClipTrainingConfig, refine_scene_tower, train_clip
+from semla_ros.lab.training.clip_training import ClipTrainingConfig, caption_targets, refine_scene_tower, train_clip
 from semla_ros.lab.training.loop import LoopConfig, Run
 from semla_ros.lab.training.samples import RenderedSamples, RenderRequest
 from semla_ros.lab.training.segmenter_training import SegmenterTrainingConfig, train_segmenter
@@ -101,7 +101,7 @@ class Recipe:
         """
         if not budget > 0:
             raise ConfigError(f"'budget' must be positive, got {budget}")
-        recipe = from_mapping(cls, _read_recipe(path), where=f"recipe {path}")
+        recipe = from_mapping(cls, read_recipe(path), where=f"recipe {path}")
         stages = {}
         for name in ("clip", "scene_encoder", "segmenter", "adapter"):
             stage = getattr(recipe, name)
@@ -109,7 +109,8 @@ class Recipe:
         return replace(recipe, **stages)
 
 
-def _read_recipe(path: Path) -> Any:
+def read_recipe(path: Path) -> Any:
+    """The content of a recipe file; raises ConfigError."""
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -122,12 +123,13 @@ def adapter_recipe(path: Path) -> AdapterTrainingConfig:
     Raises:
         ConfigError: It is unreadable, has no such part, or a setting is unknown or out of range.
     """
-    content = _read_recipe(path)
+    content = read_recipe(path)
     part = content.get("adapter") if isinstance(content, Mapping) else None
     if part is None:
         raise ConfigError(f"recipe {path}: there is no part 'adapter' in it")
-    config = from_mapping(AdapterTrainingConfig, part, where=f"recipe {path}: adapter")
-    return replace(config, loop=replace(config.loop, seed=content.get("seed", config.loop.seed)))
+    if "seed" in content and isinstance(part, Mapping) and isinstance(part.get("loop"), Mapping):
+        part = {**part, "loop": {"seed": content["seed"], **part["loop"]}}
+    return from_mapping(AdapterTrainingConfig, part, where=f"recipe {path}: adapter")
 
 
 def render_training_images(
@@ -217,7 +219,8 @@ def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples,
             run,
         )
     with _run("scene_encoder", recipe.scene_encoder.loop, folders, device) as run:
-        refine_scene_tower(model.clip, tower, list(samples.values()), tokens, recipe.scene_encoder.loop, run)
+        targets = caption_targets(model.clip, tokens, device)
+        refine_scene_tower(tower, list(samples.values()), targets, recipe.scene_encoder.loop, run)
     save_model(model, folders.clip, class_names=CLASS_NAMES, vocabulary=vocabulary, model_id="semla-tiny-clip")
     folders.model.mkdir(parents=True, exist_ok=True)
     save_tower(tower, folders.encoder)
@@ -396,7 +399,7 @@ def token_table(vocabulary: Vocabulary, texts: Sequence[str]) -> Tensor:
     return table
 
 
-def save_tower(tower: VisualTower, path: Path) -> None:
+def save_tower(tower: VisualTower, path: Path, id: str = "semla-tiny-scene") -> None:
     """Write an image tower as a scene encoder that open_clip builds and runs."""
     config = tower.config
     vision = {
@@ -408,7 +411,7 @@ def save_tower(tower: VisualTower, path: Path) -> None:
         "pool_type": config.pool,
     }
     settings = {
-        "id": "semla-tiny-scene",
+        "id": id,
         "embed_dim": config.embed_dim,
         "open_clip_vision_cfg": vision,
         "image_mean": [value / 255 for value in CLIP_PIXEL_MEAN],

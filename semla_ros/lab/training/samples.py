@@ -201,6 +201,16 @@ def training_image(path: Path) -> ImageArray:
         raise DatasetError(f"image {error}") from None
 
 
+def data_digest(source: SampleSource) -> str:
+    """SHA-256 over all images and masks of a source, in order."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        for pixels in (source.image(index), source.mask(index)):
+            digest.update(repr(pixels.shape).encode())
+            digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()
+
+
 class ConcatenatedSamples:
     """Several sources as one."""
 

@@ -1,6 +1,11 @@
 """An adapter trained here has the published layout, fuses, and helps on what it was trained for."""
 
+import argparse
 import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import torch
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.cli import main
+from semla_ros.commands import train as train_command
 from semla_ros.lab.training.adapter_training import published_adapter_training
 from semla_ros.lab.training.recipe import Recipe
 from semla_ros.lab.world.classes import CLASS_NAMES
@@ -74,6 +80,37 @@ def test_an_existing_adapter_is_not_overwritten(
     assert list((tmp_path / "mist").iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_that_is_stopped_goes_on_to_the_same_adapter(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    @contextmanager
+    def stopping(_title: str, _total: int) -> Iterator[tuple[None, Callable[[int, float], None]]]:
+        yield None, lambda step, _loss: os.kill(os.getpid(), number) if step == 1 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "training_progress", stopping)
+        assert train(pictures, tmp_path / "library") == 130
+    assert [path.name for path in (tmp_path / "library").iterdir()] == [".mist.training"]
+    assert train(pictures, tmp_path / "library", "--seed", "4") == 2  # a state of another run
+    assert train(pictures, tmp_path / "library") == 0
+    assert {path.name for path in (tmp_path / "library").iterdir()} == {"mist", "library.yaml"}
+    assert train(pictures, tmp_path / "whole") == 0
+    for name in ("adapter_model.safetensors", "mist_statistics.npz"):
+        assert (tmp_path / "library/mist" / name).read_bytes() == (tmp_path / "whole/mist" / name).read_bytes()
+
+
+@pytest.mark.parametrize("recipe", [True, False])
+def test_what_the_command_line_names_counts_before_the_recipe(pictures: Path, recipe: bool) -> None:
+    parser = argparse.ArgumentParser()
+    train_command.add_arguments(parser)
+    options = ["adapter", "--name", "mist", "--library", "library", "--steps", "7", "--batch-size", "3", "--seed", "5"]
+    arguments = parser.parse_args([*options, *(["--recipe", str(pictures / "recipe.yaml")] if recipe else [])])
+    loop = train_command.adapter_config(arguments).loop
+    assert (loop.steps, loop.batch_size, loop.seed) == (7, 3, 5)
+    assert loop.learning_rate == (0.01 if recipe else 1e-4)
+
+
 @pytest.mark.parametrize(("name", "words"), [("../mist", "plain folder name"), ("", "plain folder name")])
 def test_a_name_that_leaves_the_library_is_refused(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
@@ -98,6 +135,8 @@ def test_a_class_the_model_has_no_word_for_is_named(
     [
         ("segmenter: {loop: {steps: 1}}", "there is no part 'adapter' in it"),
         ("adapter: {rank: 4}", "adapter: 'loop' is missing"),
+        ("seed: 1.5\nadapter: {loop: {steps: 1}}", "'seed'"),
+        ("adapter: {loop: {steps: 0}}", "'steps' and 'batch_size' must be >= 1"),
         ("adapter: {loop: {steps: 1}, ranks: 4}", "adapter: unknown setting 'ranks'"),
         ("- 1", "there is no part 'adapter' in it"),
         ("a: [", "recipe.yaml"),
