@@ -1,7 +1,8 @@
-"""Train the tiny models, or one adapter for a model of your own.
+"""Train the tiny models, a library for your own camera, or one adapter for a model of your own.
 
 Examples:
   semla train all
+  semla train library --benchmark camvid --data DIR --minutes 60 --out MY
   semla train adapter --name dusk --model catseg-l --images DIR --labels DIR --classes FILE --library DIR
   semla train adapter --benchmark camvid --data DIR --domain dusk --library DIR
   semla train adapter --name dusk --from-bag BAG --worklist out/replay/worklist.json --library DIR
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     everything.add_argument("--model-out", type=Path, default=Path("out/training/models/semla-tiny"))
     everything.add_argument("--library-out", type=Path, default=Path("out/training/adapters/semla-tiny"))
     everything.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    _add_library_arguments(parts)
     adapter = parts.add_parser(
         "adapter",
         help="one LoRA adapter from images and labels, or from a bag",
@@ -98,6 +100,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adapter.add_argument("--device", default="auto")
 
 
+def _add_library_arguments(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    library = parts.add_parser(
+        "library",
+        help="a model and a library for your own camera, from the labelled images of a benchmark file",
+        description="Train the base model on the source domains, the scene encoder to tell the domains apart, and one "
+        "adapter a domain; write a library. What is finished is kept, what was interrupted goes on.",
+    )
+    library.add_argument("--benchmark", required=True, metavar="FILE", help="YAML file, or the name of one that ships")
+    library.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that its patterns are below")
+    library.add_argument("--out", type=Path, required=True, metavar="MY", help="gets model/, library/ and work/")
+    library.add_argument("--model", default="semla-tiny", help="base model id or checkpoint to start from")
+    library.add_argument("--model-dir", default="", help="where model files are")
+    library.add_argument("--recipe", type=Path, help="YAML file; default: config/own_camera.yaml")
+    library.add_argument("--minutes", type=float, default=0.0, help="for all stages; default: the recipe's steps")
+    library.add_argument("--stage", default="", help="segmenter, scene_encoder, adapters or library; default: all")
+    library.add_argument(
+        "--base",
+        action=argparse.BooleanOptionalAction,
+        help="train the base model and its scene encoder, too (default: those of the shipped kind only)",
+    )
+    library.add_argument("--jobs", type=int, default=0, help="adapters at once (default: one per core; 1 on a GPU)")
+    library.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Run the chosen part."""
     from semla_ros.engines.torch_engine import choose_device
@@ -106,12 +132,36 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     if arguments.part == "adapter":
         return _train_adapter(arguments, device)
+    if arguments.part == "library":
+        return _train_library(arguments, device)
     from semla_ros.lab.training.recipe import Recipe, TrainingFolders, train_all
 
     recipe = Recipe.load(arguments.recipe or share_folder() / "config" / "training.yaml", arguments.budget)
     folders = TrainingFolders(work=arguments.work, model=arguments.model_out, library=arguments.library_out)
     train_all(recipe, folders, device)
     print(f"model in {folders.model}, library in {folders.library}")
+    return 0
+
+
+def _train_library(arguments: argparse.Namespace, device: torch.device) -> int:
+    from semla_ros.lab.evaluation.datasets.benchmark import load_benchmark
+    from semla_ros.lab.training.library_training import STAGES, LibraryRecipe, library_run, train_library
+
+    if arguments.stage and arguments.stage not in STAGES:
+        raise ConfigError(f"unknown stage '{arguments.stage}'; known: {', '.join(STAGES)}")
+    if arguments.minutes < 0 or arguments.jobs < 0:
+        raise ConfigError("--minutes and --jobs must not be negative")
+    run = library_run(
+        LibraryRecipe.load(arguments.recipe or share_folder() / "config" / "own_camera.yaml"),
+        load_benchmark(arguments.benchmark, arguments.data.expanduser(), "train"),
+        find_model(arguments.model, arguments.model_dir),
+        arguments.out,
+        device=device,
+        trains_base=arguments.base,
+        jobs=arguments.jobs,
+    )
+    train_library(run, arguments.minutes, arguments.stage)
+    print(f"model in {run.own_model}, library in {run.library}")
     return 0
 
 

@@ -21,7 +21,7 @@ class ChildError(SemlaError):
     """A child process could not start, or ended when it should have gone on."""
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Ask Linux to end this child when this process is killed in a way that it cannot handle."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -61,7 +61,7 @@ class Child:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_end_with_parent,
+                    preexec_fn=end_with_parent,
                 )
             except OSError as error:
                 raise ChildError(f"{name} cannot be started with {command[0]}: {error}") from None

@@ -8,6 +8,7 @@ from semla_ros.lab.training.adapter_training import AdapterTrainingConfig
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import SOURCE, Domain
 from semla_ros.library.manifest import AdapterEntry
+from semla_ros.segmentation.checkpoint import LoadedModel
 
 _MODEL = """# {name}
 
@@ -38,6 +39,71 @@ LoRA adapter of `{base}` for {what}, from {images} rendered scenes of {cities} (
 - centroid of {images} scene embeddings, mean distance {spread_mean:.3g}, 95 % within {spread_p95:.3g}
 - made by `semla train all`; licence {licence}
 """
+
+_OWN_MODEL = """# {name}
+
+{base} was trained on from there on {images} images of {domains} ({benchmark}).
+
+- works at {height} x {width} pixels; classes: {classes}
+- scene encoder: {encoder}
+- {steps} steps, made by `semla train library`; licence of the images: {licence}
+"""
+
+_OWN_ADAPTER = """# {name}
+
+LoRA adapter of `{base}` for {name} ({benchmark}), from {images} images.
+
+- rank {rank}, alpha {alpha}, {targets} target modules
+- {steps} steps of {batch} images
+- centroid of {images} scene embeddings, mean distance {spread_mean:.3g}, 95 % within {spread_p95:.3g}
+- made by `semla train library`; licence of the images: {licence}
+"""
+
+
+def own_model_card(model: LoadedModel, base: str, encoder: str, counts: Mapping[str, int], benchmark: str) -> str:
+    """The card of a model that was trained on a benchmark's source domains.
+
+    Args:
+        model: As it was written.
+        base: What it was trained on from.
+        encoder: Scene encoder id.
+        counts: Training images by domain name.
+        benchmark: Its name.
+    """
+    height, width = model.model.config.working_resolution
+    return _OWN_MODEL.format(
+        name=model.model_id,
+        base=base,
+        images=sum(counts.values()),
+        domains=", ".join(counts),
+        benchmark=benchmark,
+        height=height,
+        width=width,
+        classes=", ".join(model.class_names),
+        encoder=encoder,
+        steps=model.metadata["steps"],
+        licence=model.metadata["licence"] or "not stated",
+    )
+
+
+def own_adapter_card(
+    name: str, entry: AdapterEntry, base: str, benchmark: str, config: AdapterTrainingConfig, targets: int
+) -> str:
+    """The card of an adapter that was trained on a domain of a benchmark."""
+    return _OWN_ADAPTER.format(
+        name=name,
+        base=base,
+        benchmark=benchmark,
+        images=entry.images,
+        rank=config.rank,
+        alpha=config.alpha,
+        targets=targets,
+        steps=config.loop.steps,
+        batch=config.loop.batch_size,
+        spread_mean=entry.spread_mean,
+        spread_p95=entry.spread_p95,
+        licence=entry.licence or "not stated",
+    )
 
 
 def model_card(name: str, encoder: str, counts: Mapping[str, int]) -> str:
