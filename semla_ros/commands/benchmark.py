@@ -77,15 +77,16 @@ def _print(benchmark: DiskBenchmark, found: Sequence[DomainFindings]) -> None:
         counts = (str(item.images.get(split, "-")) for split in SPLITS)
         table.add_row(Text(item.name), item.role, *counts, sizes + more, f"{item.unlabelled_share:.1%}")
     console.print(table)
-    for class_names in dict.fromkeys(item.class_names for item in found):
-        console.print(_share_table(class_names, [item for item in found if item.class_names == class_names]))
+    read = [item for item in found if item.sizes]
+    for class_names in dict.fromkeys(item.class_names for item in read):
+        console.print(_share_table(class_names, [item for item in read if item.class_names == class_names]))
     for item in found:
         for line in item.problems[:_MOST_LINES]:
             console.print(Text(f"{item.name}: {line}"), style="yellow", soft_wrap=True)
         if len(item.problems) > _MOST_LINES:
             console.print(f"{item.name}: and {len(item.problems) - _MOST_LINES} more", style="yellow")
     count = sum(len(item.problems) for item in found)
-    console.print(f"{count} pairs are missing or doubtful" if count else "every pair is there and sound")
+    console.print(f"missing or doubtful: {count}" if count else "every pair is there and sound")
 
 
 def _share_table(class_names: Sequence[str], found: Sequence[DomainFindings]) -> Table:

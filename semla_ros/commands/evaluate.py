@@ -142,6 +142,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"'--benchmark {arguments.benchmark}' needs '--data ROOT', the folder that holds the data sets"
         )
+    if arguments.benchmark == "world" and arguments.classes:
+        raise ConfigError("'--classes' goes with '--benchmark FILE'; the world has its own classes")
     if len(set(arguments.seeds)) != len(arguments.seeds):
         raise ConfigError(f"'--seeds' must differ from each other, got {arguments.seeds}")
     if arguments.images is None:

@@ -220,7 +220,7 @@ def _check_source(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) and name not in allowed:
                 raise ConfigError(f"{_option(name)} goes with {_option(way)}")
     if not arguments.name and not arguments.benchmark:
-        raise ConfigError("--name is missing: the folder name of the adapter")
+        raise ConfigError("--name is missing; an adapter is a folder, and its name a plain folder name")
 
 
 def _option(name: str) -> str:

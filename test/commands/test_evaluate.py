@@ -82,6 +82,8 @@ def test_a_library_of_another_world_is_refused() -> None:
     ("options", "message"),
     [
         (["--benchmark", "semla20"], "needs '--data ROOT'"),
+        (["--classes", "road"], "goes with '--benchmark FILE'"),
+        (["--drive", "--ray", "auto"], "'--ray' goes with domains"),
         (["--seeds", "1", "1"], "must differ"),
         (["--images", "-1"], "0 or more"),
         (["--workers", "0"], "at least 1"),

@@ -79,6 +79,16 @@ def test_labels_become_ground_truth_where_there_are_any(tmp_path: Path) -> None:
     assert np.array_equal(frames[1].truth, expected[values])
 
 
+def test_an_image_that_cannot_be_read_is_named_and_leaves_no_bag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        save(tmp_path / "images" / f"{number}.png", picture(number))
+    (tmp_path / "images" / "2.png").write_bytes(b"no image")
+    assert "2.png: not an image file" in refused(capsys, tmp_path / "bag", tmp_path / "images")
+    assert not (tmp_path / "bag").exists()
+
+
 def test_a_benchmarks_domains_are_recorded_with_their_labels(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("""
 classes: {own: [road, sky, car]}

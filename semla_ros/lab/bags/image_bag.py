@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -12,7 +13,7 @@ from typing import Literal
 
 from PIL import Image
 
-from semla_ros.errors import ConfigError, ImageError
+from semla_ros.errors import ConfigError, ImageError, SemlaError
 from semla_ros.image_files import read_image
 from semla_ros.lab.bags.writer import NANOSECONDS, SEGMENT_TOPIC, START_NS, BagWriter
 from semla_ros.labels import labels_json
@@ -86,26 +87,39 @@ def record_images(
         SemlaError: An image or its labels cannot be read.
     """
     frames = _stamped(stretches, options)
-    frame_id = f"{options.camera}_camera_optical_frame"
-    with BagWriter(path) as bag:
-        if options.class_names:
-            bag.string("/labels", labels_json(options.class_names, 1), frames[0][0])
-        name = ""
-        for stamp_ns, stretch, file in frames:
-            if stretch.name != name:
-                bag.string(SEGMENT_TOPIC, stretch.name, stamp_ns)
-                name = stretch.name
-            topic, image = f"/{options.camera}/image", read_image(file)
-            if options.transport == "raw":
-                bag.image(topic, image, stamp_ns, frame_id)
-            else:
-                bag.compressed_image(f"{topic}/compressed", image, stamp_ns, frame_id, format=options.transport)
-            mask = stretch.mask(file) if options.class_names else None
-            if mask is not None:
-                bag.image(f"/{options.camera}/label", mask, stamp_ns, frame_id)
-            if progress is not None:
-                progress()
+    writer = BagWriter(path)
+    try:
+        with writer as bag:
+            _write(bag, frames, options, progress)
+    except SemlaError:
+        shutil.rmtree(path)  # an interrupt leaves a bag of what was written, an error nothing
+        raise
     return (frames[-1][0] - frames[0][0]) / NANOSECONDS
+
+
+def _write(
+    bag: BagWriter,
+    frames: Sequence[tuple[int, Stretch, Path]],
+    options: ImageBagOptions,
+    progress: Callable[[], object] | None,
+) -> None:
+    topic, frame_id = f"/{options.camera}/image", f"{options.camera}_camera_optical_frame"
+    if options.class_names:
+        bag.string("/labels", labels_json(options.class_names, 1), frames[0][0])
+    name = ""
+    for stamp_ns, stretch, file in frames:
+        if stretch.name != name:
+            bag.string(SEGMENT_TOPIC, stretch.name, stamp_ns)
+            name = stretch.name
+        image, mask = read_image(file), stretch.mask(file)
+        if options.transport == "raw":
+            bag.image(topic, image, stamp_ns, frame_id)
+        else:
+            bag.compressed_image(f"{topic}/compressed", image, stamp_ns, frame_id, format=options.transport)
+        if mask is not None:
+            bag.image(f"/{options.camera}/label", mask, stamp_ns, frame_id)
+        if progress is not None:
+            progress()
 
 
 def _stamped(stretches: Sequence[Stretch], options: ImageBagOptions) -> list[tuple[int, Stretch, Path]]:

@@ -74,6 +74,23 @@ def test_the_same_file_names_in_each_drive_keep_their_own_labels(own: DiskBenchm
     assert pairs == {(7, 0), (8, 1), (9, 2)}
 
 
+def test_a_star_for_a_folder_is_the_same_folder_for_an_image_and_its_labels(tmp_path: Path) -> None:
+    patterns = 'images: "*/cam_*/{name}.*", labels: "*/gt_*/{name}_*.png"'
+    old = 'images: "images/{split}/{name}.*", labels: "labels/{split}/{name}_ids.png"'
+    assert old in OWN
+    (tmp_path / "own.yaml").write_text(OWN.replace(old, patterns))
+    root = tmp_path / "data"
+    for value, (drive, camera) in enumerate((("north", "left"), ("north", "right"), ("south", "left")), start=7):
+        save(root / drive / f"cam_{camera}" / "000.jpg", 10 * value)
+        save(root / drive / f"gt_{camera}" / "000_ids.png", value)
+    images = load_benchmark(str(tmp_path / "own.yaml"), root).open("home")
+    seen = {(round(float(images.image(index).mean()) / 10), int(images.mask(index)[0, 0])) for index in range(3)}
+    assert seen == {(7, 0), (8, 1), (9, 2)}
+    (root / "south" / "gt_left" / "000_ids.png").rename(root / "south" / "gt_left" / "001_ids.png")
+    with pytest.raises(DatasetError, match=r"cam_left/000\.jpg is there, .*south/gt_left/000_\*\.png is not"):
+        load_benchmark(str(tmp_path / "own.yaml"), root).open("home")
+
+
 def test_what_is_missing_and_what_is_there_twice_is_named(own: DiskBenchmark) -> None:
     for name in ("a", "b"):
         save(own.root / f"images/val/{name}.jpg", 0)
@@ -105,6 +122,11 @@ def test_what_is_missing_and_what_is_there_twice_is_named(own: DiskBenchmark) ->
         ("role: source", "role: target", "'role' must be one of domain, source, unseen"),
         ("encoding: yard}", "encoding: garden}", "domain 'yard': unknown encoding 'garden'; known: ids, yard"),
         ("images/{split}/{name}.*", "images/{weather}/{name}.*", "domain 'home': '{weather}' is none of name, split"),
+        (
+            "fog/{name}.jpg",
+            "*/{name}.jpg",
+            "domain 'fog': each '*' that stands for a folder must be in 'images' and in",
+        ),
         ("fog/{name}.jpg", "fog/*.jpg", "domain 'fog': 'images' and 'labels' must hold {name} once"),
         ("family: fog,", "family: fog, val_share: 1.5,", "domain 'fog': 'val_share' must be"),
         ("domains:", "root: /data\ndomains:", "unknown setting 'root'"),

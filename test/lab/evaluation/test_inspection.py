@@ -76,7 +76,7 @@ def test_a_sound_set_is_counted(root: Path, capsys: pytest.CaptureFixture[str]) 
             "home",
             ["8 images are trained and validated on"],
         ),
-        (lambda root: (root / "yard").rename(root / "garden"), "yard", ["nothing is there", "yard/{name}.jpg"]),
+        (lambda root: (root / "yard").rename(root / "garden"), "yard", ["there is no val image", "yard/{name}.jpg"]),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_doubtful_is_one_line_of_its_domain(

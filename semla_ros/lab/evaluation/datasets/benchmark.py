@@ -16,7 +16,7 @@ from semla_ros.config import from_mapping
 from semla_ros.errors import ConfigError, DatasetError, SemlaError
 from semla_ros.lab.evaluation.datasets.images import LabelledImages
 from semla_ros.lab.evaluation.datasets.labels import Encoding
-from semla_ros.lab.evaluation.datasets.layouts import NAME, Layout, SamplePaths
+from semla_ros.lab.evaluation.datasets.layouts import NAME, Layout, SamplePaths, folder_wildcards
 from semla_ros.lab.evaluation.datasets.sizes import SizeRule
 from semla_ros.lab.evaluation.sources import EvaluationImage
 from semla_ros.resources import share_folder
@@ -110,6 +110,11 @@ class DiskBenchmark:
                 raise ConfigError(f"domain '{name}': '{{{strange[0]}}}' is none of {', '.join(sorted(known))}")
             if layout.kind in ("files", "names") and not all(item.count(NAME) == 1 for item in patterns):
                 raise ConfigError(f"domain '{name}': 'images' and 'labels' must hold {NAME} once, got {patterns}")
+            if len({folder_wildcards(item) for item in patterns}) > 1:
+                raise ConfigError(
+                    f"domain '{name}': each '*' that stands for a folder must be in 'images' and in 'labels', so that "
+                    f"images have the labels of their own folder, got {patterns}"
+                )
             if layout.kind != "files" and not layout.index:
                 raise ConfigError(f"domain '{name}': a layout of kind '{layout.kind}' needs an 'index'")
 

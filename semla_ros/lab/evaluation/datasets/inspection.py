@@ -97,6 +97,8 @@ def inspect_domain(
         if not benchmark.has_split(name):
             continue
         source, problems = benchmark.find(name)
+        if not len(source) and not problems and not (split == "train" and found.role == "unseen"):
+            problems = [f"there is no {split} image; wanted is {benchmark.describe(name)}"]
         found.problems += [problem for problem in problems if problem not in found.problems]
         found.images[split] = len(source)
         files = {sample.image for sample in source.paths}
@@ -111,8 +113,6 @@ def inspect_domain(
             except DatasetError as error:
                 found.problems.append(str(error))
             on_image()
-    if not sum(found.images.values()) and not found.problems:
-        found.problems.append(f"nothing is there; wanted is {one.describe(name)}")
     return found
 
 

@@ -39,7 +39,8 @@ class Layout:
     """One way that a domain lies below the data folder.
 
     In patterns `{split}` stands for the data set's own name of the split, `{name}` for what an image and its labels
-    have in common, folders included, `*` for any part of a file's name, a word of the domain's `words` for its value.
+    have in common, folders included, a word of the domain's `words` for its value, and `*` for any part of a file's
+    name, or of a folder's; what it stands for in folders is the same for an image and its labels.
 
     Attributes:
         images: Pattern of the image files; of "panoptic" their folder; of "list" not used.
@@ -161,8 +162,8 @@ def _filled(pattern: str, split: str, words: Mapping[str, str]) -> str:
 def _matched(root: Path, images: str, labels: str, are_all_labelled: bool) -> tuple[list[SamplePaths], list[str]]:
     pictures, masks = _files_by_name(root, images), _files_by_name(root, labels)
     samples, problems = [], []
-    for name in sorted(pictures.keys() | masks.keys()):
-        files, label_files = pictures.get(name, []), masks.get(name, [])
+    for key in sorted(pictures.keys() | masks.keys()):
+        files, label_files = pictures.get(key, []), masks.get(key, [])
         problems += [
             f"{' and '.join(map(str, several[:_SHOWN]))} have the same name: remove all but one"
             for several in (files, label_files)
@@ -171,22 +172,42 @@ def _matched(root: Path, images: str, labels: str, are_all_labelled: bool) -> tu
         if files and label_files:
             samples.append(SamplePaths(image=files[0], labels=label_files[0]))
         elif label_files:
-            problems.append(f"{label_files[0]} is there, {root / images.replace(NAME, name)} is not")
+            problems.append(f"{label_files[0]} is there, {root / _named(images, key)} is not")
         elif are_all_labelled:
-            problems.append(f"{files[0]} is there, {root / labels.replace(NAME, name)} is not")
+            problems.append(f"{files[0]} is there, {root / _named(labels, key)} is not")
     return (samples, problems) if pictures else ([], [])
 
 
-def _files_by_name(root: Path, pattern: str) -> dict[str, list[Path]]:
-    """What stands for `{name}` -> the files below `root` that it makes of a pattern."""
-    parts = {NAME: "(?P<name>.+)", "*": "[^/]*"}
-    wanted = re.compile("".join(parts.get(part, re.escape(part)) for part in re.split(r"(\{name\}|\*)", pattern)))
-    found: dict[str, list[Path]] = defaultdict(list)
-    fixed = re.split(r"\{name\}|\*", pattern)[0].rpartition("/")[0]
+def folder_wildcards(pattern: str) -> int:
+    """How many `*` of a pattern stand in folders."""
+    return pattern.rpartition("/")[0].count("*")
+
+
+def _files_by_name(root: Path, pattern: str) -> dict[tuple[str, ...], list[Path]]:
+    """What stands for `{name}`, and for each `*` in a folder -> the files below `root` that it makes of a pattern."""
+    parts = re.split(r"(\{name\}|\*)", pattern)
+    stars = folder_wildcards(pattern)
+    written = []
+    for index, part in enumerate(parts):
+        is_in_folder = part == "*" and parts[:index].count("*") < stars
+        written.append("([^/]*)" if is_in_folder else {NAME: "(?P<name>.+)", "*": "[^/]*"}.get(part, re.escape(part)))
+    wanted = re.compile("".join(written))
+    found: dict[tuple[str, ...], list[Path]] = defaultdict(list)
+    fixed = parts[0].rpartition("/")[0]
     for path in sorted((root / fixed).rglob("*")):
         if (match := wanted.fullmatch(path.relative_to(root).as_posix())) and path.is_file():
-            found[match["name"]].append(path)
+            place = wanted.groupindex["name"] - 1
+            others = [group for index, group in enumerate(match.groups()) if index != place]
+            found[(*others, match["name"])].append(path)
     return found
+
+
+def _named(pattern: str, key: tuple[str, ...]) -> str:
+    """A pattern with what stands in its folders and for `{name}`."""
+    *folders, name = key
+    for folder in folders:
+        pattern = pattern.replace("*", folder, 1)
+    return pattern.replace(NAME, name)
 
 
 def _missing(paths: SamplePaths) -> str:
