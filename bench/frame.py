@@ -64,7 +64,7 @@ def measure(
         frame = Frame(image=image, stamp_ns=0)
         retriever = Retriever(parts.library, RetrievalConfig())
         pipeline.apply_mix(retriever.retrieve(parts.encoder.embed(image)), "parameters")
-        ours = _predict_maps(mode)(pipeline.model, image, pipeline.text_features)
+        ours = predict_maps(mode)(pipeline.model, image, pipeline.text_features)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns that the active adapter was deleted, which is the point
             loop = PublishedLoop(peer_model, library, ADAPTERS)
@@ -74,7 +74,7 @@ def measure(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 answers[:] = [
-                    loop.segment(image, peer_encoder.embed, retriever.retrieve, tokens, _predict_maps(mode), watch)
+                    loop.segment(image, peer_encoder.embed, retriever.retrieve, tokens, predict_maps(mode), watch)
                 ]
 
         def served(threads: int) -> AbstractContextManager[str]:
@@ -163,11 +163,12 @@ def _pixels(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def _predict_maps(mode: InferenceMode) -> Callable[[CatSeg, np.ndarray, Tensor], Tensor]:
-    """As published: every class map is resized to the image before the arg-max."""
+def predict_maps(mode: InferenceMode) -> Callable[[CatSeg, np.ndarray, Tensor], Tensor]:
+    """As published: every class map is resized to the image before the arg-max; on the class embeddings' device."""
 
     def predict(model: CatSeg, image: np.ndarray, text: Tensor) -> Tensor:
-        maps = segment_probabilities(model, _pixels(image), text, (image.shape[0], image.shape[1]), mode)
+        pixels = _pixels(image).to(text.device)
+        maps = segment_probabilities(model, pixels, text, (image.shape[0], image.shape[1]), mode)
         maps.argmax(dim=0)
         return maps
 
@@ -177,7 +178,7 @@ def _predict_maps(mode: InferenceMode) -> Callable[[CatSeg, np.ndarray, Tensor],
 def _other_ways(
     model: CatSeg, text: Tensor, image: np.ndarray, repeats: int, *, is_sliding: bool, compiled: bool
 ) -> dict[str, Timing]:
-    """The same frame in one view; in lower precision where the masks agree; on a GPU, captured as a graph, if any."""
+    """The same frame in one view, and in lower precision."""
     rows = {}
     settings = {"whole_image": InferenceConfig(inference="whole", device="cpu")}
     if compiled:
@@ -186,14 +187,9 @@ def _other_ways(
         settings["whole_image_bf16"] = InferenceConfig(inference="whole", device="cpu", precision="bf16")
         if is_sliding:
             settings["sliding_bf16"] = InferenceConfig(inference="sliding", device="cpu", precision="bf16")
-    if torch.cuda.is_available():
-        settings["whole_image_gpu"] = InferenceConfig(inference="whole", device="cuda")
-        settings["whole_image_gpu_fp16"] = InferenceConfig(inference="whole", device="cuda", precision="fp16")
     for name, setting in settings.items():
-        # An engine moves its model to the device: on a GPU it gets one of its own.
-        own = copy.deepcopy(model) if setting.device == "cuda" else model
         setting = dataclasses.replace(setting, threads=torch.get_num_threads())
-        engine = TorchEngine(own, setting, probe_images=[image])
+        engine = TorchEngine(model, setting, probe_images=[image])
         engine.set_text(text)
         try:
             engine.warm_up()

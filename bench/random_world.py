@@ -65,10 +65,11 @@ def config_of(size: Size) -> CatSegConfig:
     return CatSegConfig(clip=clip, aggregator=aggregator, guidance_layers=(0, 2) if is_toy else (1, 3))
 
 
-def random_model(size: Size, seed: int = 0) -> CatSeg:
-    """A model with seeded random weights, ready for inference; two of one seed are equal."""
+def random_model(size: Size, seed: int = 0, device: str = "cpu") -> CatSeg:
+    """A model with seeded random weights, ready for inference; two of one seed and device are equal."""
     torch.manual_seed(seed)
-    return CatSeg(config_of(size)).eval().requires_grad_(False)
+    with torch.device(device):
+        return CatSeg(config_of(size)).eval().requires_grad_(False)
 
 
 def random_tokens(model: CatSeg, classes: int, words: int = 9, seed: int = 0) -> torch.Tensor:
@@ -100,7 +101,9 @@ def random_encoder(size: Size, device: str = "cpu", seed: int = 0) -> SceneEncod
     config = ClipConfig(
         patch=patch, visual_width=width, visual_layers=layers, native_grid=grid, working_grid=grid, embed_dim=dim
     )
-    return SceneEncoder(SceneTower(config), preprocessing, id=size, dim=dim, device=device)
+    with torch.device(device):
+        tower = SceneTower(config)
+    return SceneEncoder(tower, preprocessing, id=size, dim=dim, device=device)
 
 
 def class_list(count: int) -> tuple[str, ...]:
@@ -122,12 +125,12 @@ def random_parts(
     Args:
         size: Of the model.
         folder: Empty; the library is written into it.
-        inference: Settings of the engine.
+        inference: Settings of the engine; its device is "cpu" or "cuda".
         adapters: Names of the library.
         classes: Length of the vocabulary.
         drift: Settings of the gate.
     """
-    model, encoder = random_model(size), random_encoder(size, inference.device)
+    model, encoder = random_model(size, device=inference.device), random_encoder(size, inference.device)
     write_random_library(folder, model, adapters, encoder.dim)
     return PipelineParts(
         model=model,

@@ -50,10 +50,19 @@ def serve(size: Size, adapters: int, memory: str = "double", device: str = "cpu"
         "retrieve_p99_ms": retrieval.percentile(99),
         "resident_mib": resident / 2**20,
         "peak_mib": peak / 2**20,
-        "device_mib": torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0,
+        **(_on_device() if device == "cuda" else {}),
         "adapted_weights_mib": adapted / 2**20,
         "weights_mib": _mib(parts.model),
         "encoder_mib": _mib(parts.encoder.tower),
+    }
+
+
+def _on_device() -> dict[str, float]:
+    """Memory of the GPU: the most that tensors held at once, and what is in use beside them, by whatever process."""
+    free, total = torch.cuda.mem_get_info()
+    return {
+        "device_mib": torch.cuda.max_memory_allocated() / 2**20,
+        "beside_tensors_mib": (total - free - torch.cuda.memory_reserved()) / 2**20,
     }
 
 
