@@ -3,7 +3,7 @@ VENV := .venv/bin
 OUT ?= out/demo
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint check format bench results parameters constraints clean venv
+.PHONY: demo test lint check format bench gpu gpu-kit results parameters constraints clean venv
 
 venv:
 	@tools/make-venv
@@ -27,6 +27,12 @@ format: venv
 
 bench: venv
 	@$(VENV)/semla bench all --out out/bench $(ARGS)
+
+gpu:
+	@tools/gpu-run $(ARGS)
+
+gpu-kit:
+	@tools/gpu-kit $(ARGS)
 
 results: venv
 	@$(VENV)/semla evaluate --benchmark world --seeds 0 1 2 --images 34 --cards --json out/results/results.json --html out/results/report.html --markdown out/results/table.md $(ARGS)

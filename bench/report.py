@@ -123,7 +123,7 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
             goal.key,
             goal.meaning,
             str(look_up(summary, f"{goal.key.split('.')[0]}.size") or ""),
-            f"[{colour}]{_short(value)} {goal.unit}[/{colour}]",
+            f"[{colour}]{short(value)} {goal.unit}[/{colour}]",
             f"{'≥' if goal.is_minimum else '≤'} {goal.bound:g}",
         )
     console.print(table)
@@ -132,7 +132,7 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
         for size, figures in (look_up(summary, f"{name}.by_size") or {}).items():
             for row, timing in figures.items():
                 if isinstance(timing, Mapping) and "median_ms" in timing:
-                    median, p95 = _short(timing["median_ms"]), _short(timing["p95_ms"])
+                    median, p95 = short(timing["median_ms"]), short(timing["p95_ms"])
                     rows.add_row(name, size, row, median, p95, str(timing["runs"]))
     if rows.row_count:
         console.print(rows)
@@ -184,5 +184,6 @@ def _start_line(figures: Mapping[str, Any]) -> str:
     return line
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Three digits, or all before the point."""
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"

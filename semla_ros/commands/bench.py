@@ -6,6 +6,8 @@
     semla bench start --against ../old       # process start to first mask, and of another checkout, in turns
     semla bench engines                      # not part of "all": what engines serve, in each runtime that is installed
     semla bench soak --frames 100000         # not part of "all": endurance of the node, resumed where interrupted
+    semla bench gpu                          # alone, on a GPU: the acceptance run, at most 8 minutes; see docs/gpu.md
+    semla bench gpu --only parity stall      # some phases of it again
 
 Models have random weights, except in engines, node, soak, start and stall at tiny size, which run the embedded
 default: no weights need to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks,
@@ -14,7 +16,8 @@ and prints a table with the goals. Run it on a machine that does nothing else; t
 The soak is run in parts, raw and compressed images in turn. soak.json in the same folder has those that are done;
 called again with the same settings after an interruption, it goes on with the next one.
 
-Exit status: 0 whether or not a goal is met, except for the soak: 1 where the node did not hold.
+Exit status: 0 whether or not a goal is met, except for the soak: 1 where the node did not hold, and for gpu: 1 where a
+phase did not end or a goal is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from semla_ros.errors import ConfigError
 from semla_ros.resources import share_folder
 
 NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "start", "node", "transport")
-NOT_IN_ALL = ("engines", "soak")
+NOT_IN_ALL = ("engines", "soak", "gpu")
 _KNOWN = ", ".join((*NAMES, *NOT_IN_ALL))
 
 
@@ -49,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="semla-tiny", help="for start, node and soak; default: %(default)s")
     parser.add_argument("--library", default="", metavar="DIR", help="for the same; default: the model's own")
     parser.add_argument("--against", type=Path, metavar="DIR", help="in start, another checkout to compare with")
+    parser.add_argument("--dry", action="store_true", help="in gpu, try the phases out on the CPU at toy size")
+    parser.add_argument("--only", nargs="+", metavar="PHASE", default=(), help="in gpu, run these phases again")
     parser.add_argument("--out", type=Path, default=Path("out/bench"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print summary.json instead of tables")
 
@@ -57,6 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the benchmarks; see the module for the exit status."""
     names = _chosen(arguments.names)
     _import_bench()
+    if "gpu" in names:
+        if len(names) > 1:
+            raise ConfigError("'gpu' has the GPU to itself: run the other benchmarks by a command of their own")
+        from bench.gpu import run_acceptance
+
+        return run_acceptance(arguments.out, is_dry=arguments.dry, only=tuple(arguments.only), is_json=arguments.json)
     from bench.run import run_benchmarks
 
     return run_benchmarks(names, arguments)
