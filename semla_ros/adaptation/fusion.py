@@ -81,6 +81,8 @@ class Fuser:
     Attributes:
         notes: What was asked for and could not be had, with the reason.
         in_use: What serves; None before the first commit, and where not even the base model could be put into use.
+        stands_by: What served before, while its weights are whole in the standby copies: `commit` takes it like what
+            was just prepared. None once `prepare` is called, where vocabulary or library have changed, under "single".
         slabs: The adapted weights, by shape.
     """
 
@@ -106,7 +108,9 @@ class Fuser:
         self._ticket = 0
         self._committed = 0
         self.in_use: PreparedModel | None = None
+        self.stands_by: PreparedModel | None = None
         self._earlier: PreparedModel | None = None  # what was in use where nothing is
+        self._serves_live = True  # what is in use lies in the slabs' live memory
         self.set_tokens(token_ids)
 
     def set_tokens(self, token_ids: Tensor) -> None:
@@ -117,10 +121,12 @@ class Fuser:
         """
         self._token_ids = token_ids.to(self._device)
         self._base_text: Tensor | None = None
+        self.stands_by = None
 
     def set_library(self, library: AdapterLibrary) -> None:
         """Use another library from now on; adapters that it lacks stay usable while the present mix holds them."""
         self._library = library
+        self.stands_by = None
         for name in library.names:
             self._resident.pop(name, None)
 
@@ -137,6 +143,7 @@ class Fuser:
             MixError: Adapters are missing or damaged, or do not fit the model. The model in use is unchanged.
         """
         self._ticket += 1
+        self.stands_by = None
         try:
             return self._prepare(mix)
         except MixError:
@@ -184,16 +191,17 @@ class Fuser:
         """Put a prepared model into use, all of it or nothing. No forward pass may run meanwhile.
 
         Args:
-            prepared: From the latest `prepare`.
+            prepared: From the latest `prepare`, or what stands by.
             set_text: Takes its class embeddings over, or raises and keeps the former ones.
 
         Raises:
             BaseException: Whatever failed. `in_use` tells what serves: as a rule the same as before; the base model
                 where the way back fails, too.
         """
-        if prepared.ticket != self._ticket or prepared.ticket == self._committed:
+        is_latest = prepared.ticket == self._ticket and prepared.ticket != self._committed
+        if not is_latest and prepared is not self.stands_by:
             raise ValueError(f"prepared model {prepared.ticket} is void, the latest is {self._ticket}")
-        self._committed = prepared.ticket
+        self._committed, self.stands_by = self._ticket, None
         earlier, live = self.in_use, [slab.live for slab in self.slabs]
         try:
             with torch.no_grad():
@@ -205,8 +213,10 @@ class Fuser:
         except BaseException:
             self._go_back(earlier, live, set_text)
             raise
-        self.in_use = prepared
-        self._forget_all_but(prepared.mix.names)
+        if earlier is not None and self._serves_live and not self._is_single:
+            self.stands_by = earlier
+        self.in_use, self._serves_live = prepared, True
+        self._forget_all_but((*prepared.mix.names, *(self.stands_by.mix.names if self.stands_by else ())))
 
     def use_base(self, set_text: Callable[[Tensor], None]) -> None:
         """Put the base model into use, for the classes in use. No forward pass may run meanwhile.
@@ -216,7 +226,7 @@ class Fuser:
         """
         if (earlier := self.in_use or self._earlier) is None:
             raise ValueError("nothing was committed yet")
-        self._earlier, self.in_use = earlier, None
+        self._earlier, self.in_use, self.stands_by, self._serves_live = earlier, None, None, False
         for slab in self.slabs:
             slab.use_base()
         self._synchronize()
@@ -229,6 +239,7 @@ class Fuser:
     ) -> None:
         """Undo what `commit` did to the weights; the class embeddings change last, and so have not."""
         if earlier is None or not earlier.mix.names:
+            self._serves_live = False
             for slab in self.slabs:
                 slab.use_base()
             return

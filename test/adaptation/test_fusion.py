@@ -11,6 +11,7 @@ import torch
 from tiny_parts import RANKS, tiny_adapter, tiny_model
 from torch import Tensor
 
+from semla_ros.adaptation import weight_slabs
 from semla_ros.adaptation.fusion import Fuser
 from semla_ros.adaptation.weight_slabs import WeightSlab
 from semla_ros.errors import AdapterError
@@ -163,14 +164,86 @@ def test_an_adapter_that_lacks_modules_leaves_them_at_the_base() -> None:
     assert all(torch.equal(after[f"{path}.weight"], before[f"{path}.weight"]) for path in missing)
 
 
-def test_only_adapters_of_the_mix_stay_in_memory() -> None:
+def test_only_adapters_of_the_mix_and_of_the_one_that_stands_by_stay_in_memory() -> None:
     model = tiny_model()
     library = make_library(model)
     fuser = make_fuser(model, library)
     put(fuser, mix_of(day=0.5, fog=0.5))
     put(fuser, mix_of(day=0.6, night=0.4))
+    assert set(fuser.resident_adapters) == {"day", "fog", "night"}
+    put(fuser, mix_of(day=0.7, night=0.3))
     assert set(fuser.resident_adapters) == {"day", "night"}
     assert library.reads.count("day") == 1
+
+
+@pytest.fixture(params=[False, True], ids=["by pointers", "by copies"])
+def is_fixed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether weights in use stay where they are, as on a GPU."""
+    monkeypatch.setattr(WeightSlab, "_is_fixed", request.param)
+    monkeypatch.setattr(weight_slabs, "HELD_BYTES", 1)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("is_fixed")
+def test_what_served_before_comes_back_with_the_same_bits_as_often_as_it_is_wanted() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    expected = {}
+    for name in ("fog", "day"):
+        expected[name] = put(fuser, mix_of(**{name: 1.0})), weights_of(model)
+    for turn in range(6):
+        name = ("fog", "day")[turn % 2]
+        texts: list[Tensor] = []
+        assert fuser.stands_by is not None
+        fuser.commit(fuser.stands_by, texts.append)
+        assert fuser.in_use is not None
+        assert fuser.in_use.mix.names == (name,)
+        assert torch.equal(texts[0], expected[name][0])
+        after = weights_of(model)
+        assert all(torch.equal(after[key], value) for key, value in expected[name][1].items())
+
+
+@pytest.mark.usefixtures("is_fixed")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda fuser: fuser.prepare(mix_of(night=1.0)),
+        lambda fuser: fuser.set_tokens(TOKENS[:2]),
+        lambda fuser: fuser.set_library(fuser._library),
+        lambda fuser: fuser.use_base(lambda _: None),
+    ],
+    ids=["another preparation", "another vocabulary", "another library", "the base model instead"],
+)
+def test_nothing_stands_by_after(spoil: Callable[[Fuser], object]) -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    assert fuser.stands_by is None
+    put(fuser, mix_of(day=1.0))
+    put(fuser, mix_of(fog=1.0))
+    stale = fuser.stands_by
+    assert stale is not None
+    spoil(fuser)
+    assert fuser.stands_by is None
+    with pytest.raises(ValueError, match="void"):
+        fuser.commit(stale)
+
+
+def test_nothing_stands_by_where_there_is_one_set_of_weights() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model), memory="single")
+    put(fuser, mix_of(day=1.0))
+    put(fuser, mix_of(fog=1.0))
+    assert fuser.stands_by is None
+
+
+@pytest.mark.usefixtures("is_fixed")
+def test_a_base_model_that_served_from_no_slab_does_not_stand_by() -> None:
+    model = tiny_model()
+    fuser = make_fuser(model, make_library(model))
+    put(fuser, mix_of(day=1.0))
+    fuser.use_base(lambda _: None)
+    put(fuser, mix_of(fog=1.0))
+    assert fuser.stands_by is None
 
 
 @pytest.mark.parametrize("memory", ["double", "single"])
@@ -226,7 +299,8 @@ def test_single_memory_saves_most_of_the_standby_copy() -> None:
     assert sizes["single"] < sizes["double"]
 
 
-@pytest.mark.parametrize("memory", ["double", "single"])
+@pytest.mark.usefixtures("is_fixed")
+@pytest.mark.parametrize("memory", ["double", "single", "recall"])
 @pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("earlier", ["day", ""], ids=["from an adapter", "from the base model"])
 def test_whatever_fails_in_a_commit_the_weights_are_those_of_what_is_in_use(
@@ -235,7 +309,7 @@ def test_whatever_fails_in_a_commit_the_weights_are_those_of_what_is_in_use(
     """Every write, product, allocation, swap and the hand-over of the text fail in turn."""
     model = tiny_model()
     expected = {"": weights_of(model)}
-    fuser = make_fuser(model, make_library(model), memory=memory)
+    fuser = make_fuser(model, make_library(model), memory="single" if memory == "single" else "double")
     for name in ("fog", "day"):
         put(fuser, mix_of(**{name: 1.0}))
         expected[name] = weights_of(model)
@@ -253,9 +327,11 @@ def test_whatever_fails_in_a_commit_the_weights_are_those_of_what_is_in_use(
         return run
 
     for limit in range(1, 1000):
+        put(fuser, mix_of(fog=1.0))
         put(fuser, mix_of(**{earlier: 1.0}) if earlier else AdapterMix())
         before = fuser.in_use
-        prepared = fuser.prepare(mix_of(fog=1.0))
+        prepared = fuser.stands_by if memory == "recall" else fuser.prepare(mix_of(fog=1.0))
+        assert prepared is not None
         count = 0
         with monkeypatch.context() as patch:
             for name in ("mul", "baddbmm", "addmm", "empty", "zeros"):
@@ -273,6 +349,7 @@ def test_whatever_fails_in_a_commit_the_weights_are_those_of_what_is_in_use(
         assert fuser.in_use is not None
         if not failed:
             break
+        assert fuser.stands_by is None
         in_use = fuser.in_use
         assert in_use is before or not in_use.mix.names
         assert is_lasting or in_use is before
