@@ -47,7 +47,7 @@ def measure(size: Size, seconds: float = 20.0, device: str = "cpu") -> dict[str,
             start = time.perf_counter()
             beside += _frames(pipeline, scenes, seconds / TURNS, is_adapting=True)
             fusing_s += time.perf_counter() - start
-            fusions += len(made)
+            fusions += sum(generation.reason == "drift" for generation in made)
         pipeline.stop()
         commit = pipeline.status().adaptation_latency_ms["commit"]
         prepare = pipeline.status().adaptation_latency_ms["prepare"]

@@ -190,10 +190,10 @@ class DriftConfig(Checked):
     )
     steady_s: NonNegative = live(
         10.0,
-        "Time constant of the mix in a steady scene; how long a change of two thirds must last, smaller ones longer",
+        "Time constant of the mix in a steady scene; a change of two thirds must last 2/5 of it, smaller ones longer",
     )
     max_fusions_per_min: Positive = live(
-        12.0, "Cap on fusions per minute of image time; a scene that changes faster gets a blend"
+        12.0, "Cap on fusions per minute of image time, recalls not counted; what changes faster gets a blend"
     )
 
 
@@ -210,7 +210,8 @@ class InferenceConfig(Checked):
     threads: Annotated[int, Range(0, 256)] = fixed(0, "CPU threads of the forward pass; 0 = all physical cores but one")
     compile: bool = fixed(False, "torch.compile the forward pass")
     memory: Literal["double", "single"] = fixed(
-        "double", "double: new weights are prepared beside those in use; single: less memory, longer swap"
+        "double",
+        "double: new weights are prepared beside those in use, and those before can be recalled; single: less memory",
     )
 
 

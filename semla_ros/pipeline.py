@@ -36,6 +36,7 @@ from semla_ros.segmentation.model import CatSeg
 from semla_ros.timing import RestartWatch, Stopwatch
 
 logger = logging.getLogger(__name__)
+RECALL = "recall"  # reason of a generation whose mix stood by
 
 
 class _FrozenError(Exception):
@@ -212,15 +213,21 @@ class PerceptionPipeline:
             embedding = self._parts.encoder.embed(frame.image)
         with watch.stage("retrieve"):
             mix = self._retriever.retrieve(embedding)
-        decision = self._drift_gate.update(embedding, mix, self._generation.mix, frame.stamp_ns)
+        stands_by = self._fuser.stands_by
+        decision = self._drift_gate.update(
+            embedding, mix, self._generation.mix, frame.stamp_ns, stands_by.mix if stands_by else None
+        )
         if not decision.has_drifted:
             return self._step("dwell" if decision.is_dwelling else "steady", frame, watch, drift=decision.drift)
         try:
-            generation = self._fuse_scene("drift", decision.scene, frame.stamp_ns, watch, decision.mix)
+            reason = RECALL if decision.is_recall else "drift"
+            generation = self._fuse_scene(reason, decision.scene, frame.stamp_ns, watch, decision.mix)
         except _FrozenError:
             return self._step("frozen", frame, watch, drift=decision.drift)
-        self._drift_gate.accept(generation.mix)
-        return self._step("fused", frame, watch, drift=decision.drift, mix=generation.mix)
+        is_recall = generation.reason == RECALL
+        self._drift_gate.accept(generation.mix, is_recall=is_recall)
+        action = "recalled" if is_recall else "fused"
+        return self._step(action, frame, watch, drift=decision.drift, mix=generation.mix)
 
     def process(self, frame: Frame) -> tuple[Segmentation, AdaptationStep]:
         """Adapt, then segment, in this thread: the same frames always give the same masks."""
@@ -405,6 +412,7 @@ class PerceptionPipeline:
             embeddings=tally.embeddings,
             retrievals=tally.retrievals,
             fusions=tally.fusions,
+            recalls=tally.recalls,
             failures=tally.failures,
             replaced_scenes=background.replaced if background is not None else 0,
             drift=tally.drift,
@@ -486,6 +494,8 @@ class PerceptionPipeline:
     ) -> Generation:
         """Prepare and commit the next generation; what is not given stays as it is in the present one.
 
+        For the reason `RECALL` the mix is the one that stands by, and nothing is prepared.
+
         A mix without a scene was not retrieved for one: the scene in memory and its stamp are forgotten.
 
         Raises:
@@ -496,8 +506,13 @@ class PerceptionPipeline:
         generation: Generation | None = None
         while generation is None:
             present = self._generation
-            with watch.stage("prepare"):
-                prepared = self._fuser.prepare(mix) if mix is not None else self._prepare_present()
+            recalled = self._fuser.stands_by if reason == RECALL else None
+            if recalled is None:
+                reason = "drift" if reason == RECALL else reason  # the base model had to serve: nothing stands by
+                with watch.stage("prepare"):
+                    prepared = self._fuser.prepare(mix) if mix is not None else self._prepare_present()
+            else:
+                prepared = recalled
             made = Generation(
                 number=present.number + 1,
                 mix=prepared.mix,
@@ -517,7 +532,8 @@ class PerceptionPipeline:
                     raise MixError(f"the mix {mix} was given up: {self._tally.last_error}", ())
         if mix is not None:
             self._scene = scene
-        self._tally.fusions += 1
+        self._tally.fusions += reason != RECALL
+        self._tally.recalls += reason == RECALL
         self._announce(generation)
         return generation
 

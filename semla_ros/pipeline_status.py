@@ -21,7 +21,8 @@ class PipelineStatus:
         frames: Frames segmented.
         retrievals: Scene embeddings that led to a retrieval.
         embeddings: Scene embeddings computed.
-        fusions: Generations committed.
+        fusions: Generations that were fused.
+        recalls: Generations whose mix had served before and still stood by, so that nothing was fused.
         failures: Turns of the adaptation path, or changes asked for, that failed.
         replaced_scenes: Frames offered to the background thread that a newer one replaced.
         drift: Latest drift; None before the first scene embedding or after a reset.
@@ -46,6 +47,7 @@ class PipelineStatus:
     embeddings: int
     retrievals: int
     fusions: int
+    recalls: int
     failures: int
     replaced_scenes: int
     drift: float | None
@@ -74,6 +76,7 @@ class Tally:
         self.embeddings = 0
         self.retrievals = 0
         self.fusions = 0
+        self.recalls = 0
         self.drift: float | None = None
         self.last_action = ""
         self.last_error = ""

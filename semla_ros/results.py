@@ -174,8 +174,8 @@ class Generation:
         class_names: The vocabulary, index in the mask -> name.
         vocabulary_version: Grows with every change of the class list, likewise.
         scene_stamp_ns: Stamp of the frame whose scene embedding chose the mix; None for the base model.
-        reason: Why it was made: "base", "drift", "vocabulary", "library", "parameters", "reset", "failure" (the base
-            model, because the mix before could not serve any more).
+        reason: Why it was made: "base", "drift", "recall" (back to the mix before, which still stood by), "vocabulary",
+            "library", "parameters", "reset", "failure" (the base model, because the mix before could not serve).
     """
 
     number: int
@@ -326,10 +326,11 @@ class AdaptationStep:
     Attributes:
         action: "throttled" (too early, nothing computed), "steady" (the mix still fits), "dwell" (the mix would change
             by more than `mix_threshold`, but that has to last, or the fusions of this minute are used up), "frozen",
-            "fused" (a new generation was committed), "failed".
+            "fused" (a new generation was committed), "recalled" (the same, of the mix before, which still stood by and
+            had not to be fused), "failed".
         stamp_ns: Stamp of the scene frame.
         drift: Share of the mix in use that would change, 0..1; None if not computed.
-        mix: The mix put into use, for "fused".
+        mix: The mix put into use, for "fused" and "recalled".
         generation: The generation serving after this step.
         error: Why it failed, for "failed".
         latency_ms: Milliseconds by stage ("embed", "retrieve", "prepare", "commit").

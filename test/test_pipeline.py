@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,44 @@ def test_a_steady_scene_keeps_its_generation(pipeline: PerceptionPipeline) -> No
     assert actions[0] == "fused"
     assert actions[-1] == "steady"
     assert pipeline.generation.mix.names[0] == "fog"
+
+
+def test_a_scene_that_comes_back_is_recalled_at_its_first_look_without_a_fusion(make_pipeline: PipelineFactory) -> None:
+    pipeline = make_pipeline()
+    frames = [scene(name, stamp_s=1 + look / 2) for look, name in enumerate(["day"] * 8 + ["fog"] * 8)]
+    first = [pipeline.process(frame) for frame in frames][7][0]
+    there = pipeline.generation
+    result, step = pipeline.process(scene("day", stamp_s=9))
+    assert (step.action, step.generation.reason) == ("recalled", "recall")
+    assert set(step.latency_ms) == {"embed", "retrieve", "commit"}
+    assert step.mix is step.generation.mix
+    assert step.generation.number == there.number + 1
+    assert step.generation.mix.id == first.generation.mix.id
+    assert np.array_equal(result.mask, pipeline.segment(frames[7]).mask)
+    assert np.array_equal(result.mask, first.mask)
+    assert pipeline.adapt(scene("fog", stamp_s=9.5)).generation.mix.id == there.mix.id
+    status = pipeline.status()
+    assert (status.recalls, status.fusions) == (2, pipeline.generation.number - 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda pipeline: pipeline.set_classes(["road", "sky"]),
+        lambda pipeline: pipeline.reload_library(),
+        lambda pipeline: pipeline.update(retrieval=RetrievalConfig(top_k=2)),
+        lambda pipeline: pipeline.apply_mix(AdapterMix(), "manual"),
+    ],
+    ids=["classes", "library", "retrieval", "mix"],
+)
+def test_nothing_is_recalled_that_was_made_before_a_change(
+    change: Callable[[PerceptionPipeline], object], make_pipeline: PipelineFactory
+) -> None:
+    pipeline = make_pipeline()
+    for look, name in enumerate(["day"] * 8 + ["fog"] * 8):
+        pipeline.adapt(scene(name, stamp_s=1 + look / 2))
+    change(pipeline)
+    assert pipeline.adapt(scene("day", stamp_s=9)).action != "recalled"
 
 
 def test_turns_are_throttled_by_the_stamps_of_the_frames(make_pipeline: PipelineFactory) -> None:

@@ -1,8 +1,11 @@
-"""When the mix is to change: slowly while the scene is steady, within two looks where it is another one."""
+"""When the mix is to change: slowly while the scene is steady, at the second look of another one, at the first where it
+is the one before.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +22,14 @@ SPREAD_S = 60.0  # time constant of the scene's spread, which is the encoder's a
 # What makes another scene, as measured on rendered drives (docs/gate.md).
 STANDS_OFF = 2.0  # spreads of the scene that it lies away from it
 LIES_TOGETHER = 1 / 3  # its looks' distance from each other, as a part of that from the scene
+IS_BACK = 1 / 2  # a look's distance from the scene before, likewise: the mean of a scene is surer than one look
 STEP_SHARE = 0.75  # of the mix that changes
 LEAST_STEP_S = 0.2  # that it has been seen for: at 30 Hz two looks are one splash on the lens
-LASTS = 0.4  # of `steady_s`: what the share beyond `mix_threshold`, summed over time, must reach
 LONGEST_RUN = 6  # looks in a row that stand off without lying together, after which the scene is given up
+# What corrects the mix of one and the same scene.
+LASTS = 0.4  # of `steady_s`: what the share beyond `mix_threshold`, summed over time, must reach
+SETTLED = (6, 2.5)  # looks and seconds after which a new scene's mix, that of its first looks, is corrected at once
+RESTS = 6.0  # of `steady_s`: from one correction to the next
 BURST = 0.4  # part of a minute's fusions that may follow each other at once
 LEAST_WEIGHT = 1e-4  # below it an adapter is forgotten: an average would keep all that it has ever seen
 
@@ -33,6 +40,7 @@ class GateDecision:
 
     Attributes:
         has_drifted: `mix` is to be put into use now.
+        is_recall: It is the mix that served before this one, and still stands by: nothing has to be fused.
         is_dwelling: The mix would change by more than `mix_threshold`, but that has to last, or the cap is reached.
         drift: Share of the mix that would change, 0..1; None where there is no scene yet to compare with.
         mix: The mix for the scene.
@@ -40,6 +48,7 @@ class GateDecision:
     """
 
     has_drifted: bool
+    is_recall: bool
     is_dwelling: bool
     drift: float | None
     mix: AdapterMix
@@ -53,8 +62,9 @@ class DriftGate:
     the average differs from the mix in use beyond `mix_threshold` decides: large differences must last for seconds,
     small ones longer. The average starts over at once where the scene is another one: two looks in a row stand off by
     more than twice the scene's own spread, lie together, and ask for another mix. A look that stands off alone changes
-    nothing. Fusions are capped by a token bucket; where it is empty, whatever comes counts towards the average, so that
-    a scene that flickers faster gets a blend.
+    nothing, unless it is back in the scene before, whose mix still stands by: that mix is recalled, which is no fusion.
+    Fusions are capped by a token bucket; where it is empty, whatever comes counts towards the average, so that what
+    flickers between more scenes than two gets a blend.
 
     Distances are compared with the stream's own spread alone, so no setting depends on the scene encoder.
 
@@ -78,22 +88,15 @@ class DriftGate:
         self._spread = _Spread()
         self._tokens = self._most_tokens
         self._is_owed = False  # a mix was decided on, and is not in use
-        self._mean = _MeanEmbedding()
-        self.forget_mixes()
-        self._drop_run()
+        self._run: list[_Look] = []  # looks in a row that stand off from the scene
+        self._scene = _Scene(0, self.config.steady_s)
+        self._serves: _Scene | None = None  # whose mix is in use
+        self._before: _Scene | None = None  # whose mix was in use before, where that is another one
 
     def forget_mixes(self) -> None:
         """What was retrieved so far counts no longer, as where library or settings have changed."""
-        self._average = _AverageMix()
-        self._excess = 0.0  # share of the mix x s
-
-    def _drop_run(self) -> None:
-        """No look stands off."""
-        self._run = 0
-        self._run_began_ns = 0
-        self._latest: NDArray[np.float64] | None = None  # of the run
-        self._latest_distance = 0.0
-        self._run_square: float | None = None  # of the latest's distance, until it is known what it was
+        self._scene.average, self._scene.excess = _AverageMix(), 0.0
+        self._before = None
 
     def should_embed(self, stamp_ns: int) -> bool:
         """Whether this frame is to be embedded; saying so claims the slot, so ask once per frame.
@@ -108,7 +111,14 @@ class DriftGate:
         self._claimed_ns = stamp_ns
         return True
 
-    def update(self, embedding: FloatArray, mix: AdapterMix, in_use: AdapterMix, stamp_ns: int) -> GateDecision:
+    def update(
+        self,
+        embedding: FloatArray,
+        mix: AdapterMix,
+        in_use: AdapterMix,
+        stamp_ns: int,
+        stands_by: AdapterMix | None = None,
+    ) -> GateDecision:
         """Take in one look at the scene.
 
         Args:
@@ -116,55 +126,63 @@ class DriftGate:
             mix: Retrieved for it.
             in_use: The mix that serves.
             stamp_ns: The frame's stamp.
+            stands_by: The mix that served before, where it can be put into use again without a fusion.
 
         Returns:
-            Whether to fuse, and what; after a mix was put into use, call `accept`.
+            Whether to change the mix, and to what; after that was done, call `accept`.
 
         Raises:
             ImageError: The embedding is not finite; the gate stays as it was.
         """
-        look = np.asarray(embedding, np.float64).reshape(-1)
-        if not np.isfinite(look).all():
+        value = np.asarray(embedding, np.float64).reshape(-1)
+        if not np.isfinite(value).all():
             raise ImageError("scene embedding has values that are not finite; check the image and the scene encoder")
         if self._updated_ns is not None and stamp_ns < self._updated_ns - JUMP_BACK_NS:
             self.reset()
         elapsed_s = self._elapse(stamp_ns)
-        if not self._mean.count:
-            self._begin(look, mix)
-            return self._decision(True, False, None)
-        distance = self._mean.distance(look)
-        stands_off = distance > STANDS_OFF * self._spread.value and self._tokens >= 1
-        is_another = stands_off and self._is_another_scene(look, distance, stamp_ns)
-        if not is_another and self._run_square is not None:
-            self._spread.add(self._run_square, elapsed_s)  # the look before was none of another scene
-        square = distance**2 * self._mean.count / (self._mean.count + 1)
-        if is_another:
-            if (drift := mix.difference(in_use)) > STEP_SHARE:
-                self._begin(look, mix)
-                return self._decision(True, False, drift)
-            self._mean = _MeanEmbedding()  # it looks otherwise and asks for about the same mix: the average goes on
-        elif stands_off:
-            self._run_square = square
-            drift = mix.difference(in_use)
-            return self._decision(False, drift > self.config.mix_threshold, drift)
+        look = _Look(value, mix, stamp_ns, self._scene.distance(value))
+        if not self._scene.looks:
+            self._begin([look])
+            return self._decision(True, None)
+        stands_off = look.distance > STANDS_OFF * self._spread.value
+        if stands_off and stands_by is not None and (before := self._returned_to(look, stands_by)) is not None:
+            self._scene, self._run = before, []
+            before.add(look, elapsed_s)
+            return self._decision(True, stands_by.difference(in_use), recalled=stands_by)
+        if stands_off and self._tokens >= 1:
+            self._run.append(look)
+            if not self._is_another_scene():
+                self._note_spread(self._run[-2:-1], elapsed_s)
+                return self._decision(False, mix.difference(in_use))
+            begun = [earlier for earlier in self._run if earlier.lies_with(look)]
+            if (drift := _AverageMix.of(begun).mix().difference(in_use)) > STEP_SHARE:
+                self._begin(begun)
+                return self._decision(True, drift)
+            self._scene.forget_place()  # it looks otherwise and asks for about the same mix: the average goes on
         else:
-            self._spread.add(square, elapsed_s)
-        self._drop_run()
-        self._mean.add(look, self._share(elapsed_s, self._mean.count))
-        self._average.add(mix, self._share(elapsed_s, self._average.count))
-        drift = self._average.mix().difference(in_use)
-        has_lasted = self._has_lasted(drift, elapsed_s)
-        is_due = (has_lasted or (self._is_owed and drift > self.config.mix_threshold)) and self._tokens >= 1
-        return self._decision(is_due, drift > self.config.mix_threshold and not is_due, drift)
+            self._note_spread([*self._run[-1:], look], elapsed_s)
+        self._run = []
+        self._scene.add(look, elapsed_s)
+        drift = self._scene.average.mix().difference(in_use)
+        return self._decision(self._is_due(drift, elapsed_s, stamp_ns), drift)
 
-    def accept(self, mix: AdapterMix) -> None:
-        """This mix is in use since the latest look; where it is not the one decided on, the average goes on from it."""
+    def accept(self, mix: AdapterMix, *, is_recall: bool = False) -> None:
+        """This mix is in use since the latest look; where it is not the one decided on, the average goes on from it.
+
+        Args:
+            mix: What serves.
+            is_recall: It stood by, and was not fused.
+        """
+        self._is_owed, self._scene.excess = False, 0.0
+        self._before = None if self._serves is self._scene else self._serves  # its weights stand by only then
+        self._serves = self._scene
+        if is_recall:
+            return
         self._tokens = max(0.0, self._tokens - 1)
-        self._is_owed = False
-        self._excess = 0.0
-        if mix.id != self._average.mix().id:
-            self._average = _AverageMix()
-            self._average.add(mix, 1.0)
+        self._scene.fused_id = mix.id
+        if mix.id != self._scene.average.mix().id:
+            self._scene.average = _AverageMix()
+            self._scene.average.add(mix, 1.0)
 
     @property
     def _most_tokens(self) -> float:
@@ -178,43 +196,56 @@ class DriftGate:
         self._tokens = min(self._most_tokens, self._tokens + elapsed_s * per_s)
         return elapsed_s
 
-    def _begin(self, look: NDArray[np.float64], mix: AdapterMix) -> None:
-        self._mean = _MeanEmbedding()
-        self._mean.add(look, 1.0)
-        self.forget_mixes()
-        self._average.add(mix, 1.0)
-        self._drop_run()
+    def _begin(self, looks: Sequence[_Look]) -> None:
+        self._scene, self._run = _Scene(looks[0].stamp_ns, self.config.steady_s), []
+        for look in looks:
+            self._scene.add(look, 0.0)
 
-    def _is_another_scene(self, look: NDArray[np.float64], distance: float, stamp_ns: int) -> bool:
-        """Whether the looks in a row that stand off, with this one, make another scene."""
-        if self._latest is None:
-            self._run_began_ns = stamp_ns
-            lies_together = False
-        else:
-            nearest = min(distance, self._latest_distance)
-            lies_together = float(np.linalg.norm(look - self._latest)) < LIES_TOGETHER * nearest
-        self._run += 1
-        self._latest, self._latest_distance = look, distance
-        has_lasted = stamp_ns - self._run_began_ns >= LEAST_STEP_S * 1e9 * (1 - JITTER)
-        return has_lasted and (lies_together or self._run >= LONGEST_RUN)
+    def _returned_to(self, look: _Look, stands_by: AdapterMix) -> _Scene | None:
+        """The scene before, where it can be recalled and the look is one of it.
 
-    def _has_lasted(self, drift: float, elapsed_s: float) -> bool:
-        """Whether the mix has been off for long enough; however far apart looks are, one alone does not make it so."""
-        beyond, enough = drift - self.config.mix_threshold, LASTS * self.config.steady_s
-        self._excess = max(0.0, self._excess + min(elapsed_s, enough / 2) * beyond)
-        return beyond > 0 and self._excess >= enough
+        What lies outside the library is nothing to go back to for a single look: it may be one black image.
+        """
+        before = self._before
+        if before is None or before.fused_id != stands_by.id:
+            return None
+        witnesses = [*self._run[-1:], look] if look.mix.is_out_of_library else [look]
+        if look.mix.is_out_of_library and len(witnesses) < 2:
+            return None
+        is_back = all(before.distance(seen.value) < IS_BACK * seen.distance for seen in witnesses)
+        return before if is_back else None
 
-    def _share(self, elapsed_s: float, count: int) -> float:
-        return share_of_next(elapsed_s, self.config.steady_s, count)
+    def _is_another_scene(self) -> bool:
+        """Whether the looks in a row that stand off make another scene."""
+        first, latest = self._run[0], self._run[-1]
+        has_lasted = latest.stamp_ns - first.stamp_ns >= LEAST_STEP_S * 1e9 * (1 - JITTER)
+        lies_together = len(self._run) > 1 and self._run[-2].lies_with(latest)
+        return has_lasted and (lies_together or len(self._run) >= LONGEST_RUN)
 
-    def _decision(self, has_drifted: bool, is_dwelling: bool, drift: float | None) -> GateDecision:
+    def _note_spread(self, looks: Sequence[_Look], elapsed_s: float) -> None:
+        """These looks are of the scene, or of none: in a run, that is known of a look when the next one is seen."""
+        for look in looks:
+            self._spread.add(self._scene.square(look), elapsed_s)
+
+    def _is_due(self, drift: float, elapsed_s: float, stamp_ns: int) -> bool:
+        """Whether the mix of this scene is to be corrected; however far apart looks are, one alone does not do it."""
+        scene, beyond, enough = self._scene, drift - self.config.mix_threshold, LASTS * self.config.steady_s
+        scene.excess = max(0.0, scene.excess + min(elapsed_s, enough / 2) * beyond)
+        has_lasted = scene.has_just_settled(stamp_ns) or scene.excess >= enough
+        if beyond <= 0 or self._tokens < 1 or not (self._is_owed or (has_lasted and stamp_ns >= scene.rests_until_ns)):
+            return False
+        scene.rests_until_ns = stamp_ns + round(RESTS * self.config.steady_s * 1e9)
+        return True
+
+    def _decision(self, has_drifted: bool, drift: float | None, recalled: AdapterMix | None = None) -> GateDecision:
         self._is_owed = self._is_owed or has_drifted
         return GateDecision(
             has_drifted=has_drifted,
-            is_dwelling=is_dwelling,
+            is_recall=recalled is not None,
+            is_dwelling=not has_drifted and drift is not None and drift > self.config.mix_threshold,
             drift=drift,
-            mix=self._average.mix(),
-            scene=self._mean.value.astype(np.float32),
+            mix=recalled or self._scene.average.mix(),
+            scene=self._scene.place.astype(np.float32),
         )
 
 
@@ -230,19 +261,55 @@ def share_of_next(elapsed_s: float, constant_s: float, count: int) -> float:
     return max(1.0 / (count + 1), min(1.0 / LEAST_LOOKS, by_time))
 
 
-class _MeanEmbedding:
-    """Where the present scene lies."""
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """One look at the scene, and how far from the scene it lies."""
 
-    def __init__(self) -> None:
-        self.value: NDArray[np.float64] = np.zeros(0)
-        self.count = 0
+    value: NDArray[np.float64]  # (D,)
+    mix: AdapterMix
+    stamp_ns: int
+    distance: float
 
-    def add(self, look: NDArray[np.float64], share: float) -> None:
-        self.value = look if not self.count else self.value + share * (look - self.value)
-        self.count += 1
+    def lies_with(self, other: _Look) -> bool:
+        nearest = min(self.distance, other.distance)
+        return self is other or float(np.linalg.norm(self.value - other.value)) < LIES_TOGETHER * nearest
 
-    def distance(self, look: NDArray[np.float64]) -> float:
-        return float(np.linalg.norm(look - self.value))
+
+class _Scene:
+    """Where the looks at one scene lie, and the mean of the mixes retrieved for them."""
+
+    def __init__(self, began_ns: int, steady_s: float) -> None:
+        self._began_ns, self._steady_s = began_ns, steady_s
+        self._has_settled = False
+        self.place: NDArray[np.float64] = np.zeros(0)
+        self.looks = 0  # that `place` is made of
+        self.average = _AverageMix()
+        self.excess = 0.0  # CUSUM of the share beyond the threshold, share of the mix x s
+        self.rests_until_ns = 0  # after a correction
+        self.fused_id = ""  # of the mix that was put into use for it
+
+    def add(self, look: _Look, elapsed_s: float) -> None:
+        share = share_of_next(elapsed_s, self._steady_s, self.looks)
+        self.place = look.value if not self.looks else self.place + share * (look.value - self.place)
+        self.looks += 1
+        self.average.add(look.mix, share_of_next(elapsed_s, self._steady_s, self.average.count))
+
+    def forget_place(self) -> None:
+        self.looks = 0
+
+    def distance(self, value: NDArray[np.float64]) -> float:
+        return float(np.linalg.norm(value - self.place)) if self.looks else 0.0
+
+    def square(self, look: _Look) -> float:
+        """Of the look's distance, as if the place were known exactly."""
+        return look.distance**2 * self.looks / (self.looks + 1)
+
+    def has_just_settled(self, stamp_ns: int) -> bool:
+        """True once, when it has been looked at for long enough to know its mix."""
+        looks, seconds = SETTLED
+        had, age_s = self._has_settled, (stamp_ns - self._began_ns) / 1e9
+        self._has_settled = had or (self.average.count >= looks and age_s >= seconds * (1 - JITTER))
+        return self._has_settled and not had
 
 
 class _Spread:
@@ -274,6 +341,14 @@ class _AverageMix:
         self._outside = 0.0  # share of looks that lie outside the library
         self._most = 0  # adapters in one mix
         self._made: AdapterMix | None = None
+
+    @classmethod
+    def of(cls, looks: Sequence[_Look]) -> _AverageMix:
+        """Their plain mean."""
+        average = cls()
+        for look in looks:
+            average.add(look.mix, 1 / (average.count + 1))
+        return average
 
     def add(self, mix: AdapterMix, share: float) -> None:
         share = share if self.count else 1.0

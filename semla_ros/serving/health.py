@@ -260,6 +260,7 @@ def adaptation_report(
         "Scene embeddings": str(status.embeddings),
         "Retrievals": str(status.retrievals),
         "Fusions": str(status.fusions),
+        "Recalls": str(status.recalls),
         "Failures": str(status.failures),
         "Scenes overtaken": str(status.replaced_scenes),
         "Last error": status.last_error,

@@ -170,6 +170,7 @@ class CostlessPipeline:
             embeddings=0,
             retrievals=0,
             fusions=self.generation.number,
+            recalls=0,
             failures=tally.failures,
             replaced_scenes=0,
             drift=None,

@@ -45,10 +45,11 @@ class Look:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Followed:
-    """What one way of following made of a drive: the mix in use after each look, and which looks fused it."""
+    """What one way of following made of a drive: the mix in use after each look; which looks fused or recalled it."""
 
     mixes: Sequence[AdapterMix]
     fused: Sequence[bool]
+    recalled: Sequence[bool] = ()  # none where empty
 
 
 def follow(
@@ -77,15 +78,17 @@ def follow(
 
 
 def _followed_by_gate(looks: Sequence[Look], gate: DriftGate) -> Followed:
-    mixes, fused, in_use = [], [], AdapterMix()
+    """As in a node whose memory holds two sets of weights, so that the mix before can be recalled."""
+    mixes, fused, recalled, in_use, stands_by = [], [], [], AdapterMix(), None
     for look in looks:
-        decision = gate.update(look.embedding, look.mix, in_use, look.stamp_ns)
+        decision = gate.update(look.embedding, look.mix, in_use, look.stamp_ns, stands_by)
         if decision.has_drifted:
-            in_use = decision.mix
-            gate.accept(in_use)
+            in_use, stands_by = decision.mix, in_use
+            gate.accept(in_use, is_recall=decision.is_recall)
         mixes.append(in_use)
-        fused.append(decision.has_drifted)
-    return Followed(mixes=mixes, fused=fused)
+        fused.append(decision.has_drifted and not decision.is_recall)
+        recalled.append(decision.is_recall)
+    return Followed(mixes=mixes, fused=fused, recalled=recalled)
 
 
 def _followed_by_former_gate(looks: Sequence[Look], retrieve: Retrieve) -> Followed:
@@ -127,6 +130,7 @@ def scores(drive: GateDrive, followed: Followed) -> dict[str, Any]:
 
     Returns:
         "minutes", "fusions" (without the first, which every drive begins with), "fusions_per_min", "most_in_a_minute";
+        "recalls_per_min": mixes put into use again that still stood by, which no fusion was needed for;
         "wrong_family": share of looks whose mix is heaviest in a family that the weather is not of; "right_weight":
         mean weight of the right families; "delay_s": longest time from an event to the first right mix, None where
         there is no event; "event_fusions": most fusions that an event took.
@@ -135,6 +139,7 @@ def scores(drive: GateDrive, followed: Followed) -> dict[str, Any]:
     measured = times >= drive.scored_from_s
     fused = np.array(followed.fused) & (np.arange(len(times)) > 0)
     fused_s = times[fused & measured]
+    recalls = int((np.array(followed.recalled or np.zeros(len(times), bool)) & measured).sum())
     families = [drive.families(time) for time in times]
     known = measured & np.array([bool(family) for family in families])
     right = np.array([is_right(mix, family) for mix, family in zip(followed.mixes, families, strict=True)])
@@ -145,6 +150,7 @@ def scores(drive: GateDrive, followed: Followed) -> dict[str, Any]:
         "minutes": minutes,
         "fusions": len(fused_s),
         "fusions_per_min": number(len(fused_s) / minutes, 3),
+        "recalls_per_min": number(recalls / minutes, 3),
         "most_in_a_minute": max((int(((fused_s >= at) & (fused_s < at + 60)).sum()) for at in fused_s), default=0),
         "wrong_family": number(1 - float(right[known].mean())),
         "right_weight": number(float(weights[known].mean())),
@@ -270,8 +276,9 @@ def summary(drives: Mapping[str, Mapping[str, Mapping[str, Any]]], kinds: Mappin
         kinds: Name of the drive -> its kind.
 
     Returns:
-        Kind -> way -> {"fusions_per_min", "most_fusions" (in one drive), "most_in_a_minute", "wrong_family",
-        "right_weight", "miou": means; "delay_s", "event_fusions": the most}, and all of them under "all".
+        Kind -> way -> {"fusions_per_min", "recalls_per_min", "wrong_family", "right_weight", "miou": means;
+        "most_fusions" (in one drive), "most_in_a_minute", "delay_s", "event_fusions": the most}, and all of them under
+        "all".
     """
     groups = {kind: [name for name in drives if kinds[name] == kind] for kind in dict.fromkeys(kinds.values())}
     groups["all"] = list(drives)
@@ -284,7 +291,7 @@ def _joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def given(key: str) -> list[float]:
         return [row[key] for row in rows if row[key] is not None]
 
-    means = ("fusions_per_min", "wrong_family", "right_weight", "miou")
+    means = ("fusions_per_min", "recalls_per_min", "wrong_family", "right_weight", "miou")
     joined = {key: number(float(np.mean(given(key)))) if given(key) else None for key in means}
     most = {key: max(given(key), default=None) for key in ("most_in_a_minute", "delay_s", "event_fusions")}
     return {**joined, **most, "most_fusions": max(given("fusions"), default=None)}
@@ -299,6 +306,7 @@ def photograph_scores(looks: Sequence[Look], drift: DriftConfig, retrieve: Retri
         rows[way] = {
             "fusions": sum(followed.fused[1:]),
             "fusions_per_min": number(sum(followed.fused[1:]) / minutes, 3) if minutes else None,
+            "recalls": sum(followed.recalled),
             "base_weight": number(float(np.mean([mix.shares()[BASE_MODEL] for mix in followed.mixes]))),
             "off_the_looks": number(
                 float(np.mean([mix.difference(look.mix) for mix, look in zip(followed.mixes, looks, strict=True)]))

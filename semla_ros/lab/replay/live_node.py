@@ -120,6 +120,7 @@ class LiveRunner(NodeRunner):
         return {
             "dropped": self.dropped,
             "fusions": _total(self.reports(), "Fusions"),
+            "recalls": _total(self.reports(), "Recalls"),
             "adaptation_failures": _total(self.reports(), "Failures"),
             "sent": self._sent_count,
             "received_by_node": _total(cameras, "Images received"),

@@ -261,6 +261,7 @@ def _merge_variant(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "flicker": _weighted(entries, "flicker"),
         "out_of_library_s": round(total("out_of_library_s"), 3),
         "fusions": total("fusions"),
+        "recalls": total("recalls"),
         "dropped": total("dropped"),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -77,7 +77,8 @@ class VariantScore:
         self._segments: dict[str, MiouMeter] = defaultdict(self._meter)
         self._shares: dict[str, float] = defaultdict(float)
         self._segment_shares: dict[str, dict[str, float]] = {}
-        self._frames = self._masks = self._fusions = self._failures = 0
+        self._frames = self._masks = 0
+        self._actions: Counter[str] = Counter()  # of the adaptation path
         self._generations: set[int] = set()
         self._out_of_library_s = 0.0
         self._latencies = LatencyWindow(LATENCY_WINDOW)
@@ -91,8 +92,8 @@ class VariantScore:
         for answer in made:
             self._digest.update(np.ascontiguousarray(answer.segmentation.mask).data)
             self._masks += 1
-            self._fusions += answer.step is not None and answer.step.action == "fused"
-            self._failures += answer.step is not None and answer.step.action == "failed"
+            if answer.step is not None:
+                self._actions[answer.step.action] += 1
             self._latencies.add(answer.latency_ms)
 
     def add(self, item: ReplayFrame, outcome: Outcome) -> FrameScore:
@@ -139,9 +140,10 @@ class VariantScore:
             "confidence": self._confidence.value,
             "flicker": self._flicker.value,
             "out_of_library_s": round(self._out_of_library_s, 3),
-            "fusions": self._fusions,
+            "fusions": self._actions["fused"],
+            "recalls": self._actions["recalled"],
             "generations": len(self._generations),
-            "adaptation_failures": self._failures,
+            "adaptation_failures": self._actions["failed"],
             "adapters": {
                 name: round(total / max(self._frames, 1), 6)
                 for name, total in sorted(self._shares.items(), key=lambda entry: -entry[1])

@@ -11,6 +11,7 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("fusions_per_min", "fusions/min", 1, 2),
     ("most_fusions", "most in a drive", 1, 0),
     ("most_in_a_minute", "most in a minute", 1, 0),
+    ("recalls_per_min", "recalls/min", 1, 2),
     ("wrong_family", "wrong family %", 100, 1),
     ("right_weight", "right weight %", 100, 1),
     ("delay_s", "delay s", 1, 2),
@@ -20,6 +21,7 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
 PHOTOGRAPH_COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("fusions", "fusions", 1, 0),
     ("fusions_per_min", "fusions/min", 1, 2),
+    ("recalls", "recalls", 1, 0),
     ("off_the_looks", "off the looks' mixes %", 100, 1),
     ("base_weight", "base model %", 100, 1),
 )
