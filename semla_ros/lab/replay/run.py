@@ -49,7 +49,7 @@ SUMMARY, TRACE, REPORT, MASKS, VIDEO, SHEET, TIMELINE, WORKLIST, EXAMPLES = (
 
 Progress = Callable[[int, int], None]  # frames done, frames expected
 Watch = Callable[[ReplayFrame, float, Mapping[str, Outcome], Mapping[str, FrameScore]], None]  # with the frame's time
-_FUSIONS_SHOWN = 400
+_CHANGES_SHOWN = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +271,7 @@ class _Measured:
         self._agreement = Agreement()
         self._gallery = Gallery(self._primary, self._reference, self._palette, has_truth=source.has_truth)
         self._stretches = StretchFinder(out / EXAMPLES) if options.propose_adapter else None
-        self._fusions: list[dict[str, Any]] = []
+        self._changes: list[dict[str, Any]] = []
         self._generation: dict[str, int] = {}
         self._cameras: Counter[str] = Counter()
         self._last_s = 0.0
@@ -287,7 +287,7 @@ class _Measured:
         self._timeline.add(item, outcomes, scores)
         seconds = self._timeline.seconds(item.log_ns)
         self._gallery.add(item, seconds, outcomes, scores, self._agreement.add(outcomes))
-        self._note_fusion(item, seconds, outcomes[self._primary])
+        self._note_change(item, seconds, outcomes[self._primary])
         if self._stretches is not None:
             self._stretches.add(item, seconds, outcomes[self._primary], scores[self._primary])
         self._cameras[item.frame.camera] += 1
@@ -299,17 +299,17 @@ class _Measured:
         self._scores[name].add_made(made)
         self._scores[name].facts = facts
 
-    def _note_fusion(self, item: ReplayFrame, seconds: float, outcome: Outcome) -> None:
+    def _note_change(self, item: ReplayFrame, seconds: float, outcome: Outcome) -> None:
         """Remember when the primary variant's model changed; of very many times every other one."""
         camera = item.frame.camera if self._options.scope == "camera" else ""
         generation = outcome.generation
         known = self._generation.get(camera, generation.number)
         self._generation[camera] = generation.number
         if known != generation.number:
-            entry = {"t": round(seconds, 3), "generation": generation.number, "heaviest": generation.mix.heaviest}
-            self._fusions.append(entry)
-        if len(self._fusions) > _FUSIONS_SHOWN:
-            self._fusions = self._fusions[::2]
+            entry = {"t": round(seconds, 3), "generation": generation.number, "reason": generation.reason}
+            self._changes.append({**entry, "heaviest": generation.mix.heaviest})
+        if len(self._changes) > _CHANGES_SHOWN:
+            self._changes = self._changes[::2]
 
     def summary(self, failure: BaseException | None) -> dict[str, Any]:
         """What `summary.json` holds, but for the bag and the times."""
@@ -347,7 +347,7 @@ class _Measured:
         """What the report shows beside the summary."""
         return {
             "timeline": self._timeline.series(self._names),
-            "fusions": self._fusions,
+            "changes": self._changes,
             "gallery": self._gallery.categories(),
             "palette": [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in self._palette.tolist()],
             "mix_threshold": self._drift.mix_threshold,

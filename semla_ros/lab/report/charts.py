@@ -293,7 +293,7 @@ def shares(
 
     body.append(_readings(axis, reading, height))
     means = "; ".join(f"{name} {np.mean(values):.0%}" for name, values in series.items())
-    words = f"Over {axis.clock(axis.end_s)}, on average {means}. {len(marks)} fusions are marked."
+    words = f"Over {axis.clock(axis.end_s)}, on average {means}. {len(marks)} changes are marked."
     return _chart(title, words, body, height, (24, 22, 30, 48), [(name, domain_colour(name)) for name in series])
 
 

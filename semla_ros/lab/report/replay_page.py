@@ -43,7 +43,7 @@ def write_report(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any]
     Args:
         path: The HTML file.
         summary: What `summary.json` holds.
-        data: Timeline, fusions, gallery and palette, as the replay collects them.
+        data: Timeline, changes of the mix, gallery and palette, as the replay collects them.
 
     Raises:
         ConfigError: The file cannot be written.
@@ -127,7 +127,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
     outside, whole = entry["out_of_library_s"], float(summary["duration_s"])
     more = f"{share(outside / whole if whole else 0.0, 0)} of the time"
     tiles += [
-        Tile(label="fusions", value=str(entry["fusions"]), more=f"{entry['generations']} generations"),
+        Tile(label="fusions", value=str(entry["fusions"]), more=f"{entry['recalls']} recalls besides"),
         Tile(label="out of library", value=f"{outside:.1f} s", more=more),
     ]
     if total := entry["latency_ms"].get("total"):
@@ -214,13 +214,13 @@ class _OverTime:
         weights = self._series[self._primary]["weights"]
         used = {name: sum(values) for name, values in weights.items() if sum(values)}
         order = sorted(used, key=lambda name: (name == BASE_MODEL, -used[name]))
-        fusions = [
-            (fusion["t"], f"generation {fusion['generation']} at {self._axis.clock(fusion['t'])}, heaviest: "
-             f"{fusion['heaviest']}")
-            for fusion in self._data["fusions"]
+        changes = [
+            (change["t"], f"generation {change['generation']} ({change['reason']}) at {self._axis.clock(change['t'])}, "
+             f"heaviest: {change['heaviest']}")
+            for change in self._data["changes"]
         ]  # fmt: skip
         chosen = {name: weights[name] for name in order}
-        parts: list[Part | None] = [charts.shares("Adapter weights over time", self._axis, chosen, fusions)]
+        parts: list[Part | None] = [charts.shares("Adapter weights over time", self._axis, chosen, changes)]
         drift = self.lines(
             "drift", "Drift of the mix over time", threshold=self._data["mix_threshold"], digits=3, height=150
         )
@@ -230,7 +230,7 @@ class _OverTime:
                 "threshold, or at once where the scene is another one."
             )
             parts += [Words(heading="Drift of the mix", text=text), drift]
-        note = "Share of each adapter in the model in use. Triangles mark fusions: a new model was put into use there."
+        note = "Share of each adapter in the model in use. Triangles mark where another was put into use, and say why."
         return Section(title=f"What {self._primary} was fused from", note=note, parts=parts)
 
     def stability(self) -> Section:

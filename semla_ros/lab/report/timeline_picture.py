@@ -1,4 +1,4 @@
-"""The drive in one picture: adapter weights as stacked areas with fusions marked, and mIoU of two variants."""
+"""The drive in one picture: adapter weights as stacked areas with their changes marked, and mIoU of two variants."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def draw_timeline(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any
     Args:
         path: PNG to write.
         summary: What `summary.json` of a replay with truth holds.
-        data: Its timeline and fusions, as for the report.
+        data: Its timeline and changes of the mix, as for the report.
     """
     timeline, primary, reference = data["timeline"], summary["primary"], summary["reference"]
     seconds = np.array(timeline["t"])
     figure, (upper, lower) = plt.subplots(
         2, 1, figsize=(13, 6.4), dpi=130, sharex=True, height_ratios=(1.0, 1.15), facecolor="white"
     )
-    _draw_shares(upper, seconds, timeline["variants"][primary]["weights"], [item["t"] for item in data["fusions"]])
+    _draw_shares(upper, seconds, timeline["variants"][primary]["weights"], [item["t"] for item in data["changes"]])
     lines = {
         name: _smoothed(timeline, timeline["variants"][name]["miou"])
         for name in filter(None, (reference, primary))
@@ -64,7 +64,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 
 def _draw_shares(
-    axes: Any, seconds: NDArray[np.float64], weights: Mapping[str, Sequence[float]], fusions: Sequence[float]
+    axes: Any, seconds: NDArray[np.float64], weights: Mapping[str, Sequence[float]], changes: Sequence[float]
 ) -> None:
     shares = most_used(weights, MOST_NAMED)
     colours = [OTHERS_COLOUR if name == OTHERS else to_hex(domain_colour(name)) for name in shares]
@@ -77,10 +77,10 @@ def _draw_shares(
         handlelength=1.0, handleheight=1.0, reverse=True,
     )  # fmt: skip
     axes.plot(
-        fusions, np.ones(len(fusions)), linestyle="", marker="v", markersize=6, color=INK, markeredgecolor="white",
+        changes, np.ones(len(changes)), linestyle="", marker="v", markersize=6, color=INK, markeredgecolor="white",
         markeredgewidth=0.6, clip_on=False, zorder=5,
     )  # fmt: skip
-    axes.text(1.008, 1.0, f"▼ {len(fusions)} fusions", transform=axes.transAxes, fontsize=9.5, color=INK, va="bottom")
+    axes.text(1.008, 1.0, f"▼ {len(changes)} changes", transform=axes.transAxes, fontsize=9.5, color=INK, va="bottom")
 
 
 def most_used(weights: Mapping[str, Sequence[float]], count: int) -> dict[str, NDArray[np.float64]]:

@@ -26,7 +26,7 @@ def drawn(path, reference: str | None = "base") -> np.ndarray:
     }
     entry = {"miou": 0.4, "shifted_miou": 0.3, "per_segment": {"clear": {"miou": 0.6}, "night": {"miou": 0.3}}}
     summary = {"primary": "semla", "reference": reference, "variants": {"base": entry, "semla": entry}}
-    draw_timeline(path, summary, {"timeline": timeline, "fusions": [{"t": 5.0}, {"t": 6.0}]})
+    draw_timeline(path, summary, {"timeline": timeline, "changes": [{"t": 5.0}, {"t": 6.0}]})
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
