@@ -68,15 +68,30 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
     Raises:
         ImageError: There is no such file, it is none of these or not whole, or it has too many pixels.
     """
-    values = read_values(_bytes_of(path), str(path), max_pixels, is_upright=True)
+    return rgb_of(read_values(_bytes_of(path), str(path), max_pixels, is_upright=True), str(path))
+
+
+def rgb_of(values: NDArray[Any], what: str) -> ImageArray:
+    """RGB from the values of a picture, by the rules of `read_image`.
+
+    Args:
+        values: Grey (H, W) or RGB (H, W, 3), of any type of number.
+        what: What they are, for messages.
+
+    Returns:
+        Shape (H, W, 3), uint8.
+
+    Raises:
+        ImageError: Values that no picture has.
+    """
     if values.dtype not in (np.uint8, np.uint16):
-        values = _unsigned(values, path)
+        values = _unsigned(values, what)
     if values.dtype == np.uint16:
         depth = BitDepth()
         values = depth.to_8_bit(values)
         if depth.bits < DEPTHS[-1]:
             text = f"16-bit samples use {depth.bits} bits and are read as such"
-            _tell_once(f"{path}: its {text}, likewise in other files", text)
+            _tell_once(f"{what}: its {text}, likewise in other files", text)
     return as_rgb(values)
 
 
@@ -286,17 +301,17 @@ def _judge(line: str, encoded: NDArray[np.uint8], what: str) -> None:
     _tell_once(f"{what}: {line}", re.sub(r"\d+", "", line))
 
 
-def _unsigned(values: NDArray[Any], path: Path) -> NDArray[Any]:
+def _unsigned(values: NDArray[Any], what: str) -> NDArray[Any]:
     """Floats or signed numbers as 8 or 16 bits, whichever they lie in; 0 to 1 becomes 0 to 255."""
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high < 1 << 16):  # not-a-number, too
         raise ImageError(
-            f"{path}: holds {values.dtype} from {low:g} to {high:g}, a picture has 0 to 1, 0 to 255 or 0 to 65535; is "
+            f"{what}: holds {values.dtype} from {low:g} to {high:g}, a picture has 0 to 1, 0 to 255 or 0 to 65535; is "
             "it depth? convert it"
         )
     largest = next(largest for largest in (1, 255, 65535) if high <= largest)
     text = f"{values.dtype} samples are read as 0 to {largest}"
-    _tell_once(f"{path}: its {text}, likewise in other files", text)
+    _tell_once(f"{what}: its {text}, likewise in other files", text)
     return np.asarray(np.rint(values * 255 if largest == 1 else values), np.uint16 if largest == 65535 else np.uint8)
 
 

@@ -44,10 +44,11 @@ ORDER = tuple(
         "lab.replay",
         "lab.training",
         "lab.demo",
+        "api",
         "commands cli",
     )
 )
-ABOVE = ("lab", "commands", "cli")  # all else is the robot
+ABOVE = ("lab", "api", "commands", "cli")  # all else is the robot
 ABOVE_BEFORE = (
     *ABOVE,
     "scenes",

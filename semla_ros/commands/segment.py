@@ -12,28 +12,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from semla_ros.config import InferenceConfig, SemlaConfig
+from semla_ros.config import SemlaConfig
 from semla_ros.errors import SemlaError
 from semla_ros.image_files import read_image
-from semla_ros.labels import overlay, palette_of
-from semla_ros.results import BASE_MODEL, Frame, ImageArray, Segmentation
+from semla_ros.results import BASE_MODEL
 from semla_ros.serving.memory import peak_resident_bytes
 from semla_ros.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from semla_ros.pipeline import PerceptionPipeline
-
-KINDS = ("mask", "overlay")  # of output files
+    from semla_ros.api import Pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Segment the images; 0, 1 where some could not be, 2 where none could be, or through SemlaError."""
     import torch
 
-    from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
-    from semla_ros.pipeline import PerceptionPipeline
-
     watch, pipeline = Stopwatch(), None
-    records: list[dict[str, object]] = []
+    records: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for path, stem in zip(arguments.images, _unique_stems(arguments.images, arguments.out), strict=True):
         try:
@@ -74,20 +66,20 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         if pipeline is None:
             with watch.stage("load"):
-                pipeline = PerceptionPipeline.load(_config(arguments))
-            if pipeline.status().domain == RENDERED:
-                print(f"semla segment: model and library are {NOT_FOR_CAMERAS}", file=sys.stderr)
-            arguments.out.mkdir(parents=True, exist_ok=True)
+                pipeline = _load(arguments)
         try:
-            records.append(_segment(pipeline, image, path, arguments.out / stem))
+            result = pipeline(image)
         except SemlaError as error:
             failed.append(_failure(path, error))
+            continue
+        files = {kind: str(file) for kind, file in result.save(arguments.out, stem).items()}
+        records.append({"image": str(path), **files, **result.as_json()})
     if pipeline is None:
         return 2
     summary = {
         "model": arguments.model,
         "inference": arguments.inference,
-        "classes": list(pipeline.class_names),
+        "classes": list(pipeline.classes),
         "threads": torch.get_num_threads(),
         "load_s": watch.latency_ms["load"] / 1e3,
         "peak_memory_mib": peak_resident_bytes() / 2**20,
@@ -102,29 +94,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if not failed else 1 if records else 2
 
 
-def _config(arguments: argparse.Namespace) -> SemlaConfig:
-    names = (name.strip() for text in arguments.classes for name in text.split(","))
-    return SemlaConfig(
-        model=arguments.model,
-        model_dir=arguments.model_dir,
+def _load(arguments: argparse.Namespace) -> Pipeline:
+    from semla_ros.api import Pipeline
+
+    return Pipeline(
+        arguments.model,
         library=arguments.library,
-        classes=tuple(filter(None, names)),
-        inference=InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads),
+        classes=[name.strip() for text in arguments.classes for name in text.split(",") if name.strip()],
+        model_dir=arguments.model_dir,
+        inference=arguments.inference,
+        device=arguments.device,
+        threads=arguments.threads,
     )
-
-
-def _segment(pipeline: PerceptionPipeline, image: ImageArray, path: Path, stem: Path) -> dict[str, object]:
-    pipeline.reset_gate()  # each image is a scene of its own
-    result, step = pipeline.process(Frame(image=image, stamp_ns=0))
-    if step.error is not None:
-        raise SemlaError(step.error)
-    names = pipeline.class_names
-    pictures = (result.mask, overlay(image, result.mask, palette_of(names)))
-    files = {"image": str(path)}
-    for kind, pixels in zip(KINDS, pictures, strict=True):
-        files[kind] = _output(stem, kind)
-        Image.fromarray(pixels).save(files[kind])
-    return {**files, **_record(result, {**step.latency_ms, **result.latency_ms}, names)}
 
 
 def _failure(path: Path, error: SemlaError) -> dict[str, str]:
@@ -133,16 +114,14 @@ def _failure(path: Path, error: SemlaError) -> dict[str, str]:
     return {"image": str(path), "error": text}
 
 
-def _output(stem: Path, kind: str) -> str:
-    return f"{stem}_{kind}.png"
-
-
 def _unique_stems(paths: Sequence[Path], out: Path) -> list[str]:
     """File names without suffix; a number is added where an output would replace another one, or an image."""
+    from semla_ros.api import output_files
+
     names, images, stems = {path.stem for path in paths}, {path.resolve() for path in paths}, dict[str, None]()
 
     def is_free(stem: str, name: str) -> bool:
-        outputs = {Path(_output(out / stem, kind)).resolve() for kind in KINDS}
+        outputs = {file.resolve() for file in output_files(out, stem).values()}
         return stem not in stems and (stem == name or stem not in names) and not outputs & images
 
     for path in paths:
@@ -151,33 +130,15 @@ def _unique_stems(paths: Sequence[Path], out: Path) -> list[str]:
     return list(stems)
 
 
-def _record(result: Segmentation, latency_ms: Mapping[str, float], class_names: Sequence[str]) -> dict[str, object]:
-    indices, counts = np.unique(result.mask, return_counts=True)
-    mix = result.generation.mix
-    return {
-        "mix": mix.as_dict(),
-        "base_weight": mix.base_weight,
-        "share_of_pixels": {
-            class_names[index]: round(count / result.mask.size, 4)
-            for index, count in zip(indices.tolist(), counts.tolist(), strict=True)
-            if index < len(class_names)
-        },
-        "latency_ms": {stage: round(value, 3) for stage, value in latency_ms.items()},
-    }
-
-
-def _show(summary: dict[str, object], records: Sequence[dict[str, object]], out: Path) -> None:
+def _show(summary: dict[str, Any], records: Sequence[dict[str, Any]], out: Path) -> None:
     console = Console()
     table = Table("image", "adapters", "largest classes", "adapt (ms)", "segment (ms)", box=None, header_style="bold")
     for record in records:
         latency, mix, share = record["latency_ms"], record["mix"], record["share_of_pixels"]
-        assert isinstance(latency, dict)
-        assert isinstance(mix, dict)
-        assert isinstance(share, dict)
         adaptation = sum(latency.get(stage, 0.0) for stage in ("embed", "retrieve", "prepare", "commit"))
-        largest = sorted(share.items(), key=lambda item: -item[1])[:3]
+        largest = list(share.items())[:3]
         table.add_row(
-            Path(str(record["image"])).name,
+            Path(record["image"]).name,
             ", ".join(f"{name} {weight:.2f}" for name, weight in mix.items() if weight >= 0.005) or BASE_MODEL,
             ", ".join(f"{name} {part:.0%}" for name, part in largest),
             f"{adaptation:.0f}",

@@ -37,6 +37,9 @@ def test_an_image_gets_a_mask_an_overlay_and_a_record(
     assert Image.open(record["overlay"]).size == (60, 40)
     assert sum(record["mix"].values()) + record["base_weight"] == pytest.approx(1)
     assert record["mix"]
+    assert set(record["mix"]) == set(record["distances"]) == {"day", "fog", "night", "snow"}
+    assert list(record["distances"].values()) == sorted(record["distances"].values())
+    assert record["out_of_library"] is True
     assert sum(record["share_of_pixels"].values()) == pytest.approx(1, abs=1e-3)
     assert summary["peak_memory_mib"] > 10
     assert main(["segment", str(picture), str(picture), *options, "--classes", "sky", "car"]) == 0
