@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 
 T = TypeVar("T")
 UNITS = {"s": "s", "ms": "ms", "hz": "Hz", "min": "1/min"}  # end of a setting's name -> its unit
@@ -324,7 +324,9 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") ->
     hints, prefix = _hints(cls), getattr(cls, "prefix", "")
     if unknown := sorted(set(values) - set(hints), key=str):
         gone = f"'{unknown[0]}': {GONE[unknown[0]]}" if unknown[0] in GONE else ""
-        raise ConfigError(start + (gone or f"unknown setting '{unknown[0]}'; known: {', '.join(sorted(hints))}"))
+        raise ConfigError(
+            start + (gone or f"unknown setting '{unknown[0]}'; {known_names(str(unknown[0]), sorted(hints))}")
+        )
     if missing := [item.name for item in dataclasses.fields(cls) if _is_required(item) and item.name not in values]:  # type: ignore[arg-type]
         raise ConfigError(f"{start}'{missing[0]}' is missing")
     arguments = {key: _coerce(hints[key], value, start, prefix + key) for key, value in values.items()}

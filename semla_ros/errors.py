@@ -3,6 +3,9 @@
 Each message names the item, what was expected, what came, and what to do next.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class SemlaError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -69,6 +72,25 @@ class FetchError(SemlaError):
 
 class TrainingError(SemlaError):
     """A training run cannot start or go on."""
+
+
+def known_names(name: str, known: Iterable[str], most: int = 24) -> str:
+    """The end of a message about a name that is not there: the nearest one, or where none is near, what there is.
+
+    Args:
+        name: What was asked for.
+        known: What there is.
+        most: Names to list.
+    """
+    names = list(known)
+    folded = {item.casefold(): item for item in reversed(names)}
+    near = difflib.get_close_matches(name.casefold(), folded, n=1) or [
+        item for item in reversed(folded) if name and name.casefold() in item
+    ]
+    if near:
+        return f"did you mean '{folded[near[0]]}'?"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"known: {', '.join(names[:most]) or 'none'}{more}"
 
 
 def first_line(error: BaseException) -> str:

@@ -9,10 +9,11 @@ import os
 import sys
 from pathlib import Path
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 
 _PACKAGE = Path(__file__).resolve().parent
 PUBLISHED_ENCODER = "ViT-L-14/openai"  # made the published centroids
+PUBLISHED_MODELS = ("catseg-b", "catseg-l")  # that 'semla fetch' downloads
 
 
 def share_folder() -> Path:
@@ -49,7 +50,12 @@ def find_model(name: str, model_dir: str = "") -> Path:
         if (folder / name).exists():
             return folder / name
     places = ", ".join(str(folder) for folder in folders)
-    raise ConfigError(f"model '{name}' was not found in {places}; 'semla fetch {name}' downloads a published model")
+    if name in PUBLISHED_MODELS:
+        hint = f"'semla fetch {name}' downloads it"
+    else:
+        there = {item.name for folder in folders if folder.is_dir() for item in folder.iterdir() if item.is_dir()}
+        hint = known_names(name, sorted({*there, *PUBLISHED_MODELS}))
+    raise ConfigError(f"model '{name}' was not found in {places}; {hint}")
 
 
 def engine_folder() -> Path:

@@ -26,7 +26,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.resources import share_folder
 
 NAMES = ("fusion", "frame", "stall", "retrieval", "memory", "start", "node", "transport")
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _chosen(names: list[str]) -> tuple[str, ...]:
     unknown = [name for name in names if name not in (*NAMES, *NOT_IN_ALL, "all")]
     if unknown:
-        raise ConfigError(f"unknown benchmark '{unknown[0]}'; known: all, {_KNOWN}")
+        raise ConfigError(f"unknown benchmark '{unknown[0]}'; {known_names(unknown[0], ('all', *NAMES, *NOT_IN_ALL))}")
     wanted = names or ["all"]
     return tuple(dict.fromkeys((*(NAMES if "all" in wanted else ()), *(name for name in wanted if name != "all"))))
 

@@ -17,7 +17,7 @@ import os
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.config import DriftConfig, RetrievalConfig
-from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.errors import AdapterError, LibraryError, known_names
 from semla_ros.file_integrity import FileMark, mark_of
 from semla_ros.library.adapter_files import (
     AdapterFiles,
@@ -226,7 +226,7 @@ class AdapterLibrary:
         if name in self.problems:
             raise AdapterError(self.problems[name])
         if name not in self._files:
-            raise AdapterError(f"adapter '{name}' is not in the library {self.folder}; it has {_some(self.names)}")
+            raise AdapterError(f"adapter '{name}' is not in the library {self.folder}; {known_names(name, self.names)}")
         return Adapter(name, self._files[name].settings.scaling, lambda: self._read_layers(name))
 
     def files(self, name: str) -> AdapterFiles:
@@ -408,8 +408,3 @@ def _check_made_for(folder: Path, what: str, stated: ModelReference, actual: Mod
             f"adapter library {folder}: made for the {what} with {difference}, the one in use; "
             f"use that {what}, or a library made for this one"
         )
-
-
-def _some(names: Collection[str]) -> str:
-    shown = ", ".join(list(names)[:8])
-    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")

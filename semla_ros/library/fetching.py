@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from semla_ros.errors import FetchError
+from semla_ros.errors import FetchError, known_names
 from semla_ros.file_integrity import file_sha256, write_atomically
 from semla_ros.library.adapter_files import CONFIG_NAME
 from semla_ros.library.manifest import is_plain_name
@@ -107,7 +107,7 @@ def published_item(name: str) -> PublishedItem:
         FetchError: There is none of that name.
     """
     if name not in PUBLISHED:
-        raise FetchError(f"'{name}' is not a published item; known: all, {', '.join(PUBLISHED)}")
+        raise FetchError(f"'{name}' is not a published item; {known_names(name, ('all', *PUBLISHED))}")
     return PUBLISHED[name]
 
 

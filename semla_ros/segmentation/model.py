@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, einsum, nn
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.segmentation import cached_inference
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.clip import Clip, ClipConfig, DenseFeatures
@@ -141,7 +141,7 @@ def _known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     known = {item.name for item in dataclasses.fields(cls)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise ConfigError(f"unknown model setting '{unknown[0]}'; known: {', '.join(sorted(known))}")
+        raise ConfigError(f"unknown model setting '{unknown[0]}'; {known_names(str(unknown[0]), sorted(known))}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 

@@ -20,11 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from semla_ros.errors import VocabularyError
+from semla_ros.errors import VocabularyError, known_names
 
 SINGLE_TEMPLATE = "A photo of a {} in the scene"
 TEMPLATE_SETS = ("single", "select", "imagenet")  # 1, 8 and 80 templates
 _KNOWN_WORDS_SHOWN = 80
+OPEN_VOCABULARY = (
+    "published models know any word: 'semla fetch catseg-l semla-adapters ViT-L-14-openai', then model catseg-l"
+)
 MOST_CLASSES = 65_535  # a mask has 16 bits, and one value means "no class"
 
 
@@ -154,10 +157,9 @@ class Vocabulary:
             text,
         )
         shown = [word for word in self.words if word.isalpha() and len(word) > 1]
-        more = f" and {len(shown) - _KNOWN_WORDS_SHOWN} more" if len(shown) > _KNOWN_WORDS_SHOWN else ""
         return (
-            f"'{unknown}' is a word this model was not trained with; it knows: "
-            f"{', '.join(shown[:_KNOWN_WORDS_SHOWN])}{more}"
+            f"'{unknown}' is not in the captions that this model was trained with "
+            f"({known_names(unknown, shown, _KNOWN_WORDS_SHOWN)}); {OPEN_VOCABULARY}"
         )
 
     def tokenize(self, class_names: Sequence[str], template: str = "single") -> Tensor:

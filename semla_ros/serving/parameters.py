@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from semla_ros.config import (
     from_mapping,
     settings_of,
 )
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 
 QOS_PREFIX = "qos_overrides."
 # Declared by rclpy itself, so not by the table below.
@@ -49,9 +48,7 @@ def unknown_parameters(names: Iterable[str]) -> list[str]:
         if (group := name.split(".")[0]) in GONE:
             sentences.append(f"parameter '{name}': {GONE[group]}")
             continue
-        near = difflib.get_close_matches(name, SPECS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SPECS)}"
-        sentences.append(f"unknown parameter '{name}'; {hint}")
+        sentences.append(f"unknown parameter '{name}'; {known_names(name, SPECS)}")
     return sentences
 
 

@@ -60,7 +60,10 @@ def test_an_image_gets_a_mask_an_overlay_and_a_record(
         (["missing.png"], "missing.png: no such file"),
         (["{text}"], "not an image file"),
         (["{picture}", "--library", "/nowhere"], "/nowhere"),
-        (["{picture}", "--classes", "unicorn"], "unicorn"),
+        (["{picture}", "--classes", "unicorn"], "published models know any word: 'semla fetch catseg-l"),
+        (["{picture}", "--model", "catsegl"], "did you mean 'catseg-l'?"),
+        (["{picture}", "--model", "catseg-b"], "'semla fetch catseg-b' downloads it"),
+        (["{picture}", "--model", "nothing-like-it"], "known: catseg-b, catseg-l, semla-tiny"),
         (["{picture}", "--model", "{cut}"], "cut.safetensors: not a whole safetensors file"),
     ],
 )

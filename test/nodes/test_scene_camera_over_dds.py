@@ -55,7 +55,7 @@ def test_a_wrong_parameter_is_one_line_and_status_2(graph: Graph) -> None:
     process = graph.start(*MODULE, namespace="wrong", rate=5.0)
     wait_for(lambda: not process.is_alive, "the end of the process")
     assert process.stop() == 2
-    assert process.output.strip().startswith("scene_camera: unknown setting 'rate'; known: city,")
+    assert process.output.strip().startswith("scene_camera: unknown setting 'rate'; did you mean 'rate_hz'?")
     assert len(process.output.strip().splitlines()) == 1
 
 

@@ -55,7 +55,11 @@ def test_case_and_spaces_do_not_matter(vocabulary: Vocabulary) -> None:
         (["road", "person", "PERSON, pedestrian"], "'person' and 'PERSON, pedestrian', have the same prompt"),
         (["traffic sign", "traffic &amp;amp; sign", "traffic  Sign"], "classes 0 and 2"),
         (["road " * 20], "reads at most 16"),
-        (["traffic unicorn"], "'unicorn' is a word this model was not trained with; it knows: .*pedestrian"),
+        (
+            ["traffic unicorn"],
+            "'unicorn' is not in the captions .*known: .*pedestrian.*; published models know any word",
+        ),
+        (["traffic sing"], r"'sing' is not in the captions .*\(did you mean 'sign'\?\); published models"),
     ],
 )
 def test_a_class_list_that_cannot_work_is_refused_with_the_reason(

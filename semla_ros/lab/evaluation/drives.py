@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.lab.world.cities import CITIES
 from semla_ros.lab.world.conditions import Conditions
 from semla_ros.lab.world.drive import DEMO_SEGMENTS, SEGMENT_FAMILIES, Drive, demo_drive
@@ -92,7 +92,7 @@ def make_drives(seed: int, kinds: Sequence[str] = KINDS) -> list[GateDrive]:
         ConfigError: There is no such kind.
     """
     if unknown := sorted(set(kinds) - set(KINDS)):
-        raise ConfigError(f"there is no drive named '{unknown[0]}'; known: {', '.join(KINDS)}")
+        raise ConfigError(f"there is no drive named '{unknown[0]}'; {known_names(unknown[0], KINDS)}")
     makers = {
         "steady": _steady,
         "slow": _slow,

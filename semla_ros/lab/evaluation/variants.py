@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from semla_ros.config import RetrievalConfig
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.results import AdapterMix, FloatArray
 
 WITHOUT_OWN = "_without_own"
@@ -90,7 +90,7 @@ def choose_variants(names: Sequence[str]) -> tuple[Variant, ...]:
     chosen: dict[str, Variant] = {}
     for name in names:
         if name not in groups and name not in VARIANTS:
-            raise ConfigError(f"unknown variant '{name}'; known: paper, extra, all, {', '.join(VARIANTS)}")
+            raise ConfigError(f"unknown variant '{name}'; {known_names(name, (*groups, *VARIANTS))}")
         for variant in groups.get(name) or (VARIANTS[name],):
             chosen[variant.name] = variant
     return tuple(chosen.values())

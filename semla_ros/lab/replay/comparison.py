@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.lab.bags.writer import NANOSECONDS
 
 Kind = Literal["base", "uniform", "semla", "oracle", "frozen"]
@@ -47,7 +47,7 @@ class ReplayVariant:
         if self.kind == "oracle" and self.adapter not in library:
             raise ConfigError(
                 f"--compare {self.name}: the library has no adapter '{self.adapter}'; "
-                f"it has {', '.join(library) or 'none'}"
+                f"{known_names(self.adapter, library)}"
             )
         if self.kind == "uniform" and not library:
             raise ConfigError("--compare uniform: the library has no adapters")

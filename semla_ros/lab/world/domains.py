@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.lab.world.cities import CITIES, world_table
 from semla_ros.lab.world.conditions import Conditions
 from semla_ros.lab.world.render import Scene, render
@@ -111,4 +111,4 @@ def domain_named(name: str) -> Domain:
     for table in (SOURCE, BENCHMARK, UNSEEN):
         if name in table:
             return table[name]
-    raise ConfigError(f"unknown domain {name!r}; expected one of {', '.join([*SOURCE, *BENCHMARK, *UNSEEN])}")
+    raise ConfigError(f"unknown domain {name!r}; {known_names(name, (*SOURCE, *BENCHMARK, *UNSEEN))}")

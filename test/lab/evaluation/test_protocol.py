@@ -89,7 +89,7 @@ def test_late_fusion_gives_what_the_mix_leaves_to_the_base_model_to_the_base_mod
 
 
 def test_unknown_variants_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown variant 'semlaa'; known: paper, extra, all, zero_shot"):
+    with pytest.raises(ConfigError, match="unknown variant 'semlaa'; did you mean 'semla'"):
         choose_variants(["semlaa"])
 
 

@@ -253,7 +253,7 @@ def test_unknown_variants_are_refused(compare: str, words: str) -> None:
 
 
 def test_an_oracle_that_the_library_lacks_is_refused_with_what_it_has(bag: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"no adapter 'lava'; it has {', '.join(ADAPTERS)}"):
+    with pytest.raises(ConfigError, match=f"no adapter 'lava'; known: {', '.join(ADAPTERS)}"):
         replay_bag(bag, tmp_path / "out", options("oracle:lava"), load=ToyPipeline)
     with pytest.raises(ConfigError, match="add semla"):
         options("base", propose_adapter=True)

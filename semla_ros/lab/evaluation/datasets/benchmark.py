@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from semla_ros.config import from_mapping
-from semla_ros.errors import ConfigError, DatasetError, SemlaError
+from semla_ros.errors import ConfigError, DatasetError, SemlaError, known_names
 from semla_ros.lab.evaluation.datasets.images import LabelledImages
 from semla_ros.lab.evaluation.datasets.labels import Encoding
 from semla_ros.lab.evaluation.datasets.layouts import NAME, Layout, SamplePaths, folder_wildcards
@@ -306,8 +306,10 @@ def load_benchmark(name: str, root: Path, split: str = "val") -> DiskBenchmark:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        known = ", ".join(sorted(item.stem for item in folder.glob("*.yaml")))
-        raise ConfigError(f"there is no benchmark '{name}'; known: world, {known}, or the path of a file") from None
+        known = ("world", *sorted(item.stem for item in folder.glob("*.yaml")))
+        raise ConfigError(
+            f"there is no benchmark '{name}'; {known_names(name, known)}, or the path of a file"
+        ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"benchmark {path}: cannot be read: {error}") from None
     if isinstance(content, Mapping):
