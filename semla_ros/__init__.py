@@ -7,20 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from semla_ros.api import Library as Library
-    from semla_ros.api import Pipeline as Pipeline
-    from semla_ros.api import Result as Result
+    from semla_ros.api.library import Library as Library
+    from semla_ros.api.pipeline import Pipeline as Pipeline
+    from semla_ros.api.pipeline import Result as Result
     from semla_ros.errors import SemlaError as SemlaError
 
 __version__ = "0.1.0"
+_HOMES = {"Library": "api.library", "Pipeline": "api.pipeline", "Result": "api.pipeline", "SemlaError": "errors"}
 __all__ = ["Library", "Pipeline", "Result", "SemlaError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    module = "errors" if name == "SemlaError" else "api"
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -234,3 +234,24 @@ def test_an_adapter_that_is_added_can_be_used(library_copy: Path, tiny_library_f
     assert set(library.names) == {"day", "fog", "haze", "night", "snow"}
     with pytest.raises(SemlaError, match="exists already"):
         library.add(tiny_library_folder / "fog", "haze")
+
+
+def test_a_library_explains_an_image_as_the_pipeline_treats_it(shipped: Pipeline, tmp_path: Path) -> None:
+    image = scene("suburb-clear")
+    result, why = shipped(image), Library().explain(image)
+    assert why.mix.id == result.mix.id
+    assert why.distances == pytest.approx(result.distances)
+    assert str(why).startswith("image lies within the library; mix: suburb-clear")
+    assert repr(why) == str(why)
+    assert why._repr_png_().startswith(b"\x89PNG")
+    assert why.save(tmp_path / "deep" / "why.png").read_bytes() == why._repr_png_()
+    assert why.save(tmp_path / "deep" / "why.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(SemlaError, match=r"saved as \.png or \.html"):
+        why.save(tmp_path / "why.pdf")
+
+
+def test_a_map_says_where_the_domains_and_the_images_lie() -> None:
+    report = Library().map(scene("harbour-dusk"), scene("garage-indoor"))
+    assert "20 adapters in" in str(report)
+    assert [item["adapters"][0]["name"] for item in report.figures["images"]] == ["harbour-dusk", "garage-indoor"]
+    assert {row["name"]: row["neighbour"] for row in report.figures["adapters"]}["old-town-fog"] == "boulevard-fog-day"

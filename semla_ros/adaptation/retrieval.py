@@ -6,6 +6,7 @@ What an adapter is not vouched for goes to the base model; `strangeness.py` judg
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,29 @@ from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix, FloatArray
 
 BLOCK_ROWS = 512  # differences of one block stay in the processor's cache
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Retrieval:
+    """How the mix for one scene came about. Arrays have an entry per adapter that was considered, nearest first.
+
+    Attributes:
+        mix: The outcome.
+        names: At most `top_k`, shape (K,).
+        distances: In the configured metric, shape (K,).
+        weights: By distance alone, shape (K,); sums to 1 with `home_weight`.
+        home_weight: That of the base model, as the scene is near its own domain; 0 where it is no candidate.
+        strangeness: See `strangeness.py`, shape (K,).
+        vouched: Share of its weight that each adapter keeps, shape (K,); the rest fades to the base model.
+    """
+
+    mix: AdapterMix
+    names: tuple[str, ...]
+    distances: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    home_weight: float
+    strangeness: NDArray[np.float64]
+    vouched: NDArray[np.float64]
 
 
 class Retriever:
@@ -36,15 +60,20 @@ class Retriever:
         self._strangeness = strangeness_of(library)
 
     def retrieve(self, embedding: FloatArray, exclude: Collection[str] = ()) -> AdapterMix:
-        """The mix for one scene.
+        """The mix for one scene; see `consider`."""
+        return self.consider(embedding, exclude).mix
+
+    def consider(self, embedding: FloatArray, exclude: Collection[str] = ()) -> Retrieval:
+        """The mix for one scene, and how it came about.
 
         Args:
             embedding: Scene embedding, shape (D,).
             exclude: Adapters to ignore, as if they were not in the library.
 
         Returns:
-            At most `top_k` adapters, heaviest first. `distances` are in the configured metric. `base_weight` is what
-            the adapters are not vouched for, and the base model's own share where the scene is near its own domain.
+            Its mix has at most `top_k` adapters, heaviest first, with distances in the configured metric. Its
+            `base_weight` is what the adapters are not vouched for, and the base model's own share where the scene is
+            near its own domain.
 
         Raises:
             LibraryError: The embedding does not have the centroids' length, or no adapter is left.
@@ -63,19 +92,27 @@ class Retriever:
         start, end = self.config.fade_start, self.config.fade_end
         vouched = np.clip((end - strangeness) / (end - start), 0.0, 1.0)
         is_out = float(weights @ vouched[: len(weights)]) < 0.5
-        weights, base_weight = weights[: len(chosen)], float(weights[len(chosen) :].sum())
-        if self.config.fade_out_of_library:
-            vouched = vouched[: len(chosen)]
-            base_weight += float(weights @ (1.0 - vouched))
-            weights = weights * vouched
-        order = np.argsort(-weights, kind="stable")
-        order = order[weights[order] > 0]
-        return AdapterMix(
-            names=tuple(self._library.names[index] for index in chosen[order]),
-            weights=weights[order],
+        weights, home_weight = weights[: len(chosen)], float(weights[len(chosen) :].sum())
+        vouched = vouched[: len(chosen)] if self.config.fade_out_of_library else np.ones(len(chosen))
+        names = tuple(self._library.names[index] for index in chosen)
+        kept = weights * vouched
+        order = np.argsort(-kept, kind="stable")
+        order = order[kept[order] > 0]
+        mix = AdapterMix(
+            names=tuple(names[index] for index in order),
+            weights=kept[order],
             distances=distances[order],
-            base_weight=base_weight,
+            base_weight=home_weight + float(weights @ (1.0 - vouched)),
             is_out_of_library=is_out,
+        )
+        return Retrieval(
+            mix=mix,
+            names=names,
+            distances=distances,
+            weights=weights,
+            home_weight=home_weight,
+            strangeness=strangeness[: len(chosen)],
+            vouched=vouched,
         )
 
     def _base_distance(self, embedding: NDArray[np.float32]) -> float | None:

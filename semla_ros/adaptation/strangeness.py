@@ -88,13 +88,20 @@ class Strangeness:
         if self._home is not None:
             beyond[-1] = float(np.linalg.norm(self._home.centroid - embedding)) / self._home_spread
         beyond = np.nan_to_num(beyond, nan=0.0)
-        known = _nearest(embedding, self._known, self._known_owner, excluded)
-        strange = _nearest(embedding, self._strange, self._strange_owner, excluded)
+        known, strange = self.company(embedding, excluded)
         if not np.isfinite(known) or not np.isfinite(strange):
             return beyond
         company = known / max(strange, 1e-9)
         has_examples = np.append(self._has_examples[chosen], self._home is None or self._home.known is not None)
         return np.where(has_examples, company * np.clip(beyond, 1.0, FARTHEST), beyond)
+
+    def company(self, embedding: NDArray[np.float32], excluded: Sequence[int] = ()) -> tuple[float, float]:
+        """Distance of a scene, shape (D,), to the nearest known scene and to the nearest strange image.
+
+        Infinite where there is none; adapters of the indices in `excluded` count as not there.
+        """
+        known = _nearest(embedding, self._known, self._known_owner, excluded)
+        return known, _nearest(embedding, self._strange, self._strange_owner, excluded)
 
 
 def _spaced(rows: NDArray[np.float32], most: int) -> NDArray[np.float32]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from semla_ros.commands.options import Listed, output_file
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.datasets.inspection import SPLITS, DomainFindings, inspect_domain
@@ -35,9 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = actions.add_parser("check", help="read every image and label of a benchmark file", description=text)
     check.add_argument("benchmark", metavar="NAME|FILE", help="semla20, camvid, idd_lite, or a benchmark file")
     check.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that its images are below")
-    check.add_argument("--domains", nargs="+", default=[], metavar="NAME", help="only these; default: all")
+    check.add_argument("--domains", action=Listed, default=[], metavar="NAME", help="only these; default: all")
     check.add_argument("--images", type=int, default=0, metavar="N", help="read N of each split; default: all")
-    check.add_argument("--out", type=Path, metavar="PNG", help="contact sheet: images with their labels drawn over")
+    check.add_argument(
+        "--out", type=output_file, metavar="PNG", help="contact sheet: images with their labels drawn over"
+    )
     check.add_argument("--json", action="store_true", help="for scripts")
 
 

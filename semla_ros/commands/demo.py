@@ -24,6 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
+from semla_ros.commands.options import output_folder
 from semla_ros.config import SemlaConfig
 from semla_ros.lab.demo.demo_bag import DRIVE_S, DemoBagOptions, parse_size
 from semla_ros.lab.demo.run import FAST_SPEED, drive_options, replay_options, run_demo
@@ -35,7 +36,7 @@ from semla_ros.lab.report.terminal import terminal_table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     default = DemoBagOptions()
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), metavar="DIR", help="results (%(default)s)")
+    parser.add_argument("--out", type=output_folder, default="out/demo", metavar="DIR", help="results (%(default)s)")
     parser.add_argument(
         "--fast", action="store_true", help="play a fifth of the images five times as fast, and expect less, for tests"
     )

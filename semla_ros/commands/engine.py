@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from semla_ros.commands.options import output_folder
 from semla_ros.engines.cache import CacheEntry, EngineCache
 from semla_ros.errors import ConfigError, EngineError, SemlaError
 
@@ -161,6 +162,7 @@ class _Subject:
 def _build(arguments: argparse.Namespace, cache: EngineCache) -> int:
     from semla_ros.engines.choice import find_runtimes
 
+    output_folder(str(cache.folder))  # what cannot be kept is not worth minutes of building
     subject, runtime = _Subject(arguments), arguments.runtime
     runtimes = find_runtimes(runtime, subject.device, cache=cache, threads=arguments.threads, builds=False)
     failed: dict[str, str] = {}

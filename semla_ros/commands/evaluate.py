@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from semla_ros.commands.options import Listed, output_file
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
@@ -61,11 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--data", type=Path, metavar="ROOT", help="folder that a benchmark file's images are below")
     what.add_argument(
         "--classes",
-        default="",
-        metavar="A,B",
+        action=Listed,
+        default=[],
+        metavar="NAME",
         help="of a benchmark file: score these alone; default: all that the model has words for",
     )
-    what.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="test seeds, 0 to 99; default: 0")
+    what.add_argument(
+        "--seeds", type=int, action=Listed, default=[0], metavar="N", help="test seeds, 0 to 99; default: 0"
+    )
     what.add_argument(
         "--images",
         type=int,
@@ -73,16 +77,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="per domain and seed, 0 = all on disk; default: 100. Of a drive: whose masks are compared; default: 40",
     )
     what.add_argument(
-        "--drive", nargs="*", metavar="KIND", help=f"measure the drift gate on drives; default: {', '.join(KINDS)}"
+        "--drive",
+        action=Listed,
+        nargs="*",
+        metavar="KIND",
+        help=f"measure the drift gate on drives; default: {', '.join(KINDS)}",
     )
     what.add_argument(
         "--frames", type=Path, metavar="DIR", help="with --drive: photographs of a drive, in order of name"
     )
     what.add_argument("--frame-rate", type=float, default=2.0, metavar="HZ", help="of the photographs; default: 2")
-    what.add_argument("--domains", nargs="+", metavar="NAME", help="only these; default: all, and the unseen ones")
+    what.add_argument("--domains", action=Listed, metavar="NAME", help="only these; default: all, and the unseen ones")
     what.add_argument(
         "--variants",
-        nargs="+",
+        action=Listed,
         default=["paper"],
         metavar="NAME",
         help=f"paper (default), extra, all, or any of: {', '.join(VARIANTS)}",
@@ -101,9 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     subject.add_argument("--min-weight", type=float, help="drop adapters below this weight; likewise")
     subject.add_argument("--fade", action=argparse.BooleanOptionalAction, help="fade out of the library; likewise")
     out = parser.add_argument_group("output")
-    out.add_argument("--json", type=Path, metavar="FILE", help="all figures and per-image weights")
-    out.add_argument("--html", type=Path, metavar="FILE", help="one page with plots that needs no other file")
-    out.add_argument("--markdown", type=Path, metavar="FILE", help="the table of results for a README")
+    out.add_argument("--json", type=output_file, metavar="FILE", help="all figures and per-image weights")
+    out.add_argument("--html", type=output_file, metavar="FILE", help="one page with plots that needs no other file")
+    out.add_argument("--markdown", type=output_file, metavar="FILE", help="the table of results for a README")
     out.add_argument(
         "--cards", action="store_true", help="put the figures into the cards of the model and its adapters"
     )
@@ -126,7 +134,7 @@ def run(arguments: argparse.Namespace, *, spec: PipelineSpec | None = None, benc
     if benchmark is None and arguments.benchmark != "world":
         benchmark = load_benchmark(arguments.benchmark, arguments.data.expanduser())
         if arguments.classes:
-            benchmark = benchmark.with_classes([name.strip() for name in arguments.classes.split(",") if name.strip()])
+            benchmark = benchmark.with_classes(arguments.classes)
         benchmark.check(arguments.domains or list(benchmark.domains))  # before a large model is loaded
     benchmark = benchmark or WorldBenchmark()
     return _run_protocol(arguments, benchmark, spec or make_spec(arguments, benchmark))
@@ -202,7 +210,8 @@ def make_spec(arguments: argparse.Namespace, benchmark: Benchmark | None = None)
 
 def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: PipelineSpec) -> int:
     from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
-    from semla_ros.lab.report.evaluation_page import Scenery, write_html
+    from semla_ros.lab.report.embedding_map import Scenery
+    from semla_ros.lab.report.evaluation_page import write_html
     from semla_ros.lab.report.evaluation_tables import markdown_table, terminal_tables
 
     terminate_like_interrupt()  # it keeps what it has

@@ -18,6 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from semla_ros.commands.options import output_folder
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.library.fetching import PUBLISHED, FetchedFile, PublishedItem, fetch, published_item, unpack_library
 from semla_ros.library.importing import import_library
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="*", help=f"all, or any of: {', '.join(PUBLISHED)}")
     parser.add_argument("--list", action="store_true", help="show what can be fetched, and stop")
     parser.add_argument(
-        "--dest", type=Path, help="folder of models (default: $SEMLA_MODEL_DIR, then the package's models)"
+        "--dest", type=output_folder, help="folder of models (default: $SEMLA_MODEL_DIR, then the package's models)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of the repository (default: the newest)")
     parser.add_argument("--endpoint", help="another server with the hub's interface (default: $HF_ENDPOINT)")

@@ -1,7 +1,11 @@
-"""List, check, add to, index and import adapter libraries.
+"""Look into adapter libraries; check, add to, index and import them.
 
 Examples:
   semla library list
+  semla library show old-town-fog
+  semla library map --images photo.jpg --out out/library
+  semla library explain photo.jpg
+  semla library diff mine theirs
   semla library check adapters/semla-tiny --model semla-tiny
   semla library import loradb --model catseg-l --encoder ViT-L-14/openai
   semla library index loradb my-night --images night/ --encoder ViT-L-14/openai
@@ -24,6 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from semla_ros.commands import library_views
+from semla_ros.commands.options import output_folder
 from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
@@ -56,11 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", action="store_true", help="for scripts")
     check.set_defaults(act=_check)
 
+    library_views.add_actions(actions)
+
     add = actions.add_parser(
         "add", help="copy one adapter into a library", description="Copy one adapter's folder into a library."
     )
     add.add_argument("folder", type=Path, help="the adapter's folder, in the published layout")
-    add.add_argument("--library", type=Path, required=True, help="made where it is missing")
+    add.add_argument("--library", type=output_folder, required=True, help="made where it is missing")
     add.add_argument("--name", default="", help="its name in the library (default: its folder's name)")
     _model_arguments(add)
     add.set_defaults(act=_add)
@@ -70,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="centroid and spread of an adapter from images of its domain",
         description="Embed the images of a domain and write its centroid. An interrupted run is gone on with.",
     )
-    index.add_argument("library", type=Path, help="the library's folder")
+    index.add_argument("library", type=output_folder, help="the library's folder")
     index.add_argument("name", help="the adapter")
     index.add_argument("--images", type=Path, required=True, help="folder of images, searched recursively")
     index.add_argument(
@@ -89,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="make a library of a set of adapter folders",
         description="Check adapter folders in the published layout and write library.yaml beside them.",
     )
-    importing.add_argument("library", type=Path, help="holds one folder per adapter")
+    importing.add_argument("library", type=output_folder, help="holds one folder per adapter")
     _model_arguments(importing)
     importing.add_argument("--base-id", default="", help="id of the base model, where --model is not given")
     importing.add_argument("--encoder", default="", help="id of the scene encoder, for example ViT-L-14/openai")
@@ -266,12 +274,11 @@ def _summary(library: AdapterLibrary, rows: list[dict[str, Any]]) -> dict[str, A
 
 
 def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
-    table = Table(title=Text(str(library.folder)), title_justify="left", box=box.SIMPLE_HEAD)
-    for heading, justify in (
-        ("adapter", "left"), ("family", "left"), ("rank", "right"), ("alpha", "right"), ("layers", "right"),
-        ("kB", "right"), ("images", "right"), ("spread", "right"),
-    ):  # fmt: skip
-        table.add_column(heading, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table = Table(title=Text(str(library.folder)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("adapter", overflow="fold")
+    table.add_column("family", overflow="fold")
+    for heading in ("rank", "kB", "images", "spread"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         if row["problem"] is not None:
             continue
@@ -280,8 +287,6 @@ def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
             Text(row["name"]),
             Text(row["family"]),
             str(row["rank"]),
-            f"{row['alpha']:g}",
-            str(row["layers"]),
             str(math.ceil(row["bytes"] / 1000)),
             str(row["images"] or ""),
             f"~{estimate:.3g}" if estimate is not None else f"{spread:.3g}" if spread else "unknown",

@@ -9,10 +9,10 @@ import argparse
 import json
 import os
 import time
-from pathlib import Path
 
 from rich.console import Console
 
+from semla_ros.commands.options import Listed, output_folder
 from semla_ros.lab.demo.demo_bag import DemoBagOptions, parse_size, record_demo_bag
 from semla_ros.lab.report.progress import progress
 from semla_ros.lab.world.cities import CITIES
@@ -21,7 +21,9 @@ from semla_ros.lab.world.cities import CITIES
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     default = DemoBagOptions()
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the bag; must not exist")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="DIR", help="folder of the bag; must not exist"
+    )
     parser.add_argument(
         "--frames",
         type=int,
@@ -34,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate", type=float, default=0.0, metavar="HZ", help="images of each camera per second; 0 = a drive of 90 s"
     )
     parser.add_argument(
-        "--cameras", default=",".join(default.cameras), metavar="A,B", help="names of the cameras (%(default)s)"
+        "--cameras",
+        action=Listed,
+        default=list(default.cameras),
+        metavar="NAME",
+        help=f"names of the cameras ({','.join(default.cameras)})",
     )
     parser.add_argument(
         "--size", default=f"{default.width}x{default.height}", metavar="WxH", help="pixels (%(default)s)"
@@ -64,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         frames=arguments.frames,
         seed=arguments.seed,
         rate_hz=arguments.rate,
-        cameras=tuple(arguments.cameras.split(",")),
+        cameras=tuple(arguments.cameras),
         width=width,
         height=height,
         city=arguments.city,

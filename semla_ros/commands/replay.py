@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from semla_ros.commands.options import Listed, output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
@@ -37,7 +38,7 @@ from semla_ros.lab.report.terminal import terminal_table
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("bags", nargs="+", type=Path, metavar="BAG", help="bag folder or file, or a folder of bags")
-    parser.add_argument("--out", type=Path, default=Path("out/replay"), metavar="DIR", help="results (%(default)s)")
+    parser.add_argument("--out", type=output_folder, default="out/replay", metavar="DIR", help="results (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
 
     what = parser.add_argument_group("what is replayed")
@@ -66,9 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument(
         "--compare",
-        default="base,semla",
-        metavar="A,B",
-        help="variants: base, uniform, semla, oracle:NAME, frozen@SECONDS (%(default)s)",
+        action=Listed,
+        default=["base", "semla"],
+        metavar="NAME",
+        help="variants: base, uniform, semla, oracle:NAME, frozen@SECONDS (base,semla)",
     )
     how.add_argument(
         "--rate",
@@ -86,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--model", default=SemlaConfig.model, help="model id or path (%(default)s)")
     how.add_argument("--model-dir", default="", metavar="DIR", help="where model files are looked for first")
     how.add_argument("--library", default="", metavar="DIR", help="adapter library; default: the model's own")
-    how.add_argument("--classes", default="", metavar="A,B", help="vocabulary; default: the model's own")
+    how.add_argument(
+        "--classes", action=Listed, default=[], metavar="NAME", help="vocabulary; default: the model's own"
+    )
     how.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="(%(default)s)")
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
     how.add_argument(
@@ -152,12 +156,12 @@ def read_options(arguments: argparse.Namespace) -> ReplayOptions:
             assume_encoding=arguments.assume_encoding,
             bits=arguments.bits,
         ),
-        compare=parse_variants(arguments.compare),
+        compare=parse_variants(",".join(arguments.compare)),
         config=SemlaConfig(
             model=arguments.model,
             model_dir=arguments.model_dir,
             library=arguments.library,
-            classes=tuple(name.strip() for name in arguments.classes.split(",") if name.strip()),
+            classes=tuple(arguments.classes),
             inference=inference,
         ),
         rate=arguments.rate,

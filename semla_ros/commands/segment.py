@@ -13,13 +13,13 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from semla_ros.commands.options import Listed, output_folder, unique_stems
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import SemlaError
 from semla_ros.image_files import read_image
@@ -28,7 +28,7 @@ from semla_ros.serving.memory import peak_resident_bytes
 from semla_ros.timing import Stopwatch
 
 if TYPE_CHECKING:
-    from semla_ros.api import Pipeline
+    from semla_ros.api.pipeline import Pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,13 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=SemlaConfig.model, help="id or path; default: %(default)s")
     parser.add_argument("--model-dir", default="", metavar="DIR", help="where model files are looked for first")
     parser.add_argument("--library", default="", metavar="DIR", help="adapter library; default: the model's own")
-    parser.add_argument("--out", type=Path, default=Path("out/segment"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--out", type=output_folder, default="out/segment", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
-        "--classes",
-        nargs="+",
-        default=(),
-        metavar="NAME",
-        help="separated by commas or spaces; default: the model's own list",
+        "--classes", action=Listed, default=(), metavar="NAME", help="what to look for; default: the model's own list"
     )
     parser.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
@@ -55,10 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Segment the images; 0, 1 where some could not be, 2 where none could be, or through SemlaError."""
     import torch
 
+    from semla_ros.api.pipeline import output_files
+
     watch, pipeline = Stopwatch(), None
     records: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
-    for path, stem in zip(arguments.images, _unique_stems(arguments.images, arguments.out), strict=True):
+    stems = unique_stems(arguments.images, lambda stem: output_files(arguments.out, stem).values())
+    for path, stem in zip(arguments.images, stems, strict=True):
         try:
             image = read_image(path)
         except SemlaError as error:
@@ -95,12 +94,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _load(arguments: argparse.Namespace) -> Pipeline:
-    from semla_ros.api import Pipeline
+    from semla_ros.api.pipeline import Pipeline
 
     return Pipeline(
         arguments.model,
         library=arguments.library,
-        classes=[name.strip() for text in arguments.classes for name in text.split(",") if name.strip()],
+        classes=arguments.classes,
         model_dir=arguments.model_dir,
         inference=arguments.inference,
         device=arguments.device,
@@ -112,22 +111,6 @@ def _failure(path: Path, error: SemlaError) -> dict[str, str]:
     text = str(error)
     print(f"semla segment: {text if str(path) in text else f'{path}: {text}'}", file=sys.stderr)
     return {"image": str(path), "error": text}
-
-
-def _unique_stems(paths: Sequence[Path], out: Path) -> list[str]:
-    """File names without suffix; a number is added where an output would replace another one, or an image."""
-    from semla_ros.api import output_files
-
-    names, images, stems = {path.stem for path in paths}, {path.resolve() for path in paths}, dict[str, None]()
-
-    def is_free(stem: str, name: str) -> bool:
-        outputs = {file.resolve() for file in output_files(out, stem).values()}
-        return stem not in stems and (stem == name or stem not in names) and not outputs & images
-
-    for path in paths:
-        numbered = (f"{path.stem}-{number}" for number in count(2))
-        stems[next(stem for stem in chain([path.stem], numbered) if is_free(stem, path.stem))] = None
-    return list(stems)
 
 
 def _show(summary: dict[str, Any], records: Sequence[dict[str, Any]], out: Path) -> None:

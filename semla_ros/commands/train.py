@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from semla_ros.commands.options import output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, VocabularyError
 from semla_ros.lab.processes import terminate_like_interrupt
@@ -47,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     everything = parts.add_parser("all", help=text, description=text)
     everything.add_argument("--recipe", type=Path, help="YAML file; default: config/training.yaml")
     everything.add_argument("--budget", type=float, default=1.0, help="factor on every number of steps (default 1)")
-    everything.add_argument("--work", type=Path, default=Path("out/training"), help="progress and rendered images")
-    everything.add_argument("--model-out", type=Path, default=Path("out/training/models/semla-tiny"))
-    everything.add_argument("--library-out", type=Path, default=Path("out/training/adapters/semla-tiny"))
+    everything.add_argument("--work", type=output_folder, default="out/training", help="progress and rendered images")
+    everything.add_argument("--model-out", type=output_folder, default="out/training/models/semla-tiny")
+    everything.add_argument("--library-out", type=output_folder, default="out/training/adapters/semla-tiny")
     everything.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     _add_library_arguments(parts)
     adapter = parts.add_parser(
@@ -89,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bag.add_argument("--truth-tolerance", type=float, default=0.0, metavar="MS", help="stamps may differ by (0 ms)")
     bag.add_argument("--assume-encoding", default="", metavar="NAME", help="as for semla replay")
     bag.add_argument("--bits", type=int, default=0, metavar="N", help="as for semla replay")
-    adapter.add_argument("--library", type=Path, required=True, help="folder to write the adapter into")
+    adapter.add_argument("--library", type=output_folder, required=True, help="folder to write the adapter into")
     adapter.add_argument("--model", default="semla-tiny", help="base model id or checkpoint")
     adapter.add_argument("--model-dir", default="", help="where model files are")
     adapter.add_argument("--encoder", default="", help="scene encoder; default: the one that goes with the model")

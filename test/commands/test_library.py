@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from semla_ros.adaptation.retrieval import Retriever
@@ -20,6 +21,7 @@ from semla_ros.cli import main
 from semla_ros.errors import DatasetError, LibraryError
 from semla_ros.lab.training.library_index import index_adapter
 from semla_ros.lab.training.strange_images import PATTERNS
+from semla_ros.lab.world.domains import domain_named, split_seed
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.importing import add_adapter
 from semla_ros.library.manifest import LibraryManifest, ModelReference, read_manifest, write_manifest
@@ -479,3 +481,137 @@ def test_add_leaves_no_trace_where_the_manifest_cannot_be_written(
         add_adapter(target, library / "fog")
     assert state_of(target) == before
     assert sorted(path.name for path in target.iterdir()) == ["library.yaml", "rain"]
+
+
+# show, diff, map, explain
+
+
+def test_the_table_fits_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = semla(capsys, "list")
+    assert status == 0
+    assert "…" not in out
+    assert max(map(len, out.splitlines()[1:])) <= 80
+    for words in ("adapter", "spread", "boulevard-clear-night", "7.63"):
+        assert words in out
+
+
+def test_one_adapter_is_shown_with_its_card_and_its_neighbours(
+    capsys: pytest.CaptureFixture[str], library: Path
+) -> None:
+    status, out, _ = semla(capsys, "show", "harbour-dusk")
+    assert status == 0
+    for words in ("low-sun", "2.341068", "suburb-glare 11.5", "Apache-2.0", "this adapter alone"):
+        assert words in out
+    status, out, _ = semla(capsys, "show", "night", "--library", library, "--json")
+    shown = json.loads(out)
+    assert status == 0
+    assert shown["rank"] == 2
+    assert shown["card"] == ""
+    assert list(shown["nearest_adapters"]) == ["fog", "snow"]
+    assert shown["nearest_adapters"]["fog"] == pytest.approx(DIM**0.5)
+    assert "did you mean 'night'" in refused(capsys, "show", "nigth", "--library", library)
+
+
+def test_a_broken_adapter_is_not_shown_but_named(capsys: pytest.CaptureFixture[str], library: Path) -> None:
+    (library / "fog" / "adapter_config.json").write_text("{")
+    assert main(["library", "show", "fog", "--library", str(library)]) == 2
+    assert "adapter 'fog' cannot be used" in capsys.readouterr().err
+
+
+def test_what_two_libraries_differ_in_is_said_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], library: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(library, tmp_path / "other"))
+    status, out, _ = semla(capsys, "diff", library, other)
+    assert (status, "do not differ" in out) == (0, True)
+    shutil.rmtree(other / "snow")
+    write_adapter(other / "dusk", seed=7)
+    shutil.rmtree(other / "night")
+    write_adapter(other / "night", seed=4)
+    (other / "library.yaml").write_text("retrieval: {temperature: 0.5}\nbase: {id: other}\n")
+    status, out, _ = semla(capsys, "diff", library, other, "--json")
+    rows = {(row["of"], row["what"]): (row["first"], row["second"]) for row in json.loads(out)}
+    assert status == 1
+    assert rows[("library", "base id")] == ("", "other")
+    assert rows[("retrieval", "temperature")] == ("", "0.5")
+    assert rows[("snow", "adapter")] == ("there", "missing")
+    assert rows[("dusk", "adapter")] == ("missing", "there")
+    assert rows[("night", "centroid")][1] == f"{3 * DIM**0.5:.3g} away"
+    assert ("night", "weights") in rows
+    assert not any(of == "fog" for of, _ in rows)
+    assert semla(capsys, "diff", library, other)[0] == 1
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    """One of a known domain, and one of nothing."""
+    image = domain_named("harbour-dusk").scene(split_seed("test", 0)).render(128, 96).image
+    stripes = np.zeros((96, 128, 3), np.uint8)
+    stripes[:, ::8] = (255, 0, 255)
+    paths = [tmp_path / "dusk.png", tmp_path / "stripes.png"]
+    for path, pixels in zip(paths, (image, stripes), strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+def test_why_an_image_gets_its_adapters_is_said_and_drawn(
+    capsys: pytest.CaptureFixture[str], photos: list[Path], tmp_path: Path
+) -> None:
+    status, out, _ = semla(capsys, "explain", *photos, "--out", tmp_path / "why")
+    assert status == 0
+    assert "dusk.png lies within the library; mix: harbour-dusk" in out
+    assert "The nearest adapter is harbour-dusk: distance" in out
+    assert "Nothing fades" in out
+    assert "stripes.png lies outside the library" in out
+    assert "fades to the base model" in out
+    for name in ("dusk_why", "stripes_why"):
+        assert Image.open(tmp_path / "why" / f"{name}.png").size == (1650, 550)
+        assert "Every adapter" in (tmp_path / "why" / f"{name}.html").read_text()
+    status, out, _ = semla(capsys, "explain", *photos, "--out", tmp_path / "why", "--json")
+    known, strange = json.loads(out)
+    assert [row["distance"] for row in known["adapters"]] == sorted(row["distance"] for row in known["adapters"])
+    for answer in (known, strange):
+        weights = sum(row["weight"] for row in answer["adapters"])
+        by_distance = sum(row["weight_by_distance"] for row in answer["adapters"])
+        assert weights + answer["base_weight"] == pytest.approx(1, abs=1e-4)
+        assert by_distance + answer["base_weight_by_distance"] == pytest.approx(1, abs=1e-4)
+    assert strange["out_of_library"]
+    assert strange["base_weight"] > 0.5
+    assert strange["nearest_strange_image"] < strange["nearest_known_scene"]
+
+
+def test_one_bad_image_costs_its_own_place_on_the_map(
+    capsys: pytest.CaptureFixture[str], photos: list[Path], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    for action in (["map", "--images"], ["explain"]):
+        status, out, err = semla(capsys, *action, bad, *photos, "--out", tmp_path / "out", "--json")
+        assert status == 1
+        assert err.count("\n") == 1
+        assert "bad.png: not an image file" in err
+        answer = json.loads(out)
+        images = answer["images"] if action[0] == "map" else answer
+        assert [item["image"] for item in images] == ["dusk.png", "stripes.png"]
+    assert Image.open(tmp_path / "out" / "map.png").size == (1100, 880)
+    page = (tmp_path / "out" / "map.html").read_text()
+    for words in ("harbour-dusk", "dusk.png", "stripes.png", "outside"):
+        assert words in page
+
+
+def test_a_library_of_one_adapter_without_spread_has_a_map(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_adapter(tmp_path / "one" / "fog")
+    status, out, _ = semla(capsys, "map", "--library", tmp_path / "one", "--out", tmp_path / "out")
+    assert status == 0
+    assert "fog: spread unknown" in out
+
+
+def test_an_encoder_that_did_not_make_the_centroids_is_refused(
+    capsys: pytest.CaptureFixture[str], library: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    options = ("--library", library, "--out", tmp_path / "out")
+    assert "names neither base model nor scene encoder" in refused(capsys, "map", "--images", photos[0], *options)
+    assert "use the scene encoder" in refused(capsys, "map", "--images", photos[0], *options, "--model", "semla-tiny")
+    (library / "library.yaml").write_text("encoder: {id: other}\n")
+    assert "another scene encoder" in refused(capsys, "map", "--images", photos[0], *options, "--model", "semla-tiny")

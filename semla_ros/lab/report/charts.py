@@ -15,11 +15,13 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from semla_ros.lab.report.label_places import label_places
 from semla_ros.lab.report.palette import Colour, domain_colour, tint
 
 Values = Sequence[float | None]
 
 _LETTER_PX = 6.6  # width of a letter, generously
+_PLOT_PX = 560  # width of a plot on the narrowest page that shows names
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4")  # lines differ by more than their colour
 BETWEEN = ("", "transition")  # what a stretch without a name is called
 
@@ -115,6 +117,8 @@ def scatter(
     families: Mapping[str, str],
     axes: tuple[str, str],
     *,
+    radii: Mapping[str, float] | None = None,
+    images: Mapping[str, NDArray[np.floating]] | None = None,
     height: int = 480,
 ) -> Chart:
     """Points in a plane, and larger named ones among them.
@@ -125,38 +129,64 @@ def scatter(
         named: Name -> place, shape (2,).
         families: Name -> family, which gives the colour; a name that is missing is its own family.
         axes: What the axes show.
+        radii: Name of a named point -> how far around it a faint disc reaches.
+        images: Further named points, drawn above all others.
         height: Of the plot in pixels.
     """
-    everything = np.concatenate([*points.values(), *(place[None] for place in named.values())])
+    radii, images = radii or {}, images or {}
+    everything = np.concatenate([*points.values(), *(place[None] for place in (*named.values(), *images.values()))])
     low = everything.min(axis=0)
     span = np.maximum(everything.max(axis=0) - low, 1e-9)
 
-    def place_of(point: NDArray[np.floating]) -> tuple[str, float]:
+    def place_of(point: NDArray[np.floating]) -> tuple[float, float]:
         x, y = 0.03 + 0.94 * (point - low) / span
-        return _share(float(x)), (1 - float(y)) * height
+        return float(x), (1 - float(y)) * height
 
-    body = [_tag("rect", css="frame", width="100%", height=height)]
+    def style_of(name: str) -> str:
+        return tint(domain_colour(families.get(name, name)))
+
+    marks = {name: place_of(point) for name, point in (*images.items(), *named.items())}
+    discs = [
+        _tag("ellipse", _tag("title", f"spread of {name}"), css="disc tint", style=style_of(name),
+             cx=_share(marks[name][0]), cy=marks[name][1], rx=_share(0.94 * radius / span[0]),
+             ry=0.94 * radius / span[1] * height)
+        for name, radius in radii.items() if name in named
+    ]  # fmt: skip
+    body = [
+        _tag("rect", css="frame", width="100%", height=height),
+        _tag("svg", *discs, width="100%", height=height),
+    ]
     for name, places in points.items():
-        circles = [_tag("circle", cx=x, cy=y, r=3) for x, y in map(place_of, places)]
-        style = tint(domain_colour(families.get(name, name)))
-        body.append(_tag("g", _tag("title", name), *circles, css="tint faded", style=style))
-    for name, point in named.items():
-        (x, y), style = place_of(point), tint(domain_colour(families.get(name, name)))
-        side: dict[str, object] = {"dx": 9, "text_anchor": "start"}
-        if (point - low)[0] > 0.75 * span[0]:  # its name would leave the plot
-            side = {"dx": -9, "text_anchor": "end"}
-        body += [
-            _tag("circle", _tag("title", name), css="tint ringed", style=style, cx=x, cy=y, r=6),
-            _tag("text", name, css="on wide", x=x, y=y, dy=4, **side),
-        ]
+        circles = [_tag("circle", cx=_share(x), cy=y, r=3) for x, y in map(place_of, places)]
+        body.append(_tag("g", _tag("title", name), *circles, css="tint faded", style=style_of(name)))
+    for name in named:
+        x, y = marks[name]
+        ring = {"css": "tint ringed", "style": style_of(name), "cx": _share(x), "cy": y, "r": 6}
+        body.append(_tag("circle", _tag("title", name), **ring))  # type: ignore[arg-type]
+    for name in images:
+        x, y = marks[name]
+        cross = _tag("path", _tag("title", name), d="M-7 0H7M0 -7V7")
+        body.append(_tag("svg", cross, css="cross", x=_share(x), y=y))
+    body += _names_of_marks(marks, height)
     body += [
         _tag("text", axes[0], x="50%", y=height + 18, text_anchor="middle"),
         _tag("text", axes[1], transform=f"translate(-8 {height // 2}) rotate(-90)", text_anchor="middle"),
     ]
-    words = f"{sum(map(len, points.values()))} points of {len(points)} domains, and {', '.join(named)}"
+    words = f"{sum(map(len, points.values()))} points of {len(points)} domains, and {', '.join([*named, *images])}"
     shown = dict.fromkeys(families.get(name, name) for name in (*points, *named))
     legend = [(family, domain_colour(family)) for family in shown]
     return _chart(title, words, body, height, (0, 10, 26, 20), legend)
+
+
+def _names_of_marks(marks: Mapping[str, tuple[float, float]], height: int) -> list[Markup]:
+    """Names that do not cover each other where the page is wide; a narrow one leaves them to pointing."""
+    pixels = [(x * _PLOT_PX, y) for x, y in marks.values()]
+    sides = label_places(pixels, [_LETTER_PX * len(name) for name in marks], (_PLOT_PX, height))
+    return [
+        _tag("text", name, css="on wide", x=_share(x), y=y, dx=side.dx, dy=side.dy, text_anchor=side.anchor)
+        for (name, (x, y)), side in zip(marks.items(), sides, strict=True)
+        if side is not None
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from semla_ros.lab.report.charts import Chart, Value, bars, dots, percent, scatter
+from semla_ros.lab.report.charts import Value, bars, dots, percent
+from semla_ros.lab.report.embedding_map import Scenery, embedding_map
 from semla_ros.lab.report.evaluation_tables import extent_of, label, rows_by_group, variants_of
 from semla_ros.lab.report.page import Cell, Page, Section, Table, Tile, write_page
 from semla_ros.lab.report.palette import variant_colours
-from semla_ros.results import BASE_MODEL, FloatArray
+from semla_ros.results import BASE_MODEL
 
-MOST_POINTS = 60  # embeddings drawn per domain; more hide each other
 _TITLES = {"world": "the shipped world", "semla20": "the 20-domain benchmark"}
 _TABLES = {"domains": "All figures", "unseen": "All figures, unseen combinations", "source": "Source domain"}
 _TILES = {
@@ -30,21 +26,6 @@ _DOTS = {
     "domains": ("Domain by domain", ("zero_shot", "uniform_without_own", "semla_without_own", "semla", "oracle")),
     "unseen": ("Unseen combinations", ("zero_shot", "uniform", "semla", "late_fusion")),
 }
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scenery:
-    """What the embedding map is drawn from.
-
-    Attributes:
-        points: Domain -> scene embeddings, shape (N, D).
-        centroids: Adapter -> centroid, shape (D,).
-        families: Domain or adapter -> family.
-    """
-
-    points: Mapping[str, NDArray[np.float32]]
-    centroids: Mapping[str, FloatArray]
-    families: Mapping[str, str]
 
 
 def write_html(results: Mapping[str, Any], path: Path, *, scenery: Scenery | None = None, command: str = "") -> None:
@@ -191,22 +172,6 @@ def _embedding_map(scenery: Scenery) -> Section:
         "which retrieval measures distance to."
     )
     return Section(title="Embedding map", note=note, parts=[embedding_map(scenery)])
-
-
-def embedding_map(scenery: Scenery) -> Chart:
-    """Scene embeddings and centroids on the two axes of greatest variance."""
-    points = {name: values[:MOST_POINTS] for name, values in scenery.points.items()}
-    everything = np.concatenate([*points.values(), *(np.asarray(item)[None] for item in scenery.centroids.values())])
-    centre = everything.mean(axis=0)
-    _, strengths, axes = np.linalg.svd(everything - centre, full_matrices=False)
-    explained = strengths[:2] ** 2 / max(float((strengths**2).sum()), 1e-12)
-    return scatter(
-        "Scene embeddings of the domains and centroids of the adapters",
-        {name: (values - centre) @ axes[:2].T for name, values in points.items()},
-        {name: (np.asarray(item) - centre) @ axes[:2].T for name, item in scenery.centroids.items()},
-        scenery.families,
-        (f"first axis, {explained[0]:.0%} of the variance", f"second axis, {explained[1]:.0%}"),
-    )
 
 
 def _tables(results: Mapping[str, Any]) -> list[Section]:

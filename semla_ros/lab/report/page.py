@@ -90,6 +90,7 @@ class Picture:
     images: Sequence[tuple[str, str]]  # data URI ("" where there is none), and what it shows in words
     title: str
     detail: str = ""  # behind the title
+    kind: str = field(default="picture", init=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class Frames:
     kind: str = field(default="frames", init=False)
 
 
-Part = Chart | Table | Facts | Legend | Words | Frames
+Part = Chart | Table | Facts | Legend | Words | Picture | Frames
 
 
 @dataclass(frozen=True, kw_only=True)

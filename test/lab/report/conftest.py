@@ -12,7 +12,8 @@ from semla_ros.lab.evaluation.variants import choose_variants
 from semla_ros.lab.replay import many
 from semla_ros.lab.replay.comparison import parse_variants
 from semla_ros.lab.replay.run import ReplayOptions, replay_bag
-from semla_ros.lab.report.evaluation_page import Scenery, write_html
+from semla_ros.lab.report.embedding_map import Scenery
+from semla_ros.lab.report.evaluation_page import write_html
 from semla_ros.lab.report.many_page import write_many_report
 
 

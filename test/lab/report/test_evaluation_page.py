@@ -10,7 +10,8 @@ from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
 from semla_ros.lab.evaluation.protocol import Plan, run
 from semla_ros.lab.evaluation.variants import choose_variants
-from semla_ros.lab.report.evaluation_page import Scenery, embedding_map, write_html
+from semla_ros.lab.report.embedding_map import Scenery, embedding_map
+from semla_ros.lab.report.evaluation_page import write_html
 from semla_ros.lab.report.evaluation_tables import label, score_rows, terminal_tables
 
 

@@ -1,14 +1,4 @@
-"""The package in a few lines: images in, masks out, with the adapters that fit the scene and why they were taken.
-
-    from semla_ros import Pipeline
-
-    pipeline = Pipeline("semla-tiny")
-    result = pipeline("photo.jpg")
-    print(result)
-    result.save("out")
-
-A thin layer over `pipeline.PerceptionPipeline`, which the node runs.
-"""
+"""A model that follows the scene, for images one by one: a thin layer over `PerceptionPipeline`."""
 
 from __future__ import annotations
 
@@ -23,22 +13,19 @@ from typing import Any, Literal
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
-from semla_ros.config import MAX_IMAGE_PIXELS, InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError, ImageError, SemlaError
-from semla_ros.image_files import check_pixels, read_image, rgb_of
+from semla_ros.api.images import ImageLike, name_of, pixels_of
+from semla_ros.api.library import Library
+from semla_ros.config import InferenceConfig, SemlaConfig
+from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.labels import colour_of, overlay, palette_of
-from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.importing import add_adapter
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.pipeline import PerceptionPipeline
-from semla_ros.resources import shipped_library
 from semla_ros.results import BASE_MODEL, AdapterMix, Frame, ImageArray, MaskArray
 
 logger = logging.getLogger(__name__)
 
-ImageLike = str | Path | Image.Image | NDArray[Any]
 WIDEST_SHOWN = 960  # pixels of the picture in a notebook
 
 
@@ -196,7 +183,7 @@ class Pipeline:
         Raises:
             SemlaError: The image cannot be read or segmented.
         """
-        frame = Frame(image=_pixels(image), stamp_ns=round((stamp_s or 0.0) * 1e9))
+        frame = Frame(image=pixels_of(image), stamp_ns=round((stamp_s or 0.0) * 1e9))
         latency_ms = self._look_at(frame, is_new=stamp_s is None) if adapt else {}
         answer = self._inner.segment(frame)
         assert answer.confidence is not None  # asked for
@@ -208,7 +195,7 @@ class Pipeline:
             mix=answer.generation.mix,
             distances=self._inner.scene_distances(),
             latency_ms={**latency_ms, **answer.latency_ms},
-            name=Path(image).stem if isinstance(image, str | Path) else "image",
+            name=name_of(image),
         )
 
     def adapt(self, to: ImageLike | Mapping[str, float] | None) -> AdapterMix:
@@ -228,7 +215,7 @@ class Pipeline:
             return self._inner.reset_adaptation().mix
         if isinstance(to, Mapping):
             return self._inner.apply_mix(_mix_of(to), "parameters").mix
-        self._look_at(Frame(image=_pixels(to), stamp_ns=0), is_new=True)
+        self._look_at(Frame(image=pixels_of(to), stamp_ns=0), is_new=True)
         return self.mix
 
     @property
@@ -264,80 +251,9 @@ class Pipeline:
         return step.latency_ms
 
 
-class Library:
-    """A folder of adapters.
-
-    Args:
-        folder: Empty = the one that ships with semla-tiny.
-
-    Attributes:
-        folder: See above.
-
-    Raises:
-        LibraryError: The folder cannot be used.
-    """
-
-    def __init__(self, folder: str | Path = "") -> None:
-        self.folder = Path(folder).expanduser() if folder != "" else shipped_library(SemlaConfig.model)
-        self._inner = AdapterLibrary.load(self.folder, eager_bytes=0)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Adapters that can be used."""
-        return self._inner.names
-
-    @property
-    def problems(self) -> dict[str, str]:
-        """Adapters that cannot be used -> why."""
-        return dict(self._inner.problems)
-
-    def add(self, folder: str | Path, name: str = "") -> str:
-        """Copy an adapter's folder into the library, which it joins whole or not at all.
-
-        Args:
-            folder: In the published layout.
-            name: Its name in the library; its folder's name where empty.
-
-        Returns:
-            The name.
-
-        Raises:
-            SemlaError: The adapter cannot be used, does not fit, or its name is taken.
-        """
-        name = add_adapter(self.folder, Path(folder), name=name)
-        self._inner = AdapterLibrary.load(self.folder, eager_bytes=0)
-        return name
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __repr__(self) -> str:
-        return f"Library of {len(self)} adapters in {self.folder}: {', '.join(self.names)}"
-
-
 def output_files(folder: Path, name: str) -> dict[str, Path]:
     """What `Result.save` writes: "mask" and "overlay" -> the file."""
     return {kind: folder / f"{name}_{kind}.png" for kind in ("mask", "overlay")}
-
-
-def _pixels(image: ImageLike) -> ImageArray:
-    """Any image as RGB, shape (H, W, 3), uint8; its pixels are the caller's no longer."""
-    if isinstance(image, str | Path):
-        return read_image(Path(image).expanduser())
-    if isinstance(image, Image.Image):
-        check_pixels("image", image.width, image.height)
-        image = ImageOps.exif_transpose(image)
-        is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-        image = np.asarray(image if is_deep else image.convert("RGB"))
-    if not isinstance(image, np.ndarray):
-        raise ImageError(f"image: expected a file, a Pillow image or an array, got {type(image).__name__}")
-    is_grey = image.ndim == 2
-    if 0 in image.shape or not (is_grey or (image.ndim == 3 and image.shape[2] == 3)) or image.dtype.kind not in "uif":
-        raise ImageError(
-            f"image: expected RGB of shape (H, W, 3) or grey (H, W), got {image.dtype} of shape {image.shape}"
-        )
-    check_pixels("image", image.shape[1], image.shape[0], MAX_IMAGE_PIXELS)
-    return np.array(rgb_of(np.ascontiguousarray(image), "image"))
 
 
 def _listed(names: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,89 @@
+"""What options of several commands are read by."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from semla_ros.errors import ConfigError
+
+
+class Listed(argparse.Action):
+    """Names separated by commas, spaces or both: `--classes road,car "traffic sign"`; use with `nargs="+"`.
+
+    The option may be repeated; what a `type` makes of each name is kept.
+    """
+
+    def __init__(self, *arguments: Any, type: Any = str, **options: Any) -> None:
+        super().__init__(*arguments, **{"nargs": "+", **options})
+        self._item = type
+
+    def __call__(
+        self, _parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _option: str | None = None
+    ) -> None:
+        """Add the names to those given before."""
+        earlier: Sequence[Any] = getattr(namespace, self.dest)
+        try:
+            names = [self._item(name.strip()) for text in values for name in text.split(",") if name.strip()]
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        setattr(namespace, self.dest, [*(() if earlier is self.default else earlier), *names])
+
+
+def output_folder(text: str) -> Path:
+    """A folder to write to, as the `type` of an option: whether that is possible is tried before the work begins.
+
+    Raises:
+        ConfigError: It is not; the message says why.
+    """
+    path = Path(text).expanduser()
+    _try_to_write(path, path)
+    return path
+
+
+def output_file(text: str) -> Path:
+    """A file to write, likewise; its folder is made later where it is missing.
+
+    Raises:
+        ConfigError: As `output_folder`, or it is a folder.
+    """
+    path = Path(text).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file")
+    if not path.exists() or path.is_file():  # a device or a pipe says itself what is wrong
+        _try_to_write(path.parent, path)
+    return path
+
+
+def _try_to_write(folder: Path, path: Path) -> None:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {folder}: {error.strerror or error}") from None
+
+
+def unique_stems(paths: Sequence[Path], outputs: Callable[[str], Iterable[Path]]) -> list[str]:
+    """File names without suffix; a number is added where an output would replace another one, or an input.
+
+    Args:
+        paths: Inputs.
+        outputs: Stem -> the files that are written.
+    """
+    names, inputs, stems = {path.stem for path in paths}, {path.resolve() for path in paths}, dict[str, None]()
+
+    def is_free(stem: str, name: str) -> bool:
+        written = {file.resolve() for file in outputs(stem)}
+        return stem not in stems and (stem == name or stem not in names) and not written & inputs
+
+    for path in paths:
+        numbered = (f"{path.stem}-{number}" for number in count(2))
+        stems[next(stem for stem in chain([path.stem], numbered) if is_free(stem, path.stem))] = None
+    return list(stems)

@@ -1,0 +1,207 @@
+"""The `semla` command around its subcommands: what cannot be written, who interrupts it, what is misspelt."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semla_ros.cli import COMMANDS, build_parser, main
+from semla_ros.commands.options import Listed, output_file, output_folder, unique_stems
+from semla_ros.errors import ConfigError
+
+OUTPUTS = {"--out", "--dest", "--html", "--markdown", "--work", "--model-out", "--library-out"}
+LISTINGS = (
+    ["--help"],
+    ["--version"],
+    ["library", "list"],
+    ["library", "--help"],
+    ["fetch", "--list"],
+    ["engine", "list"],
+)
+
+
+def actions_of(parser: argparse.ArgumentParser, path: str = "") -> Iterator[tuple[str, argparse.Action]]:
+    for action in parser._actions:
+        yield path, action
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                yield from actions_of(sub, f"{path} {name}".strip())
+
+
+EVERY_ACTION = list(actions_of(build_parser(*COMMANDS)))
+
+
+@pytest.mark.parametrize("arguments", LISTINGS)
+def test_a_full_disk_is_one_line_and_status_2(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("semla")
+    assert lines[0].endswith("No space left on device")
+
+
+@pytest.mark.parametrize("arguments", LISTINGS)
+def test_a_reader_that_went_away_is_one_line_and_status_2(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].endswith("what reads the output has ended")
+
+
+def test_the_interpreter_has_nothing_to_add() -> None:
+    command = f"{sys.executable} -m semla_ros.cli library list --json"
+    for line in (f"{command} > /dev/full", f"{command} >&-"):
+        answer = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+        assert "Traceback" not in answer.stderr
+        assert "Exception" not in answer.stderr
+        assert answer.returncode == (2 if "full" in line else 0), answer.stderr
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device", "out/x.png"), PermissionError(13, "no")]
+)
+def test_whatever_the_system_refuses_is_one_line(
+    error: OSError, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("semla_ros.commands.library")
+
+    def fail(_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(module, "run", fail)
+    assert main(["library", "list"]) == 2
+    expected = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    assert capsys.readouterr().err == f"semla library: {expected}\n"
+
+
+def test_an_interrupt_while_modules_load_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    assert main(["library", "list"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["segmnt", "x.png"], "there is no 'segmnt'; did you mean 'segment'?"),
+        (["library", "lst"], "there is no 'lst'; did you mean 'list'?"),
+        (["replay", "x", "--rate", "lives"], "there is no 'lives'; did you mean 'live'?"),
+        (["library", "show", "harbor-dusk"], "did you mean 'harbour-dusk'?"),
+        (["fetch", "catsegl"], "did you mean 'catseg-l'?"),
+        (["replay", "--compare", "base", "bag"], "put files before it, or '--' between"),
+    ],
+)
+def test_what_is_misspelt_gets_the_nearest(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status: object = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_every_option_that_names_an_output_is_checked_before_the_work() -> None:
+    found = set()
+    for command, action in EVERY_ACTION:
+        if OUTPUTS & set(action.option_strings):
+            found |= OUTPUTS & set(action.option_strings)
+            assert action.type in (output_folder, output_file), (command, action.option_strings)
+            assert action.default is None or isinstance(action.default, str), (command, "argparse would not check it")
+    assert found == OUTPUTS
+
+
+def test_every_option_that_takes_names_reads_commas_and_spaces() -> None:
+    for command, action in EVERY_ACTION:
+        if action.option_strings and action.nargs in ("+", "*") and action.type is not Path:
+            assert isinstance(action, Listed), (command, action.option_strings)
+        assert "A,B" not in str(action.metavar), (command, action.option_strings)
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ([], ["default"]),
+        (["--names", "a,b"], ["a", "b"]),
+        (["--names", "a", "b"], ["a", "b"]),
+        (["--names", "a, b", "traffic sign,", "c"], ["a", "b", "traffic sign", "c"]),
+        (["--names", "a", "--names", "b,c"], ["a", "b", "c"]),
+    ],
+)
+def test_a_list_is_written_with_commas_spaces_or_both(line: list[str], names: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--names", action=Listed, default=["default"])
+    parser.add_argument("--seeds", action=Listed, type=int, default=[])
+    assert parser.parse_args(line).names == names
+    assert parser.parse_args(["--seeds", "1,2", "3"]).seeds == [1, 2, 3]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seeds", "1,x"])
+
+
+@pytest.mark.parametrize("check", [output_folder, output_file])
+def test_an_output_that_cannot_be_written_is_refused_and_one_that_can_leaves_no_trace(
+    check: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for wrong in (file / "below", Path("/proc/nothing/here"), Path("/dev/null/x")):
+        with pytest.raises(ConfigError, match=f"{wrong} cannot be written"):
+            check(str(wrong))
+    assert check(str(tmp_path / "new" / "deep")) == tmp_path / "new" / "deep"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert output_file(str(file)) == file
+    with pytest.raises(ConfigError, match="cannot be written"):
+        output_folder(str(file))
+    with pytest.raises(ConfigError, match="is a folder; name a file"):
+        output_file(str(tmp_path))
+    assert output_file("/dev/full") == Path("/dev/full")
+
+
+def test_outputs_of_equal_names_get_numbers() -> None:
+    stems = unique_stems([Path("a/x.png"), Path("b/x.png"), Path("x-2.png")], lambda stem: [Path(f"{stem}_why.png")])
+    assert stems == ["x", "x-3", "x-2"]
+
+
+def test_completion_knows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab", reason="needs shtab")
+    for shell in ("bash", "zsh"):
+        assert main(["completion", shell]) == 0
+        script = capsys.readouterr().out
+        assert all(command in script for command in COMMANDS)
+        assert "semla_ros.commands" not in script
+    assert main(["completion", "bash"]) == 0
+    assert "_shtab_semla_segment_pos_0_COMPGEN=_shtab_compgen_files" in capsys.readouterr().out
+
+
+def test_completion_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert main(["completion", "bash"]) == 2
+    assert capsys.readouterr().err == "semla completion: shell completion needs shtab: pip install shtab\n"
