@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from semla_ros.commands.options import Listed, output_folder
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.image_bag import ImageBagOptions, Stretch, natural, record_images
 from semla_ros.lab.bags.label_map import read_class_list, read_label_map, trained_names
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla record-images`."""
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="images, searched recursively")
-    parser.add_argument("--out", type=Path, required=True, metavar="BAG", help="folder of the bag; must not exist")
+    parser.add_argument(
+        "--out", type=output_folder, required=True, metavar="BAG", help="folder of the bag; must not exist"
+    )
     parser.add_argument(
         "--labels", nargs="+", type=Path, default=[], metavar="DIR", help="label images of each FOLDER, in their order"
     )
@@ -38,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--benchmark", default="", metavar="NAME|FILE", help="instead of folders: a benchmark file")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="folder that its images are below")
-    parser.add_argument("--domains", nargs="+", default=[], metavar="NAME", help="of the benchmark, in this order")
+    parser.add_argument("--domains", action=Listed, default=[], metavar="NAME", help="of the benchmark, in this order")
     parser.add_argument("--split", choices=("train", "val"), default="val", help="of the benchmark (%(default)s)")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="the first N of each stretch; default: all")
     parser.add_argument(
