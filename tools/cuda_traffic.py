@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from bench.random_world import random_image, random_model
+from bench.random_world import Size, random_image, random_model
 from semla_ros.config import InferenceConfig
+from semla_ros.engines import cuda_graph
 from semla_ros.engines.torch_engine import TorchEngine
 
 _NO_LAUNCH = ("aten::empty", "aten::new_empty", "aten::lift", "aten::detach", "aten::_unsafe_view")  # beside views
@@ -66,7 +67,7 @@ class FakeGpu(TorchDispatchMode):
         self.traffic = Traffic()
         self._is_capturing = False
         self._pinned: list[Tensor] = []
-        self._stream = SimpleNamespace(name="default", wait_stream=_nothing, synchronize=self._wait, cuda_stream=0)
+        self._stream = SimpleNamespace(device=torch.device("cuda:0"), wait_stream=_nothing, synchronize=self._wait)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[FakeGpu]:
@@ -77,7 +78,7 @@ class FakeGpu(TorchDispatchMode):
             if not pin_memory:
                 return plain_empty(*given, **named)
             with unset_fake_temporarily():  # host memory is real
-                self._pinned.append(torch.zeros(*given, **named))
+                self._pinned.append(torch.ones(*given, **named))
             return self._pinned[-1]
 
         stand_ins: dict[str, object] = {
@@ -100,6 +101,7 @@ class FakeGpu(TorchDispatchMode):
             "is_bf16_supported": lambda: True,
         }
         with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.object(cuda_graph, "_RUNS_BEFORE_CAPTURE", 0))
             stack.enter_context(mock.patch.object(torch, "empty", empty))
             stack.enter_context(mock.patch.object(nn.Module, "to", _moved))
             for name, stand_in in stand_ins.items():
@@ -133,7 +135,7 @@ class FakeGpu(TorchDispatchMode):
         places = {item.device.type for item in (*given, *made)}
         if "cuda" not in places:
             return answer
-        if not func.is_view and not name.startswith(_NO_LAUNCH):
+        if func.namespace != "prim" and not func.is_view and not name.startswith(_NO_LAUNCH):
             self._count(name)
         return answer
 
@@ -201,6 +203,9 @@ class _WithoutGuards(TorchFunctionMode):
     ) -> Any:
         """Run a function, and indexing as `_indexed` does."""
         kwargs = kwargs or {}
+        if func is Tensor.numpy:
+            with _disable_current_modes():  # host memory is real
+                return func(*args, **kwargs)
         tensors = [item for item in args if isinstance(item, Tensor)]
         if not any(item.device.type == "cuda" for item in tensors):
             return func(*args, **kwargs)
@@ -264,9 +269,10 @@ def frame_traffic(
     inference: Literal["whole", "sliding"] = "whole",
     classes: int = 19,
     cameras: int = 1,
+    model_size: Size = "tiny",
 ) -> Traffic:
-    """What one frame of a camera asks of a GPU once everything is warm, at the size of semla-tiny."""
-    model, images = random_model("tiny"), [random_image(height, width)] * cameras
+    """What one frame of each camera asks of a GPU once everything is warm."""
+    model, images = random_model(model_size), [random_image(height, width)] * cameras
     with FakeGpu().installed() as gpu:
         engine = TorchEngine(model, InferenceConfig(device="cuda:0", precision="fp32", inference=inference))
         engine.set_text(torch.randn(classes, model.config.clip.embed_dim))

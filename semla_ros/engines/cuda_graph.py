@@ -1,4 +1,4 @@
-"""Forward passes captured as CUDA graphs and replayed for every frame.
+"""Work captured as CUDA graphs and replayed for every frame.
 
 Replaying costs one launch instead of about a thousand. A graph reads weights where they lie, so weights that are
 overwritten in place act without capturing anew; only inputs of another shape do.
@@ -7,7 +7,7 @@ overwritten in place act without capturing anew; only inputs of another shape do
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
 
 import torch
@@ -17,7 +17,7 @@ _RUNS_BEFORE_CAPTURE = 3  # libraries choose their algorithms and workspaces in 
 
 
 class Graph(Protocol):
-    """A captured forward pass for inputs of one shape."""
+    """Captured work for inputs of one shape."""
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
         """Replay it on the values of `inputs`."""
@@ -28,40 +28,37 @@ Forward = Callable[..., Tensor]
 
 
 class CudaGraph:
-    """`forward(*inputs)`, captured for the shapes of these inputs.
+    """`forward(*inputs)`, captured for the shapes of these inputs on the current stream, which is not the default one.
+
+    Nothing waits for the device: other threads and pipelines go on, and may allocate meanwhile.
 
     Args:
         forward: Its work depends on nothing but the shapes of its inputs, and it keeps no cached casts of weights.
-        inputs: Tensors on one CUDA device.
+        inputs: Tensors on the current CUDA device, or in page-locked host memory.
     """
 
     def __init__(self, forward: Forward, inputs: Sequence[Tensor]) -> None:
-        self._inputs = [item.clone() for item in inputs]
-        device = self._inputs[0].device
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(_RUNS_BEFORE_CAPTURE):
-                forward(*self._inputs)
-        torch.cuda.current_stream(device).wait_stream(stream)
+        device = torch.cuda.current_stream().device
+        self._inputs = [item.to(device, copy=True) for item in inputs]
+        for _ in range(_RUNS_BEFORE_CAPTURE):
+            forward(*self._inputs)
         self._graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.device(device),  # not on the first GPU by default
-            torch.cuda.stream(stream),  # where the capture fails, `graph` leaves its stream the current one
-            torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),  # other threads allocate
-        ):
+        self._graph.capture_begin(capture_error_mode="thread_local")
+        try:
             self._output = forward(*self._inputs)
+        finally:
+            self._graph.capture_end()
 
     def __call__(self, inputs: Sequence[Tensor]) -> Tensor:
-        """The output; overwritten by the next call."""
+        """The output; overwritten by the next call. Page-locked inputs must stay as they are until it is there."""
         for mine, given in zip(self._inputs, inputs, strict=True):
-            mine.copy_(given)
+            mine.copy_(given, non_blocking=True)
         self._graph.replay()
         return self._output
 
 
 class GraphedForward:
-    """Calls `forward(*inputs)` through the graph that was captured for inputs of that shape.
+    """Calls `forward(*inputs, *settings)` through the graph that was captured for such inputs.
 
     Args:
         forward: See `CudaGraph`.
@@ -78,16 +75,16 @@ class GraphedForward:
     ) -> None:
         self.captures = 0
         self._forward, self._kept, self._capture = forward, kept, capture
-        self._graphs: OrderedDict[tuple[torch.Size, ...], Graph] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        """The output; overwritten by the next call with inputs of that shape."""
-        shapes = tuple(item.shape for item in inputs)
-        if shapes in self._graphs:
-            self._graphs.move_to_end(shapes)
+    def __call__(self, *inputs: Tensor, settings: tuple[Hashable, ...] = ()) -> Tensor:
+        """The output; overwritten by the next call with inputs of that shape and those settings."""
+        key = (tuple(item.shape for item in inputs), settings)
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
         else:
             while len(self._graphs) >= self._kept:  # before the capture: two may not fit into a small device's memory
                 self._graphs.popitem(last=False)
-            self._graphs[shapes] = self._capture(self._forward, inputs)
+            self._graphs[key] = self._capture(lambda *given: self._forward(*given, *settings), inputs)
             self.captures += 1
-        return self._graphs[shapes](inputs)
+        return self._graphs[key](inputs)

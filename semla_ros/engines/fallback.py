@@ -20,7 +20,7 @@ INSTEAD = {
     "compiled": "eager",
     "graphs": "eager",
     "batches": "one image at a time",
-    "pinned": "pageable memory for uploads",
+    "pinned": "pageable memory for transfers",
     "device_masks": "masks made on the CPU",
 }
 

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +30,7 @@ from semla_ros.segmentation.model import CatSeg
 from semla_ros.timing import Stopwatch
 
 if TYPE_CHECKING:
+    from semla_ros.engines.cuda_frames import CudaFrames
     from semla_ros.engines.cuda_graph import GraphedForward
 
 logger = logging.getLogger(__name__)
@@ -79,39 +80,6 @@ def choose_threads(threads: int) -> int:
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed) - 1)
 
 
-def _page_locked(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-
-
-class ImageUpload:
-    """Copies images to a device.
-
-    Locking pages takes longer than the copy itself, so the buffer of the last shape is used again. The caller waits
-    for the device before it uploads the same number of images again, as `TorchEngine` does with each forward pass.
-
-    Args:
-        device: Where images are needed.
-        allocate: Makes a host buffer of a shape, uint8; for tests without a GPU.
-    """
-
-    def __init__(self, device: torch.device, allocate: Callable[[tuple[int, ...]], Tensor] = _page_locked) -> None:
-        self._device, self._allocate = device, allocate
-        self._buffers: dict[int, Tensor] = {}  # by place in the batch: none is overwritten while another is copied
-
-    def __call__(self, image: ImageArray, place: int = 0) -> Tensor:
-        """An image (H, W, 3), uint8, of any strides and read-only or not, as (3, H, W) on the device.
-
-        Args:
-            image: RGB.
-            place: Its number among the images that are uploaded before the device is waited for.
-        """
-        buffer = self._buffers.get(place)
-        if buffer is None or buffer.shape != image.shape:
-            buffer = self._buffers[place] = self._allocate(image.shape)
-        np.copyto(buffer.numpy(), image)
-        return buffer.to(self._device, non_blocking=True).permute(2, 0, 1)
-
-
 class TorchEngine:
     """Runs a `CatSeg` eagerly, compiled, or as a captured CUDA graph.
 
@@ -151,10 +119,16 @@ class TorchEngine:
         if self.device.type == "cuda":
             self._way |= {"graphs", "pinned", "device_masks"}
         self._text: Tensor | None = None
-        self._padded: tuple[Tensor, Tensor] | None = None  # the vocabulary filled up, and its presence
+        # What a captured or compiled forward pass is given, at the same place while its shape stays: the vocabulary
+        # filled up and its presence, or the vocabulary.
+        self._held: tuple[Tensor, ...] = ()
         self._compiled: Forward | None = None
         self._graph: GraphedForward | None = None
-        self._upload = ImageUpload(self.device)
+        self._frames: CudaFrames | None = None
+        if self.device.type == "cuda":
+            from semla_ros.engines.cuda_frames import CudaFrames
+
+            self._frames = CudaFrames(self.device, model.config, config.inference)
         self._is_warm = False
         if self.device.type == "cpu":
             torch.set_num_threads(choose_threads(config.threads))
@@ -174,17 +148,32 @@ class TorchEngine:
         limit = self._model.config.aggregator.pad_len
         is_padded = not 0 < limit < len(text_features)  # of more classes the best are selected inside
         try:
-            text = text_features.detach().to(self.device, torch.float32)
-            padded = pad_vocabulary(text, bucket_size(len(text), limit)) if is_padded else None
-            is_finite = bool(text.isfinite().all())
+            with self._in_stream_order():
+                text = text_features.detach().to(self.device, torch.float32, copy=True)
+                held = pad_vocabulary(text, bucket_size(len(text), limit)) if is_padded else (text,)
+                if not bool(text.isfinite().all()):
+                    raise NotFiniteError("class embeddings are not finite: the text tower's weights are damaged")
+                self._take(text, held)
         except Exception as error:  # of the device
             raise explained(error) from None
-        if not is_finite:
-            raise NotFiniteError("class embeddings are not finite: the text tower's weights are damaged")
-        rows_before = self._rows
-        self._text, self._padded = text, padded
-        if self._rows != rows_before:
-            self._graph = None  # graphs of another number of classes would only hold memory
+
+    def _take(self, text: Tensor, held: tuple[Tensor, ...]) -> None:
+        if self._graph is not None and [item.shape for item in held] == [item.shape for item in self._held]:
+            for mine, given in zip(self._held, held, strict=True):
+                mine.copy_(given)
+        else:
+            self._held, self._graph = held, None  # graphs of another number of classes would only hold memory
+        self._text = text
+
+    @contextmanager
+    def _in_stream_order(self) -> Iterator[None]:
+        """On the frames' stream of a GPU, behind what the caller's has been given: weights that are being copied."""
+        if self._frames is None:
+            yield
+            return
+        self._frames.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with self._frames.current():
+            yield
 
     def segment(self, image: ImageArray, want_confidence: bool = True) -> EngineOutput:
         """Segment one image, see `Engine.segment`."""
@@ -207,19 +196,24 @@ class TorchEngine:
         """`segment_batch` in the present way or not at all; raises whatever fails."""
         if len(images) > 1 and (self._config.inference != "whole" or "batches" not in self._way):
             return [self.attempt([image], want_confidence)[0] for image in images]
-        watch = Stopwatch()
-        with watch.stage("total"), torch.inference_mode():
+        if self._frames is not None and "device_masks" in self._way:
+            with torch.inference_mode():
+                answers = self._frames.answer(images, want_confidence, self._forward, self._way, self.entered)
+            if answers is None:
+                raise self._not_finite()
+            return answers
+        watch, frames = Stopwatch(), self._frames
+        with watch.stage("total"), torch.inference_mode(), frames.current() if frames else nullcontext():
             with watch.stage("preprocess"), self.entered("preprocess"):
-                pixels = [self._pixels(image, place) for place, image in enumerate(images)]
-                maps = self._maps(pixels, watch)
+                maps = self._maps([self._pixels(image) for image in images], watch)
             with watch.stage("postprocess"), self.entered("postprocess"):
-                answers = [
-                    mask_from_maps(one if "device_masks" in self._way else one.cpu(), image.shape[:2], want_confidence)
+                masks = [
+                    mask_from_maps(one.cpu(), image.shape[:2], want_confidence)
                     for one, image in zip(maps, images, strict=True)
                 ]
         return [
             EngineOutput(mask=mask, confidence=confidence, latency_ms=dict(watch.latency_ms))
-            for mask, confidence in answers
+            for mask, confidence in masks
         ]
 
     @contextmanager
@@ -267,17 +261,12 @@ class TorchEngine:
 
     def close(self) -> None:
         """Drop the compiled or captured forward pass."""
-        self._graph = self._compiled = self._text = self._padded = None
+        self._graph = self._compiled = self._text = None
+        self._held = ()
+        if self._frames is not None:
+            self._frames.forget()
 
-    @property
-    def _rows(self) -> int:
-        """Class embeddings that a captured forward pass is given; 0 without a vocabulary."""
-        given = self._text if self._padded is None else self._padded[0]
-        return 0 if given is None else len(given)
-
-    def _pixels(self, image: ImageArray, place: int = 0) -> Tensor:
-        if "pinned" in self._way:
-            return self._upload(image, place)
+    def _pixels(self, image: ImageArray) -> Tensor:
         # torch reads neither read-only memory (a message's buffer) nor negative strides.
         ready = image if image.flags.writeable and image.flags.c_contiguous else np.array(image)
         return torch.from_numpy(ready).to(self.device).permute(2, 0, 1)
@@ -291,8 +280,7 @@ class TorchEngine:
                 logits = self._forward(views)
                 # Before the sigmoid, which turns infinity into 1. The reading waits for the device.
                 if not bool(torch.stack(torch.aminmax(logits)).isfinite().all()):
-                    blame = ": the model's weights are damaged" if self.precision == "fp32" else ""
-                    raise NotFiniteError(f"class scores in {self.precision} are not finite{blame}")
+                    raise self._not_finite()
                 return logits
 
         if self._config.inference == "whole":
@@ -306,19 +294,26 @@ class TorchEngine:
         watch.latency_ms["preprocess"] = -forward.latency_ms["forward"]  # all around it is added when that stage ends
         return answer
 
+    def _not_finite(self) -> NotFiniteError:
+        blame = ": the model's weights are damaged" if self.precision == "fp32" else ""
+        return NotFiniteError(f"class scores in {self.precision} are not finite{blame}")
+
     def _forward(self, images: Tensor) -> Tensor:
         """Logits (B, T, h, w)."""
         assert self._text is not None
-        forward: Forward = self._autocast_forward
-        if "graphs" in self._way:
-            if self._graph is None:
-                from semla_ros.engines.cuda_graph import GraphedForward
+        if not self._way & {"graphs", "compiled"}:
+            return self._autocast_forward(images, self._text)
+        return self._fixed_forward(images)[:, : len(self._text)]
 
-                self._graph = GraphedForward(self._autocast_forward, _GRAPHS_KEPT)
-            forward = self._graph
-        if not self._way & {"graphs", "compiled"} or self._padded is None:
-            return forward(images, self._text)
-        return forward(images, *self._padded)[:, : len(self._text)]
+    def _fixed_forward(self, images: Tensor) -> Tensor:
+        """Logits of the vocabulary filled up, from the graph where there is one."""
+        if "graphs" not in self._way:
+            return self._autocast_forward(images, *self._held)
+        if self._graph is None:
+            from semla_ros.engines.cuda_graph import GraphedForward
+
+            self._graph = GraphedForward(lambda given: self._autocast_forward(given, *self._held), _GRAPHS_KEPT)
+        return self._graph(images)
 
     def _autocast_forward(self, *inputs: Tensor) -> Tensor:
         compiled = self._compiled if "compiled" in self._way else None
@@ -333,7 +328,8 @@ class TorchEngine:
     def _go(self, way: frozenset[str]) -> None:
         """Serve in another way, keys of `INSTEAD`, from the next forward pass on."""
         self._way, self._graph = way, None
-        if self.device.type == "cuda":
+        if self._frames is not None:
+            self._frames.forget()
             torch.cuda.empty_cache()
 
     def _answer_more_safely(

@@ -6,25 +6,45 @@ Two ways: "whole" (one view; what a camera gets), and "sliding" (the published w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from semla_ros.errors import ImageError
-from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.model import CatSeg, CatSegConfig, SlidingConfig
 
 InferenceMode = Literal["whole", "sliding"]
 Predict = Callable[[Tensor], Tensor]  # normalised images (B, 3, h, w) at the working resolution -> logits (B, T, ., .)
 
 
-def normalise(images: Tensor, config: CatSegConfig) -> Tensor:
-    """Subtract the pixel mean, divide by the deviation; (..., 3, H, W), 0..255, RGB."""
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32, device=images.device)[:, None, None]
-        for values in (config.pixel_mean, config.pixel_std)
-    )
+class PixelStatistics(NamedTuple):
+    """Mean and deviation of each channel on the 0..255 scale, RGB, each of shape (3, 1, 1), on the images' device."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, config: CatSegConfig, device: torch.device) -> PixelStatistics:
+        """Those that a model was trained with."""
+        return cls(
+            *(
+                torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
+                for values in (config.pixel_mean, config.pixel_std)
+            )
+        )
+
+
+def normalise(images: Tensor, config: CatSegConfig, statistics: PixelStatistics | None = None) -> Tensor:
+    """Subtract the pixel mean, divide by the deviation; (..., 3, H, W), 0..255, RGB.
+
+    Args:
+        images: On any device.
+        config: Of the model.
+        statistics: Its statistics where they are on the device already: a GPU waits for their upload.
+    """
+    mean, std = statistics or PixelStatistics.of(config, images.device)
     return (images.float() - mean) / std
 
 
@@ -52,45 +72,67 @@ def probability_maps(predict: Predict, config: CatSegConfig, image: Tensor, mode
     Returns:
         Shape (T, h, w), 0..1.
     """
+    return merged(predict(views(image, config, mode)), config, mode)
+
+
+def views(
+    image: Tensor, config: CatSegConfig, mode: InferenceMode, statistics: PixelStatistics | None = None
+) -> Tensor:
+    """What the model sees of an image (3, H, W), 0..255, uint8 or float; see `normalise` for `statistics`.
+
+    Returns:
+        Normalised views, shape (V, 3, h, w) of the working resolution: one, or the windows and then the whole image.
+
+    Raises:
+        ImageError: The image has another shape.
+    """
     if image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise ImageError(f"expected an RGB image of shape (3, H, W) with H and W at least 1, got {tuple(image.shape)}")
-    if mode == "sliding":
-        return _sliding(predict, config, image)
-    return probabilities(predict(whole_view(image, config)), config)[0]
+    if mode == "whole":
+        return whole_view(image, config, statistics)
+    windows = config.sliding_windows
+    height, width = windows.kernel
+    whole = image[None].float()
+    canvas = resize(whole, windows.canvas)
+    cut = [canvas[..., top : top + height, left : left + width] for top, left in _corners(windows)]
+    seen = torch.cat([*cut, resize(whole, windows.kernel)])
+    return resize(normalise(seen, config, statistics), config.working_resolution)
 
 
-def whole_view(image: Tensor, config: CatSegConfig) -> Tensor:
+def merged(logits: Tensor, config: CatSegConfig, mode: InferenceMode) -> Tensor:
+    """Probability maps (T, h, w), 0..1, from the logits (V, T, ., .) of the views of one image."""
+    if mode == "whole":
+        return probabilities(logits, config)[0]
+    windows, logits = config.sliding_windows, logits.float()
+    height, width = windows.kernel
+    total = logits.new_zeros(logits.shape[1], *windows.canvas)
+    count = logits.new_zeros(windows.canvas)
+    for view, (top, left) in zip(logits[:-1], _corners(windows), strict=True):
+        # One view at a time: all of them together would be 56 MB at B size with 19 classes.
+        total[:, top : top + height, left : left + width] += _view_maps(view, config)
+        count[top : top + height, left : left + width] += 1
+    overview = resize(_view_maps(logits[-1], config)[None], windows.canvas)[0]
+    return total.div_(count).add_(overview).div_(2)
+
+
+def whole_view(image: Tensor, config: CatSegConfig, statistics: PixelStatistics | None = None) -> Tensor:
     """One normalised view of a whole image (3, H, W), shape (1, 3, h, w); antialiased where it shrinks."""
     size = config.working_resolution
     if tuple(image.shape[-2:]) != size:
         if image.dtype == torch.uint8 and image.device.type != "cpu":
             image = image.float()  # resizing bytes exists on CPUs only
         image = F.interpolate(image[None], size=size, mode="bilinear", align_corners=False, antialias=True)[0]
-    return normalise(image[None], config)
+    return normalise(image[None], config, statistics)
 
 
-def _sliding(predict: Predict, config: CatSegConfig, image: Tensor) -> Tensor:
-    windows = config.sliding_windows
+def _corners(windows: SlidingConfig) -> list[tuple[int, int]]:
+    """Top and left of each window on the canvas."""
     (height, width), (rows, columns) = windows.kernel, windows.stride
-    whole = image[None].float()
-    canvas = resize(whole, windows.canvas)
-    corners = [
+    return [
         (top, left)
         for top in range(0, windows.canvas[0] - height + 1, rows)
         for left in range(0, windows.canvas[1] - width + 1, columns)
     ]
-    views = [canvas[..., top : top + height, left : left + width] for top, left in corners]
-    views.append(resize(whole, windows.kernel))
-    batch = resize(normalise(torch.cat(views), config), config.working_resolution)
-    logits = predict(batch).float()
-    total = logits.new_zeros(logits.shape[1], *windows.canvas)
-    count = logits.new_zeros(windows.canvas)
-    for view, (top, left) in zip(logits[:-1], corners, strict=True):
-        # One view at a time: all of them together would be 56 MB at B size with 19 classes.
-        total[:, top : top + height, left : left + width] += _view_maps(view, config)
-        count[top : top + height, left : left + width] += 1
-    overview = resize(_view_maps(logits[-1], config)[None], windows.canvas)[0]
-    return total.div_(count).add_(overview).div_(2)
 
 
 def _view_maps(logits: Tensor, config: CatSegConfig) -> Tensor:

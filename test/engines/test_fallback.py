@@ -311,7 +311,7 @@ def test_class_embeddings_are_taken_whole_or_the_former_ones_stay(model, monkeyp
     engine = made_engine(model)
     replayed(engine, Fault(BROKEN), monkeypatch)
     engine.warm_up()
-    expected, graph, state = engine.segment(IMAGES[0]).mask, engine._graph, (engine._text, engine._padded)
+    expected, graph, state = engine.segment(IMAGES[0]).mask, engine._graph, (engine._text, engine._held)
     text = text_of(9)
     if step == "copy":
         text = torch.empty(9, 32, device="meta")
@@ -323,7 +323,7 @@ def test_class_embeddings_are_taken_whole_or_the_former_ones_stay(model, monkeyp
         text = text[:, 1:]
     with pytest.raises(EngineError):
         engine.set_text(text)
-    assert (engine._text, engine._padded) == state
+    assert (engine._text, engine._held) == state
     assert engine._graph is graph
     assert np.array_equal(engine.segment(IMAGES[0]).mask, expected)
     assert engine.notes == []

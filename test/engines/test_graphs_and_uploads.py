@@ -8,8 +8,9 @@ import torch
 from small_model import small_model
 
 from semla_ros.config import InferenceConfig
+from semla_ros.engines.cuda_frames import PageLocked
 from semla_ros.engines.cuda_graph import GraphedForward
-from semla_ros.engines.torch_engine import ImageUpload, TorchEngine
+from semla_ros.engines.torch_engine import TorchEngine
 
 
 class Captured:
@@ -69,26 +70,42 @@ def test_graphs_go_with_the_number_of_classes_and_stay_with_a_new_generation() -
     assert [survives(count) for count in (9, 9, 10, 8, 12, 12, 13)] == [False, True, True, False, False, True, False]
 
 
+def test_settings_have_graphs_of_their_own() -> None:
+    graphed = GraphedForward(lambda images, factor: images.sum() * factor, kept=2, capture=Captured)
+    assert [float(graphed(torch.ones(3), settings=(factor,))) for factor in (2, 5, 2)] == [6.0, 15.0, 6.0]
+    assert graphed.captures == 2
+
+
+def test_a_vocabulary_of_the_same_size_is_written_where_graphs_read_it() -> None:
+    engine = TorchEngine(small_model(pad_len=10), InferenceConfig(device="cpu", threads=1))
+    engine.set_text(torch.randn(9, 32))
+    engine._graph = GraphedForward(lambda images: images, capture=Captured)
+    places, given = [item.data_ptr() for item in engine._held], torch.randn(10, 32)
+    engine.set_text(given)
+    assert [item.data_ptr() for item in engine._held] == places
+    assert torch.equal(engine._held[0], given)
+    assert engine._held[1].tolist() == [1.0] * 10
+    engine.set_text(given[:3])
+    assert given.data_ptr() not in (engine._text.data_ptr(), engine._held[0].data_ptr())
+
+
+def on_host(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.uint8)
+
+
 def test_images_of_one_shape_share_a_host_buffer() -> None:
     allocated: list[tuple[int, ...]] = []
-
-    def allocate(shape):
-        allocated.append(shape)
-        return torch.empty(shape, dtype=torch.uint8)
-
-    upload = ImageUpload(torch.device("cpu"), allocate)
+    memory = PageLocked(lambda shape: allocated.append(shape) or on_host(shape))
     rng = np.random.default_rng(0)
     for height in (4, 4, 6, 6):
         image = rng.integers(0, 256, (height, 5, 3), dtype=np.uint8)[:, ::-1]  # as a mirrored view
         image.flags.writeable = False
-        found = upload(image)
-        assert found.shape == (3, height, 5)
-        assert np.array_equal(found.permute(1, 2, 0).numpy(), image)
+        assert np.array_equal(memory.image(0, image).numpy(), image)
     assert allocated == [(4, 5, 3), (6, 5, 3)]
 
 
 def test_images_of_one_batch_do_not_overwrite_each_other() -> None:
-    upload = ImageUpload(torch.device("cpu"), lambda shape: torch.empty(shape, dtype=torch.uint8))
+    memory = PageLocked(on_host)
     images = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3)]
-    sent = [upload(image, place) for place, image in enumerate(images)]
+    sent = [memory.image(place, image) for place, image in enumerate(images)]
     assert [int(item.max()) for item in sent] == [1, 2, 3]
