@@ -17,7 +17,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,12 @@ Figures = dict[str, Any]
 FRAMES_A_TURN = 5  # of ours, for one of the published loop's
 VOCABULARIES = (19, 40, 11, 65)  # each in a bucket of its own
 ENDURANCE = 100
+PRECISIONS = (  # name, type, whether products may round their inputs to TF32
+    ("fp32", torch.float32, False),
+    ("tf32", torch.float32, True),
+    ("fp16", torch.float16, False),
+    ("bf16", torch.bfloat16, False),
+)
 
 
 @dataclass(frozen=True)
@@ -115,34 +121,28 @@ def machine_phase(bench: Bench) -> Iterator[Figures]:
     copies = time_runs(lambda: [target.copy_(source) for _ in range(10)], bench.repeats, clock=clock)
     yield {"copy_bytes_per_s": 10 * 2 * count / copies.best * 1e3}  # read and written
     edge = 8192 if bench.is_cuda else 256
-    for name, dtype, has_tf32 in PRECISIONS if bench.is_cuda else PRECISIONS[:1]:
+    for name, dtype, has_tf32 in _precisions_of(bench):
         a, b = (torch.randn(edge, edge, device=bench.device, dtype=dtype) for _ in range(2))
         with _tf32(has_tf32):
             runs = time_runs(lambda a=a, b=b: a @ b, bench.repeats, warm_up=3, clock=clock)
         yield {f"matmul_{name}_flops_per_s": 2 * edge**3 / runs.best * 1e3}
 
 
-PRECISIONS = (
-    ("fp32", torch.float32, False),
-    ("tf32", torch.float32, True),
-    ("fp16", torch.float16, False),
-    ("bf16", torch.bfloat16, False),
-)
+def _precisions_of(bench: Bench) -> list[tuple[str, torch.dtype, bool]]:
+    """Those that a device has: TF32 is a GPU's."""
+    return [item for item in PRECISIONS if bench.is_cuda or item[0] != "tf32"]
 
 
-class _tf32:  # noqa: N801
-    """Within it matrix products and convolutions of fp32 may round their inputs to TF32, or not."""
-
-    def __init__(self, allowed: bool) -> None:
-        self._allowed = allowed
-
-    def __enter__(self) -> None:
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        self._before = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32 = cudnn.allow_tf32 = self._allowed
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
+@contextmanager
+def _tf32(is_allowed: bool) -> Iterator[None]:
+    """Let matrix products and convolutions of fp32 round their inputs to TF32, or not."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = is_allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def _card() -> Figures:
@@ -195,7 +195,7 @@ def parity_phase(bench: Bench) -> Iterator[Figures]:
     del exact_model
     plain = copy.deepcopy(pipeline.model).float()
     pipeline.close()
-    for name, dtype, has_tf32 in PRECISIONS if bench.is_cuda else PRECISIONS[:1]:
+    for name, dtype, has_tf32 in _precisions_of(bench):
         is_half = dtype != torch.float32
         with _tf32(has_tf32), torch.autocast(bench.device, dtype=dtype, enabled=is_half):
             given = [plain(view.float(), text).double() for view in views]
@@ -247,7 +247,7 @@ def _engine(bench: Bench, model: Any, mode: InferenceMode, text: Tensor, *, is_e
     config = InferenceConfig(inference=mode, device=bench.device, precision=bench.half)  # type: ignore[arg-type]
     engine = TorchEngine(model, config, probe_images=[random_image(192, 256)])
     engine.set_text(text)
-    with no_graphs() if is_eager else ExitStack():
+    with no_graphs() if is_eager else nullcontext():
         engine.warm_up()
         if engine.precision != bench.half:
             engine.precision = bench.half
@@ -396,9 +396,8 @@ def recapture_phase(bench: Bench) -> Iterator[Figures]:
             stop.set()
             fusing.join()
         given = pipeline.segment(frame, want_confidence=False).mask
-        expected = (
-            predict_maps("whole")(pipeline.model, frame.image, pipeline.text_features).argmax(dim=0).cpu().numpy()
-        )
+        maps = predict_maps("whole")(pipeline.model, frame.image, pipeline.text_features)
+        expected = maps.argmax(dim=0).cpu().numpy()
         notes = parts.engine.notes if isinstance(parts.engine, TorchEngine) else []
         fusions = pipeline.generation.number
         pipeline.close()
