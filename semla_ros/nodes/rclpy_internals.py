@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
+
+from semla_ros.nodes.rclpy_compat import PublisherEventCallbacks
 
 Serve = Callable[[Any, Any], Any]  # (request, response) -> response, or an awaitable of it
 

@@ -6,15 +6,20 @@ import ast
 import json
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
+JETPACK_6 = {"torch": "2.6.0a0", "torchvision": "0.20.0a0", "numpy": "1.26.4"}  # NVIDIA's container 24.12-py3-igpu
+ROS_PACKAGE = r"\w+_(msgs|srvs|interfaces)|rclpy|launch|launch_ros|cv_bridge|bond|ament_index_python"
 POLICY = ROOT / "deploy" / "sros2" / "policy.xml"
 
 
@@ -22,8 +27,36 @@ POLICY = ROOT / "deploy" / "sros2" / "policy.xml"
 def test_every_file_that_an_image_copies_exists(path: Path) -> None:
     copies = re.findall(r"^COPY (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     sources = [source for line in copies for source in shlex.split(line)[:-1]]
-    assert "requirements.txt" in sources
+    assert {"requirements.txt", "requirements-robot.txt"} & set(sources)
     assert all((ROOT / source).exists() for source in sources)
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing_in_an_image(path: Path) -> None:
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
+    if hadolint is None:
+        pytest.skip("hadolint (requirements-dev.txt) is not installed")
+    answer = subprocess.run([hadolint, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout) == (0, "")
+
+
+def test_what_a_robot_needs_allows_what_is_tested_here_and_what_jetpack_6_brings() -> None:
+    tested = {
+        item.name: item
+        for item in (Requirement(line) for line in lines_of("requirements.txt"))
+        if item.marker is None or item.marker.evaluate({"python_version": "3.11"})
+    }
+    for line in lines_of("requirements-robot.txt"):
+        ranged = Requirement(line)
+        version = str(tested[ranged.name].specifier).removeprefix("==")
+        assert ranged.specifier.contains(version), f"{line} excludes the {version} of requirements.txt"
+        if (brought := JETPACK_6.get(ranged.name)) is not None:
+            assert ranged.specifier.contains(brought, prereleases=True), f"{line} excludes JetPack 6's {brought}"
+
+
+def lines_of(name: str) -> list[str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def test_the_entry_point_is_valid_shell_and_executable() -> None:
@@ -88,18 +121,29 @@ def test_the_layout_shows_statuses_that_the_node_reports() -> None:
     assert names == {"perception: adaptation"}
 
 
-def test_every_ros_package_that_is_imported_is_a_dependency() -> None:
-    imported: set[str] = set()
-    for path in [*(ROOT / "semla_ros").rglob("*.py"), *(ROOT / "launch").glob("*.py")]:
-        for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(item, ast.Import):
-                imported |= {name.name.partition(".")[0] for name in item.names}
-            elif isinstance(item, ast.ImportFrom) and not item.level:
-                imported.add((item.module or "").partition(".")[0])
-    ros = {
-        name for name in imported
-        if re.fullmatch(r"\w+_(msgs|srvs|interfaces)|rclpy|launch|launch_ros|cv_bridge|ament_index_python", name)
-    }  # fmt: skip
-    package = ElementTree.parse(ROOT / "package.xml")
-    assert ros <= {item.text for item in package.iter("exec_depend")}
-    assert {"rclpy", "sensor_msgs", "launch_ros"} <= ros
+def ros_packages(source: str, *, also_optional: bool = True) -> set[str]:
+    """ROS packages that a module imports; without the optional ones those outside of functions."""
+    tree, imported = ast.parse(source), set()
+    optional = {inner for item in ast.walk(tree) if isinstance(item, ast.FunctionDef) for inner in ast.walk(item)}
+    for item in ast.walk(tree):
+        if item in optional and not also_optional:
+            continue
+        if isinstance(item, ast.Import):
+            imported |= {name.name.partition(".")[0] for name in item.names}
+        elif isinstance(item, ast.ImportFrom) and not item.level:
+            imported.add((item.module or "").partition(".")[0])
+    return {name for name in imported if re.fullmatch(ROS_PACKAGE, name)}
+
+
+def test_every_ros_package_that_is_imported_is_a_dependency_or_named_as_an_optional_one() -> None:
+    sources = [
+        path.read_text(encoding="utf-8")
+        for path in [*(ROOT / "semla_ros").rglob("*.py"), *(ROOT / "launch").glob("*.py")]
+    ]
+    needed = set().union(*(ros_packages(source, also_optional=False) for source in sources))
+    optional = set().union(*map(ros_packages, sources)) - needed
+    dependencies = {item.text for item in ElementTree.parse(ROOT / "package.xml").iter("exec_depend")}
+    assert {"rclpy", "sensor_msgs", "launch_ros"} <= needed <= dependencies
+    assert not {"cv_bridge", "vision_msgs"} & dependencies
+    named = (ROOT / "package.xml").read_text(encoding="utf-8").partition("<!-- Optional")[2].partition("-->")[0]
+    assert {name for name in optional - dependencies if not re.search(rf"\b{name}\b", named)} == set()
