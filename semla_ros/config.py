@@ -251,6 +251,7 @@ class DiagnosticsConfig(Checked):
     min_rate_hz: NonNegative = live(0.0, "WARN where masks of a camera come slower; 0 = never")
     max_drop_ratio: Ratio = live(0.9, "WARN where a larger part of a camera's images is overtaken by newer ones")
     max_broken_ratio: Ratio = live(0.5, "ERROR where a larger part of a camera's images is broken, WARN below")
+    max_lost_ratio: Ratio = live(0.01, "WARN where a larger part of a camera's images is lost on the way")
     hold_s: Positive = live(10.0, "How long a failure stays visible, and the window of the ratios")
     hardware_id: str = live("", "Written into each status; empty = the host's name")
 

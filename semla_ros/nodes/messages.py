@@ -118,6 +118,13 @@ def camera_info_message(
     return info, ""
 
 
+def calibration_state(info: CameraInfo) -> str:
+    """A camera's calibration in words."""
+    model = info.distortion_model or "no distortion model"
+    what = f"{info.width}x{info.height}, {model}, frame '{info.header.frame_id}'"
+    return what if info.k[0] else f"not calibrated ({what})"
+
+
 def diagnostic_message(reports: Iterable[Status], now: Time, hardware_id: str) -> DiagnosticArray:
     """Statuses as one message; those without a hardware id get the one given."""
     message = DiagnosticArray()

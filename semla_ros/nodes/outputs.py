@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import Header, String
@@ -33,9 +33,15 @@ SENSOR_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 LATCHED_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
+_OVERRIDABLE = (
+    *(QoSPolicyKind.HISTORY, QoSPolicyKind.DEPTH, QoSPolicyKind.RELIABILITY),
+    *(QoSPolicyKind.DEADLINE, QoSPolicyKind.LIVELINESS, QoSPolicyKind.LIVELINESS_LEASE_DURATION),
+)
+
+
 def overridable() -> QoSOverridingOptions:
-    """History, depth and reliability of a topic can be set with `qos_overrides` parameters."""
-    return QoSOverridingOptions.with_default_policies()
+    """What of a topic's QoS can be set with `qos_overrides` parameters; durations are in nanoseconds there."""
+    return QoSOverridingOptions(_OVERRIDABLE)
 
 
 _IMAGE_TOPICS = {
@@ -169,6 +175,19 @@ class Outputs:
             weights = messages.adapter_weights_message(generation, self._hardware_id, now, topics)
             self._publishers[scope, "adapter_weights"].publish(weights)
             self._announced[scope] = generation
+
+    def calibration(self, camera: str, topic: str) -> tuple[str, str]:
+        """What is known of a camera's calibration, and what is wrong with it, empty where nothing.
+
+        Args:
+            camera: Name of the camera.
+            topic: Full name of the topic that its calibration is expected on.
+        """
+        if (info := self.infos.get(camera)) is not None:
+            return messages.calibration_state(info), self.info_problems.get(camera, "")
+        is_missed = self.wants(camera, "camera_info")
+        problem = f"someone listens to camera_info, and none is heard on {topic}: remap camera_info to the camera's"
+        return f"none heard on {topic}", problem if is_missed else ""
 
     def forget(self) -> None:
         """Let go of the models; another one counts its generations on."""

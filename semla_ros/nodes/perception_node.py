@@ -36,7 +36,7 @@ from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
 from semla_ros.nodes.parameter_services import ParameterServices
-from semla_ros.nodes.rclpy_internals import Serve, guard_transitions
+from semla_ros.nodes.rclpy_internals import Serve, guard_transitions, listen
 from semla_ros.nodes.reporter import Reporter
 from semla_ros.nodes.services import NodeServices
 from semla_ros.results import Generation
@@ -258,16 +258,19 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         message_type = Image if parameters.settings.node.image_transport == "raw" else CompressedImage
         try:
             for camera in parameters.cameras:
-                self._listen(message_type, parameters.image_topic(camera), partial(self._frames.receive, camera))
+                create = partial(listen, self, self._frames.statistics[camera])
+                image_topic, receive = parameters.image_topic(camera), partial(self._frames.receive, camera)
+                self._listen(create, message_type, image_topic, receive)
                 info_topic = f"{camera}/camera_info" if camera else "camera_info"
-                self._listen(CameraInfo, info_topic, partial(self._outputs.infos.__setitem__, camera))
+                self._listen(
+                    self.create_subscription, CameraInfo, info_topic, partial(self._outputs.infos.__setitem__, camera)
+                )
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
         parameters.check_all_used()
 
-    def _listen(self, message_type: Any, topic: str, callback: Callable[[Any], None]) -> None:
-        options = {"qos_overriding_options": overridable()}
-        subscription = self.create_subscription(message_type, topic, callback, copy(SENSOR_QOS), **options)
+    def _listen(self, create: Callable[..., Any], kind: type, topic: str, callback: Callable[[Any], None]) -> None:
+        subscription = create(kind, topic, callback, copy(SENSOR_QOS), qos_overriding_options=overridable())
         self._image_subscriptions.append(subscription)
 
     def _unsubscribe(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,13 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
 
-from semla_ros.nodes.rclpy_compat import PublisherEventCallbacks
+from semla_ros.nodes.rclpy_compat import (
+    PublisherEventCallbacks,
+    SubscriptionEventCallbacks,
+    UnsupportedEventTypeError,
+)
+from semla_ros.serving.camera_statistics import CameraStatistics
+from semla_ros.serving.parameters import QOS_PREFIX
 
 Serve = Callable[[Any, Any], Any]  # (request, response) -> response, or an awaitable of it
 
@@ -42,6 +49,36 @@ def replace_services(node: Node, callbacks: Mapping[type, Serve]) -> None:
         if service.srv_type in callbacks:
             service.callback = callbacks[service.srv_type]
             service.callback_group = ReentrantCallbackGroup()
+
+
+def listen(node: Node, statistics: CameraStatistics, kind: type, topic: str, *arguments: Any, **options: Any) -> Any:
+    """A subscription to a camera's images whose statistics hear what the middleware tells of the transport.
+
+    Deadline and liveliness are heard where they are asked for alone: the executor looks at each event at every wake-up.
+
+    Args:
+        node: Whose subscription it is.
+        statistics: Of the camera.
+        kind: Type of the messages.
+        topic: As for `Node.create_subscription`, like all that follows.
+        *arguments: Likewise.
+        **options: Likewise.
+    """
+    asked = f"{QOS_PREFIX}{node.resolve_topic_name(topic)}.subscription."
+    given = given_parameters(node)
+    events: dict[str, Callable[[Any], None]] = {
+        "message_lost": lambda event: statistics.lose(time.monotonic(), event.total_count_change),
+    }
+    if f"{asked}deadline" in given:
+        events["deadline"] = lambda event: statistics.miss_deadline(time.monotonic(), event.total_count_change)
+    if f"{asked}liveliness_lease_duration" in given:
+        events["liveliness"] = lambda event: statistics.tell_alive(event.alive_count > 0)
+    try:
+        return node.create_subscription(
+            kind, topic, *arguments, event_callbacks=SubscriptionEventCallbacks(**events), **options
+        )
+    except UnsupportedEventTypeError:  # by this middleware
+        return node.create_subscription(kind, topic, *arguments, **options)
 
 
 def without_events() -> PublisherEventCallbacks:

@@ -83,8 +83,16 @@ class Reporter:
             snapshot = statistics.snapshot(time.monotonic(), config.hold_s)
             image = f"{camera}/image" if camera else "image"
             hint = partial(why_silent, self._node, image, topic, settings.node.image_transport)
-            problem = "; ".join(filter(None, (*decoder.assumptions, self._outputs.info_problems.get(camera))))
-            more = {"is_enabled": is_enabled, "problem": problem, "hint": hint, "hang": hang}
+            info_topic = self._node.resolve_topic_name(f"{camera}/camera_info" if camera else "camera_info")
+            calibration, info_problem = self._outputs.calibration(camera, info_topic)
+            problem = "; ".join(filter(None, (*decoder.assumptions, info_problem)))
+            more = {
+                "is_enabled": is_enabled,
+                "problem": problem,
+                "hint": hint,
+                "hang": hang,
+                "calibration": calibration,
+            }
             reports.append(camera_report(name, camera, topic, snapshot, config, read_as=decoder.read_as, **more))
         for scope, pipeline in self._bank.pipelines.items():
             status = pipeline.status()

@@ -35,6 +35,10 @@ class CameraSnapshot:
         age_ms: Time between stamp and publication, likewise; None before the first mask.
         has_stamps: Whether the latest answered image carried a stamp.
         recent_restarts: How often its stamps jumped back within the window.
+        lost: Images that the middleware says it lost on the way, ever.
+        recent_lost: Likewise within the window.
+        recent_late: How often no image came within the deadline that was asked for, within the window.
+        is_alive: Whether a publisher asserts its liveliness, where that was asked for.
         last_error: Latest error; empty where there was none.
     """
 
@@ -51,6 +55,10 @@ class CameraSnapshot:
     age_ms: LatencySummary | None = None
     has_stamps: bool = True
     recent_restarts: int = 0
+    lost: int = 0
+    recent_lost: int = 0
+    recent_late: int = 0
+    is_alive: bool = True
     last_error: str = ""
 
 
@@ -67,6 +75,8 @@ class CameraStatistics:
         self._has_stamps = True
         self._restarts: deque[float] = deque(maxlen=4096)
         self._age = LatencyWindow()
+        self._lost = 0
+        self._is_alive = True
         self._forget()
 
     def _forget(self) -> None:
@@ -74,6 +84,8 @@ class CameraStatistics:
         self._answers: deque[float] = deque(maxlen=4096)
         self._drops: deque[tuple[float, str]] = deque(maxlen=4096)
         self._latency = LatencyWindow()
+        self._losses: deque[tuple[float, int]] = deque(maxlen=4096)
+        self._misses: deque[tuple[float, int]] = deque(maxlen=4096)
 
     def clear(self) -> None:
         """Forget rates, latencies and ages, as at a new start; the counters go on."""
@@ -105,6 +117,21 @@ class CameraStatistics:
             self._drops.append((now_s, reason))
             if error:
                 self._last_error = error
+
+    def lose(self, now_s: float, images: int) -> None:
+        """Count images that were sent and lost on the way; they are not among those received."""
+        with self._lock:
+            self._lost += images
+            self._losses.append((now_s, images))
+
+    def miss_deadline(self, now_s: float, times: int) -> None:
+        """Count how often no image came within the deadline."""
+        with self._lock:
+            self._misses.append((now_s, times))
+
+    def tell_alive(self, is_alive: bool) -> None:
+        """Note whether a publisher asserts its liveliness."""
+        self._is_alive = is_alive
 
     def answer(
         self, now_s: float, latency_ms: Mapping[str, float], age_ms: float | None, has_stamp: bool = True
@@ -138,6 +165,10 @@ class CameraStatistics:
                 age_ms=self._age.summary(since).get("age"),
                 has_stamps=self._has_stamps,
                 recent_restarts=sum(since <= time_s <= now_s for time_s in self._restarts),
+                lost=self._lost,
+                recent_lost=sum(images for time_s, images in self._losses if time_s >= since),
+                recent_late=sum(times for time_s, times in self._misses if time_s >= since),
+                is_alive=self._is_alive,
                 last_error=self._last_error,
             )
 

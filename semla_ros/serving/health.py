@@ -101,6 +101,7 @@ def camera_report(
     is_enabled: bool,
     problem: str = "",
     read_as: str = "",
+    calibration: str = "",
     hint: Callable[[], str] = lambda: "check that the camera runs, and its topic name",
     hang: Hang | None = None,
 ) -> Status:
@@ -115,6 +116,7 @@ def camera_report(
         is_enabled: Whether the node answers images at all.
         problem: What else is wrong with it; empty where nothing.
         read_as: Encoding that its images are read as; empty before the first one.
+        calibration: What is known of its calibration.
         hint: Gives what to do where no image comes.
         hang: The stage in which the frame path hangs.
     """
@@ -126,14 +128,17 @@ def camera_report(
         worries.add(Level.STALE, f"no image on {topic} {since}: {hint()}")
     elif is_enabled:
         _judge_flow(worries, snapshot, config)
+    _judge_transport(worries, snapshot, config)
     if problem:
         worries.add(Level.WARN, problem)
     values = {
         "Topic": topic,
         "Read as": read_as,
+        "Calibration": calibration,
         "Image rate (Hz)": f"{snapshot.image_rate_hz:.2f}",
         "Mask rate (Hz)": f"{snapshot.mask_rate_hz:.2f}",
         "Images received": str(snapshot.received),
+        "Images lost on the way": str(snapshot.lost),
         "Masks published": str(snapshot.answered),
         "Images dropped": str(sum(snapshot.dropped.values())),
     }
@@ -184,6 +189,25 @@ def _judge_flow(worries: _Worries, snapshot: CameraSnapshot, config: Diagnostics
             f"{snapshot.mask_rate_hz:.1f} masks per second are fewer than {config.min_rate_hz:g}: "
             f"images come at {snapshot.image_rate_hz:.1f} Hz",
         )
+
+
+def _judge_transport(worries: _Worries, snapshot: CameraSnapshot, config: DiagnosticsConfig) -> None:
+    sent = snapshot.recent_received + snapshot.recent_lost
+    if snapshot.recent_lost > config.max_lost_ratio * sent:
+        worries.add(
+            Level.WARN,
+            f"{snapshot.recent_lost} of {sent} images were lost on the way: on one machine give the camera's process "
+            "the Fast DDS profile config/fastdds.xml, too; over a network take compressed images or raise "
+            "net.core.rmem_max",
+        )
+    if snapshot.recent_late:
+        worries.add(
+            Level.WARN,
+            f"{snapshot.recent_late} times no image came within the deadline: check the camera's rate, or raise "
+            "deadline in qos_overrides",
+        )
+    if not snapshot.is_alive:
+        worries.add(Level.WARN, "no publisher of the images asserts its liveliness any more: check the camera's driver")
 
 
 def _judge_stamps(worries: _Worries, snapshot: CameraSnapshot, config: DiagnosticsConfig) -> None:

@@ -10,12 +10,15 @@ import cv2
 import numpy as np
 import pytest
 from graph import RELIABLE, Graph, PerceptionClient, start_costless, wait_for
+from rclpy.duration import Duration
+from rclpy.qos import LivelinessPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from semla_ros.nodes.messages import byte_array, compressed_message, image_message, to_stamp
 
 HEADER = Header(stamp=to_stamp(5_000_000_000), frame_id="camera")
+BEST_EFFORT = ReliabilityPolicy.BEST_EFFORT
 PIXELS = np.full((6, 8), 2, np.uint8)
 RAW = (Image, lambda: image_message(HEADER, PIXELS))
 PACKED = (CompressedImage, lambda: compressed_message(HEADER, PIXELS))
@@ -137,3 +140,45 @@ def test_a_webcam_whose_frames_are_padded_or_damaged_fills_no_terminal(graph: Gr
     assert process.stop() == 0, process.output
     assert "\nCorrupt JPEG" not in process.output
     camera.stop(graph)
+
+
+def test_images_that_the_middleware_loses_are_told_with_what_helps(graph: Graph) -> None:
+    client = PerceptionClient(graph, "lossy")
+    graph.destroy(client._image)
+    process = start_costless(graph, "lossy")
+    sender = graph.node.create_publisher(Image, "/lossy/image", QoSProfile(depth=1, reliability=BEST_EFFORT))
+    wait_for(sender.get_subscription_count, "a subscription")
+    large = image_message(HEADER, np.zeros((1500, 2000, 3), np.uint8))
+
+    def has_lost() -> bool:
+        for _ in range(10):  # more than the segment of shared memory holds
+            sender.publish(large)
+        return int(client.values("camera").get("Images lost on the way", "0")) > 0
+
+    wait_for(has_lost, "images that are lost")
+    client.wait_for_message("camera", "images were lost on the way: on one machine give the camera's process")
+    assert process.stop() == 0, process.output
+    graph.destroy(sender)
+
+
+def test_deadline_and_liveliness_are_told_where_they_are_asked_for(graph: Graph) -> None:
+    client = PerceptionClient(graph, "prompt")
+    graph.destroy(client._image)
+    start = "qos_overrides./prompt/image.subscription."
+    asked = {f"{start}deadline": 50_000_000, f"{start}liveliness_lease_duration": 300_000_000}
+    process = start_costless(graph, "prompt", **asked, **{f"{start}liveliness": "manual_by_topic"})
+    lease = {"liveliness_lease_duration": Duration(seconds=0.2), "liveliness": LivelinessPolicy.MANUAL_BY_TOPIC}
+    profile = QoSProfile(depth=1, reliability=BEST_EFFORT, deadline=Duration(seconds=0.05), **lease)
+    sender = graph.node.create_publisher(Image, "/prompt/image", profile)
+    wait_for(sender.get_subscription_count, "a subscription")
+    masks = graph.collect(Image, f"{client.prefix}/mask")
+
+    def is_answered() -> bool:
+        sender.publish(RAW[1]())
+        return bool(masks)
+
+    wait_for(is_answered, "a mask")  # and then nothing more
+    client.wait_for_message("camera", "times no image came within the deadline")
+    client.wait_for_message("camera", "no publisher of the images asserts its liveliness any more")
+    assert process.stop() == 0, process.output
+    graph.destroy(sender)

@@ -28,6 +28,20 @@ def test_statistics_account_for_every_image_and_forget_only_what_time_explains()
     assert (snapshot.received, snapshot.image_rate_hz, snapshot.age_ms, snapshot.silence_s) == (11, 0.0, None, 2.0)
 
 
+def test_what_the_middleware_tells_of_the_transport_counts_beside_what_is_received() -> None:
+    statistics = CameraStatistics()
+    statistics.receive(100.0)
+    statistics.lose(100.0, 3)
+    statistics.lose(120.0, 2)
+    statistics.miss_deadline(120.0, 7)
+    statistics.tell_alive(False)
+    snapshot = statistics.snapshot(121.0, window_s=10.0)
+    assert (snapshot.received, snapshot.lost, snapshot.recent_lost, snapshot.recent_late) == (1, 5, 2, 7)
+    assert not snapshot.is_alive
+    later = statistics.snapshot(200.0, window_s=10.0)
+    assert (later.lost, later.recent_lost, later.recent_late) == (5, 0, 0)
+
+
 def test_rates_are_those_of_the_window_that_ends_now_and_fall_where_nothing_happens_any_more() -> None:
     statistics = CameraStatistics()
     rates = []

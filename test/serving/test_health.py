@@ -47,6 +47,10 @@ def snapshot_of(**changes: object) -> CameraSnapshot:
         ({"has_stamps": False}, Level.WARN, ["no stamp", "camera driver"]),
         ({"recent_restarts": 3}, Level.WARN, ["jumped back 3 times", "one camera alone"]),
         ({"recent_restarts": 1}, Level.OK, ["10.0 masks per second"]),
+        ({"lost": 9, "recent_lost": 2}, Level.WARN, ["2 of 102", "lost on the way", "fastdds.xml"]),
+        ({"lost": 9, "recent_lost": 1}, Level.OK, ["10.0 masks per second"]),  # of 101
+        ({"recent_late": 4}, Level.WARN, ["4 times", "deadline", "check the camera's rate"]),
+        ({"is_alive": False}, Level.WARN, ["liveliness", "driver"]),
         ({"latency_ms": {"total": LatencySummary(p50=1, p95=900, max=901)}}, Level.WARN, ["900 ms", "smaller images"]),
         ({"mask_rate_hz": 4.0}, Level.WARN, ["4.0 masks per second", "fewer than 5"]),
         ({"mask_rate_hz": 0.0}, Level.WARN, ["0.0 masks per second", "fewer than 5"]),
