@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from semla_ros.errors import ConfigError, known_names
+from semla_ros.results import AdapterMix
 
 T = TypeVar("T")
 UNITS = {"s": "s", "ms": "ms", "hz": "Hz", "min": "1/min"}  # end of a setting's name -> its unit
@@ -223,6 +224,10 @@ class SemlaConfig(Checked):
     model_dir: str = fixed("", "Where models are looked for first; then $SEMLA_MODEL_DIR, then the share folder")
     library: str = fixed("", "Adapter library folder; empty = the one shipped with the model")
     classes: tuple[str, ...] = live((), "Vocabulary: index in the mask -> name; [''] = the model's own class list")
+    initial_mix: str = fixed(
+        "", "Mix to start with, such as 'fog 70%, night 20%', the rest base model; empty = the base model"
+    )
+    start_frozen: bool = fixed(False, "Start with adaptation frozen, at initial_mix; ~/freeze_adaptation ends that")
     retrieval: RetrievalConfig | None = None
     drift: DriftConfig | None = None  # likewise
     inference: InferenceConfig = field(default_factory=InferenceConfig)
@@ -230,6 +235,11 @@ class SemlaConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.model.strip()), "model", "the id or the path of a model", self.model)
+        try:
+            AdapterMix.parse(self.initial_mix)
+        except ValueError as error:
+            expected = "a mix such as 'fog 70%, night 20%'"
+            raise ConfigError(f"'initial_mix' must be {expected}, got {self.initial_mix!r}: {error}") from None
         for name in ("model", "model_dir", "library"):
             value = getattr(self, name)
             try:

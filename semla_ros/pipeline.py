@@ -27,7 +27,7 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.swap_gate import SwapGate
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import Engine, EngineOutput
-from semla_ros.errors import NotFiniteError, SemlaError
+from semla_ros.errors import ConfigError, NotFiniteError, SemlaError, known_names
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.pipeline_status import PipelineStatus, Tally
@@ -98,7 +98,28 @@ class PerceptionPipeline:
         Raises:
             SemlaError: A file is missing, damaged or does not fit the others.
         """
-        return cls(load_parts(config, library))
+        pipeline = cls(load_parts(config, library))
+        pipeline._start_with(AdapterMix.parse(config.initial_mix))
+        pipeline.freeze(config.start_frozen)
+        return pipeline
+
+    def _start_with(self, mix: AdapterMix) -> None:
+        """Fuse the mix that was asked for; where an adapter of it is damaged the base model serves, and that is told.
+
+        Raises:
+            ConfigError: The library has no such adapter.
+        """
+        if not mix.names:
+            return
+        library = self._library
+        for name in mix.names:
+            if name not in library.names and name not in library.problems:
+                where = f"'initial_mix': library {library.folder} has no adapter"
+                raise ConfigError(f"{where} '{name}'; {known_names(name, library.names)}")
+        try:
+            self.apply_mix(mix, "parameters")
+        except MixError as error:
+            logger.warning("initial_mix cannot be used, the base model serves: %s", error)
 
     # Frame path
 

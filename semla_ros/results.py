@@ -111,6 +111,30 @@ class AdapterMix:
                 f"weights of a mix and base_weight must be >= 0 and sum to 1, got {self.weights} + {self.base_weight}"
             )
 
+    @classmethod
+    def parse(cls, text: str) -> AdapterMix:
+        """Read a mix in the words of `str`; one name alone is the whole mix, and what is left goes to the base model.
+
+        Args:
+            text: Such as "fog 70%, night 20%"; empty for the base model.
+
+        Raises:
+            ValueError: It is no mix, or one of more than 100%.
+        """
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        pairs = [part[:-1].rstrip().rpartition(" ") if part.endswith("%") else (part, " ", "100") for part in parts]
+        shares = {name.rstrip(): float(percent) / 100 for name, _, percent in pairs}
+        if len(shares) < len(parts) or "" in shares:
+            raise ValueError(f"each share of a mix has an adapter's name of its own before it, got '{text}'")
+        rest = 1.0 - sum(share for name, share in shares.items() if name != BASE_MODEL)
+        base_weight = shares.pop(BASE_MODEL, max(rest, 0.0))
+        total = base_weight + sum(shares.values())
+        if not abs(total - 1.0) < 0.005 or min((base_weight, *shares.values())) < 0:  # `str` rounds
+            raise ValueError(f"shares of a mix are 0% to 100% and sum to 100%, got '{text}'")
+        names = tuple(sorted(shares, key=lambda name: -shares[name]))
+        weights = np.array([shares[name] for name in names]) / total
+        return cls(names=names, weights=weights, distances=np.full(len(names), np.nan), base_weight=base_weight / total)
+
     def only(self, *names: str) -> AdapterMix:
         """The same mix with these adapters of it; the base model gets the weight of the others."""
         kept = np.array([name in names for name in self.names], bool)

@@ -12,7 +12,7 @@ import torch
 from tiny_parts import ADAPTERS, CLASSES, PipelineFactory
 
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
-from semla_ros.errors import LibraryError, VocabularyError
+from semla_ros.errors import ConfigError, LibraryError, VocabularyError
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import AdapterMix, Frame, Generation
 
@@ -452,3 +452,42 @@ def test_a_class_list_from_the_settings_is_used_from_the_start(tiny_model_folder
     pipeline.close()
     with pytest.raises(VocabularyError, match="unicorn"):
         PerceptionPipeline.load(SemlaConfig(model=config.model, library=config.library, classes=("unicorn",)))
+
+
+def started(model: Path, library: Path, **settings: object) -> PerceptionPipeline:
+    return PerceptionPipeline.load(SemlaConfig(model=str(model), library=str(library), **settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_it_starts_with_the_mix_that_is_asked_for_and_keeps_it_where_frozen(
+    tiny_model_folder: Path, library_copy: Path, is_frozen: bool
+) -> None:
+    pipeline = started(tiny_model_folder, library_copy, initial_mix="fog 70%, night 20%", start_frozen=is_frozen)
+    generation = pipeline.generation
+    assert generation.mix.shares() == pytest.approx({"fog": 0.7, "night": 0.2, "base model": 0.1})
+    assert generation.reason == "parameters"
+    action = pipeline.adapt(scene("day", stamp_s=1)).action
+    assert action == ("frozen" if is_frozen else "fused")
+    assert (pipeline.generation is generation) == is_frozen
+    pipeline.freeze(False)
+    pipeline.adapt(scene("day", stamp_s=2))
+    assert pipeline.generation is not generation
+    pipeline.close()
+
+
+def test_a_start_with_an_adapter_that_is_not_there_is_refused_by_name(
+    tiny_model_folder: Path, library_copy: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"'initial_mix'.* no adapter 'nihgt'; did you mean 'night'\?"):
+        started(tiny_model_folder, library_copy, initial_mix="nihgt")
+
+
+def test_a_start_with_an_adapter_that_is_damaged_serves_the_base_model_and_says_so(
+    tiny_model_folder: Path, library_copy: Path
+) -> None:
+    (library_copy / "night" / "adapter_model.safetensors").write_bytes(b"cut")
+    pipeline = started(tiny_model_folder, library_copy, initial_mix="night", start_frozen=True)
+    assert not pipeline.generation.mix.names
+    assert "night" in pipeline.status().library_problems
+    assert pipeline.segment(scene("day", stamp_s=1)).mask.shape == (48, 64)
+    pipeline.close()

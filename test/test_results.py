@@ -109,3 +109,29 @@ def test_what_is_told_of_a_mask_is_read_back() -> None:
     assert told.status().name == "mask of front"
     with pytest.raises(ValueError, match="lacks 'camera'"):
         MaskInfo.from_status(dataclasses.replace(told.status(), values={"generation": "3"}))
+
+
+@pytest.mark.parametrize(
+    ("text", "shares"),
+    [
+        ("", {"base model": 1.0}),
+        ("fog", {"fog": 1.0, "base model": 0.0}),
+        ("fog 70%, night 20%", {"fog": 0.7, "night": 0.2, "base model": 0.1}),
+        ("night 20.0%, base model 10.0%, fog 70.0%", {"fog": 0.7, "night": 0.2, "base model": 0.1}),
+        ("a 33.3%, b 33.3%, c 33.3%", {"a": 0.333, "b": 0.333, "c": 0.333, "base model": 0.001}),
+    ],
+)
+def test_a_mix_is_read_as_it_is_written(text: str, shares: dict[str, float]) -> None:
+    mix = AdapterMix.parse(text)
+    assert mix.shares() == pytest.approx(shares)
+    assert list(mix.weights) == sorted(mix.weights, reverse=True)
+    again = AdapterMix.parse(str(mix)).shares()
+    assert all(again.get(name, 0.0) == pytest.approx(share, abs=0.006) for name, share in shares.items())
+
+
+@pytest.mark.parametrize(
+    "text", ["fog 70%, fog 30%", "fog 70%, night 40%", "fog -5%", "fog nan%", "50%", "fog %", "fog x%", "%"]
+)
+def test_what_is_no_mix_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        AdapterMix.parse(text)

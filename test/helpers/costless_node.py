@@ -53,7 +53,7 @@ class CostlessPipeline:
         self.delay_s = 0.1 if config.model == "slow" else 0.0
         self._tally = Tally()
         self._lock = threading.Lock()
-        self._is_frozen = self._is_running = False
+        self._is_frozen, self._is_running = config.start_frozen, False
         self._scene: int | None = None
         self._is_fragile = config.model == "fragile"  # changes end in an error that nobody expected
 
