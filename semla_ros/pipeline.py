@@ -30,7 +30,7 @@ from semla_ros.engines.base import Engine, EngineOutput
 from semla_ros.errors import ConfigError, NotFiniteError, SemlaError, known_names
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline_parts import PipelineParts, load_parts
-from semla_ros.pipeline_status import PipelineStatus, Tally
+from semla_ros.pipeline_status import GenerationLog, PipelineStatus, Tally
 from semla_ros.results import AdaptationStep, AdapterMix, FloatArray, Frame, Generation, Segmentation
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.timing import RestartWatch, Stopwatch
@@ -78,6 +78,7 @@ class PerceptionPipeline:
         self._commit_lock = threading.RLock()  # held while a generation is put into use, inside of the swap gate
         self._starts_over = False  # asked by another thread: the next turn begins with a gate that knows nothing
         self._tally = Tally()
+        self._generation_log = GenerationLog()
         self.on_generation: list[Callable[[Generation], None]] = []
         self._generation = Generation(
             number=0, mix=AdapterMix(), class_names=tuple(parts.class_names), vocabulary_version=0
@@ -581,7 +582,7 @@ class PerceptionPipeline:
         self._generation = generation
 
     def _announce(self, generation: Generation) -> None:
-        logger.info("generation %d (%s): %s", generation.number, generation.reason, generation.mix)
+        self._generation_log.tell(generation, time.monotonic())
         for callback in list(self.on_generation):
             try:
                 callback(generation)

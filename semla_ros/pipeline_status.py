@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from semla_ros.results import AdaptationStep, Generation
+from semla_ros.results import AdaptationStep, AdapterMix, Generation
 from semla_ros.timing import LatencySummary, LatencyWindow
+
+logger = logging.getLogger(__name__)
+GENERATIONS_TOLD_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,3 +115,27 @@ class Tally:
         self.drift = None
         self.frame_latency.clear()
         self.adaptation_latency.clear()
+
+
+class GenerationLog:
+    """Tells new generations in words, at most one within `GENERATIONS_TOLD_EVERY_S`; the next one says what went by."""
+
+    def __init__(self) -> None:
+        self._told = AdapterMix()
+        self._told_s = -math.inf
+        self._untold = 0
+
+    def tell(self, generation: Generation, now_s: float) -> None:
+        """Log a generation, and the mix that it took the place of.
+
+        Args:
+            generation: The new one.
+            now_s: Of the steady clock.
+        """
+        if now_s - self._told_s < GENERATIONS_TOLD_EVERY_S:
+            self._untold += 1
+            return
+        before = "" if generation.mix.id == self._told.id else f", instead of {self._told}"
+        between = f"; {self._untold} others since the last one told" if self._untold else ""
+        logger.info("generation %d (%s): %s%s%s", generation.number, generation.reason, generation.mix, before, between)
+        self._told, self._told_s, self._untold = generation.mix, now_s, 0

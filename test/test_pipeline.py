@@ -14,6 +14,7 @@ from tiny_parts import ADAPTERS, CLASSES, PipelineFactory
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError, LibraryError, VocabularyError
 from semla_ros.pipeline import PerceptionPipeline
+from semla_ros.pipeline_status import GenerationLog
 from semla_ros.results import AdapterMix, Frame, Generation
 
 SECOND = 1_000_000_000
@@ -491,3 +492,26 @@ def test_a_start_with_an_adapter_that_is_damaged_serves_the_base_model_and_says_
     assert "night" in pipeline.status().library_problems
     assert pipeline.segment(scene("day", stamp_s=1)).mask.shape == (48, 64)
     pipeline.close()
+
+
+def test_generations_are_told_in_words_at_most_every_other_second(caplog: pytest.LogCaptureFixture) -> None:
+    def generation(number: int, mix: str) -> Generation:
+        return Generation(
+            number=number, mix=AdapterMix.parse(mix), class_names=CLASSES, vocabulary_version=0, reason="drift"
+        )
+
+    log = GenerationLog()
+    with caplog.at_level("INFO"):
+        for second, number, mix in (
+            (0.0, 1, "fog 70%"),
+            (0.5, 2, "day"),
+            (1.0, 3, "night"),
+            (2.5, 4, "fog 70%"),
+            (9.0, 5, "day"),
+        ):
+            log.tell(generation(number, mix), 100.0 + second)
+    assert caplog.messages == [
+        "generation 1 (drift): fog 70.0%, base model 30.0%, instead of base model 100.0%",
+        "generation 4 (drift): fog 70.0%, base model 30.0%; 2 others since the last one told",
+        "generation 5 (drift): day 100.0%, instead of fog 70.0%, base model 30.0%",
+    ]

@@ -7,6 +7,7 @@ pipeline's own one adapts.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import threading
@@ -39,6 +40,8 @@ from semla_ros.nodes.parameter_services import ParameterServices
 from semla_ros.nodes.rclpy_internals import Serve, guard_transitions, listen
 from semla_ros.nodes.reporter import Reporter
 from semla_ros.nodes.services import NodeServices
+from semla_ros.nodes.start_log import start_lines
+from semla_ros.resources import share_folder
 from semla_ros.results import Generation
 from semla_ros.serving.frame_loop import FrameLoop
 from semla_ros.serving.memory import (
@@ -56,6 +59,20 @@ from semla_ros.serving.watch import LOOK_S, HangWatch, SteadyJobs
 from semla_ros.timing import JUMP_BACK_NS
 
 logger = logging.getLogger("semla_ros.nodes.perception_node")  # also where this module is the program
+HELP = """\
+usage: perception [--help] [--ros-args ...]
+
+The lifecycle node 'perception': camera images in, semantic masks out, by a model that adapts to the scene.
+'ros2 launch semla_ros perception.launch.py --show-args' has the usual arguments by name.
+
+  perception --ros-args -r image:=/camera/image_raw
+  perception --ros-args -r __ns:=/robot1 --params-file perception.yaml --log-level debug
+  perception --ros-args -p cameras:="[front, left]" -p image_transport:=compressed -p top_k:=3
+
+Parameters, with default, unit and range:  {share}/config/perception.yaml
+Topics and services of a running node:     ros2 node info /perception
+What it is doing and what is wrong:        semla status, or /diagnostics
+"""
 SUCCESS, FAILURE, ERROR = (
     TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR,
 )  # fmt: skip
@@ -83,6 +100,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         decode = partial(make_frame, self._decoders)
         self._frames = FrameLoop(parameters.cameras, decode, self._outputs, self.get_clock(), self._troubles)
         self._image_subscriptions: list[Any] = []
+        self._load_s = 0.0  # that the model took to load, until that is told
         self._transition_lock = threading.Lock()
         guard_transitions(self, self._one_at_a_time)
         config = parameters.settings.node
@@ -155,11 +173,19 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             if is_expected or not troubles.is_ending():
                 how = "failed" if is_expected else "failed unexpectedly"
                 troubles.problem = f"{name} {how}: {troubles.reason(error)}"
-                logger.error(troubles.problem)
+                logger.error("%s; %s", troubles.problem, self._next_step(name))
             return FAILURE if is_expected or troubles.is_ending() else ERROR
         finally:
             troubles.progress = ""
         return SUCCESS
+
+    def _next_step(self, transition: str) -> str:
+        """What to do once the reason of a failed transition has been mended."""
+        verb = {"configuring": "configure", "activating": "activate"}.get(transition)
+        if self._parameter_services.problem:
+            return "start the node again with other parameters"
+        name = self.get_fully_qualified_name()
+        return f"then: ros2 lifecycle set {name} {verb}" if verb else f"semla status --node {name} says what it is now"
 
     def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the model, and create the publishers."""
@@ -225,9 +251,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
         for pipeline in bank.pipelines.values():
             pipeline.on_generation.append(self._on_generation)
-        seconds = time.perf_counter() - started_s
-        classes, adapters = len(bank.any.class_names), bank.any.status().library_size
-        logger.info("loaded in %.1f s: model %s, %d classes, %d adapters", seconds, model, classes, adapters)
+        self._load_s = time.perf_counter() - started_s
         if bank.any.status().domain == RENDERED:
             logger.warning("model %s and its library are %s", model, NOT_FOR_CAMERAS)
 
@@ -236,7 +260,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self._frames.expect_slow()
 
     def _activate(self) -> None:
-        bank = self._bank
+        started_s, bank = time.perf_counter(), self._bank
         if not bank.pipelines:
             try:
                 self._load_model()
@@ -252,6 +276,10 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         except BaseException:
             self._deactivate()
             raise
+        seconds = self._load_s + time.perf_counter() - started_s
+        self._load_s = 0.0
+        lines = start_lines(self, self._parameter_services.settings, bank, self._image_subscriptions)
+        logger.info("\n  ".join((f"active in {seconds:.1f} s", *lines)))
 
     def _subscribe(self) -> None:
         parameters = self._parameter_services
@@ -332,7 +360,7 @@ def spin(node: PerceptionNode) -> None:
     Whatever hangs, the process ends within 5 s of SIGINT or SIGTERM.
     """
     uninstall_signal_handlers()  # rclpy's do nothing where the main thread hangs
-    EndGuard(node.context.try_shutdown, node.doing)
+    guard = EndGuard(node.context.try_shutdown, node.doing)
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
@@ -350,12 +378,17 @@ def spin(node: PerceptionNode) -> None:
         executor.shutdown(timeout_sec=5.0)
         node.destroy_node()
         rclpy.try_shutdown()
+        guard.ended()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the node."""
+    """Run the node, or say what it is where that is asked for before `--ros-args`."""
+    arguments = sys.argv if arguments is None else list(arguments)
+    if {"-h", "--help"} & {*itertools.takewhile(lambda argument: argument != "--ros-args", arguments)}:
+        print(HELP.format(share=share_folder()))
+        return 0
     keep_large_blocks()
-    rclpy.init(args=None if arguments is None else list(arguments))
+    rclpy.init(args=arguments)
     spin(PerceptionNode())
     return 0
 

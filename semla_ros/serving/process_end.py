@@ -62,6 +62,15 @@ class EndGuard:
             signal.signal(number, lambda *_: None)  # the number goes to the socket, also where this thread hangs
         threading.Thread(target=self._run, name="semla-end", daemon=True).start()
 
+    def ended(self) -> None:
+        """All has ended in order: signals that still come change the exit status no more; in the main thread.
+
+        Python ends by the first signal that comes while it takes itself down, otherwise. Should that hang, the kernel
+        still ends the process.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
     def _run(self) -> None:
         first = signal.Signals(self._receiver.recv(1)[0])
         began_s = time.monotonic()

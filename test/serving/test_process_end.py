@@ -16,7 +16,7 @@ from semla_ros.serving.process_end import notify
 HANGING_MAIN = """
 import threading, time
 from semla_ros.serving.process_end import EndGuard
-EndGuard({shut_down}, lambda: "doing something")
+guard = EndGuard({shut_down}, lambda: "doing something")
 print("ready", flush=True)
 {main}
 """
@@ -91,3 +91,20 @@ def test_systemd_is_told_where_it_asks_for_it(kind: str, tmp_path: Path, monkeyp
     notify("READY=1")  # nobody is there any more
     monkeypatch.delenv("NOTIFY_SOCKET")
     notify("READY=1")
+
+
+def test_a_second_signal_while_the_interpreter_takes_itself_down_changes_no_status() -> None:
+    main = """
+import atexit
+atexit.register(time.sleep, 1.0)
+event.wait(); guard.ended(); print("ended", flush=True)
+"""
+    process = started(main, shut_down="(event := threading.Event()).set")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ended\n"
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60.0)
+    assert process.returncode == 0
