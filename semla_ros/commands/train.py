@@ -122,6 +122,7 @@ def _add_library_arguments(parts: argparse._SubParsersAction[argparse.ArgumentPa
         help="train the base model and its scene encoder, too (default: those of the shipped kind only)",
     )
     library.add_argument("--jobs", type=int, default=0, help="adapters at once (default: one per core; 1 on a GPU)")
+    library.add_argument("--ray", default="", metavar="ADDRESS", help="on a Ray cluster that shares the folders")
     library.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
 
 
@@ -160,6 +161,7 @@ def _train_library(arguments: argparse.Namespace, device: torch.device) -> int:
         device=device,
         trains_base=arguments.base,
         jobs=arguments.jobs,
+        ray_address=arguments.ray,
     )
     train_library(run, arguments.minutes, arguments.stage)
     print(f"model in {run.own_model}, library in {run.library}")

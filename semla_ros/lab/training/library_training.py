@@ -10,17 +10,14 @@ import hashlib
 import json
 import math
 import os
-import sys
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing import active_children, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +40,7 @@ from semla_ros.lab.evaluation.subject import PipelineSpec, words_lacking
 from semla_ros.lab.evaluation.variants import choose_variants
 from semla_ros.lab.processes import end_with_parent
 from semla_ros.lab.report.progress import training_progress
+from semla_ros.lab.tasks import run_each
 from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, embed_source, train_adapter
 from semla_ros.lab.training.cards import own_adapter_card, own_model_card
 from semla_ros.lab.training.clip_training import refine_scene_tower
@@ -133,6 +131,7 @@ class LibraryRun:
         device: Where to train.
         trains_base: Whether the base model and its scene encoder are trained too.
         jobs: Adapters that are trained at once; 0 = one per core on a CPU, else one.
+        ray_address: Train them on this Ray cluster, which shares the folders; empty = on this machine without Ray.
         say: Told how the work goes, a line each.
     """
 
@@ -143,6 +142,7 @@ class LibraryRun:
     device: torch.device
     trains_base: bool = True
     jobs: int = 0
+    ray_address: str = ""
     say: Say = print
 
     @property
@@ -199,6 +199,7 @@ def library_run(
     device: torch.device,
     trains_base: bool | None = None,
     jobs: int = 0,
+    ray_address: str = "",
     say: Say = print,
 ) -> LibraryRun:
     """Check what a training is to be made of.
@@ -211,7 +212,8 @@ def library_run(
         device: Where to train.
         trains_base: Whether the base model is trained, too; None = where it is of the shipped kind, with a
             convolutional stem and a scene encoder beside it.
-        jobs: Adapters that are trained at once; 0 = see `LibraryRun`.
+        jobs: See `LibraryRun`.
+        ray_address: Likewise.
         say: Told how the work goes.
 
     Raises:
@@ -243,7 +245,15 @@ def library_run(
         raise ConfigError(f"benchmark '{known.name}': its sources have different class lists; a base model takes one")
     known.check([*known.domain_names, *known.source_names])
     return LibraryRun(
-        recipe=recipe, benchmark=known, model=model, out=out, device=device, trains_base=trains_base, jobs=jobs, say=say
+        recipe=recipe,
+        benchmark=replace(known, root=known.root.resolve()),  # another process may work in another folder
+        model=model.resolve(),
+        out=out.resolve(),
+        device=device,
+        trains_base=trains_base,
+        jobs=jobs,
+        ray_address=ray_address,
+        say=say,
     )
 
 
@@ -405,7 +415,7 @@ def _train_segmenter(run: LibraryRun) -> None:
         class_names=run.benchmark.class_names(home),
         vocabulary=base.tokenizer,
         template=base.template,
-        model_id=run.out.resolve().name,
+        model_id=run.out.name,
         extra={
             "domain": CAMERA,
             "trained_on": f"{', '.join(run.sources)} of {run.benchmark.name}",
@@ -452,7 +462,7 @@ def _train_scene_encoder(run: LibraryRun) -> None:
             how = Run(device=run.device, state_file=run.work / "scene_encoder.state", on_step=on_step)
             tower = _fit_scene_encoder(run, run.recipe, how)
         run.own_model.mkdir(parents=True, exist_ok=True)
-        save_tower(tower, target, id=f"{run.out.resolve().name}-scene")
+        save_tower(tower, target, id=f"{run.out.name}-scene")
     statistics = run.library / BASE_STATISTICS_NAME
     if run.sources and not statistics.is_file():
         run.library.mkdir(parents=True, exist_ok=True)
@@ -488,56 +498,29 @@ def _train_adapters(run: LibraryRun) -> None:
     todo = [name for name in names if not (run.library / name).is_dir()]
     with training_progress("train adapters", len(names)) as (advance, _):
         advance(len(names) - len(todo))
-        for line in _each_apart(partial(_train_one_adapter, run), todo, run.processes):
+        for line in _adapters_of(run, todo):
             run.say(line)
             advance(1)
 
 
-def _each_apart(work: Callable[[str], str], names: Sequence[str], most: int) -> Iterator[str]:
-    """Do some work for each name, `most` at a time, each in a process; yields what it returns as it ends.
-
-    An interrupt is passed on to what is in progress, which keeps what it has. No pool: its processes share a queue,
-    which one that a signal ends may leave locked for the others.
-    """
-    if most == 1:
-        yield from map(work, names)
+def _adapters_of(run: LibraryRun, names: Sequence[str]) -> Iterator[str]:
+    """Train adapters, and tell of each as it is done; an interrupt is passed on to those in progress."""
+    if run.processes == 1 and not run.ray_address:
+        yield from (_train_one_adapter(run, name) for name in names)
         return
-    context = get_context("spawn")  # a fork of a process with running torch threads can hang
-    waiting, running = list(names), dict[Connection, SpawnProcess]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < most:
-                ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_answer, args=(work, waiting.pop(0), theirs))
-                process.start()
-                theirs.close()
-                running[ours] = process
-            for pipe in wait(list(running)):
-                assert isinstance(pipe, Connection)
-                process = running.pop(pipe)
-                try:
-                    answer = pipe.recv()
-                except EOFError:
-                    process.join()
-                    raise TrainingError(f"a training process ended with status {process.exitcode}") from None
-                if isinstance(answer, SemlaError):
-                    raise answer
-                yield answer
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.join()
-
-
-def _answer(work: Callable[[str], str], name: str, pipe: Connection) -> None:
-    end_with_parent()
-    try:
-        pipe.send(work(name))
-    except SemlaError as error:
-        pipe.send(error)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    work = partial(_train_one_adapter, run)
+    with closing(run_each(work, names, jobs=run.processes, ray_address=run.ray_address)) as runs:
+        try:
+            for done in runs:
+                if isinstance(done.error, (SemlaError, KeyboardInterrupt)):
+                    raise done.error
+                if done.result is None:
+                    raise TrainingError(f"adapter '{done.task}': its process ended: {done.error}") from done.error
+                yield done.result
+        except BaseException:
+            for child in active_children():  # they keep what they have
+                child.terminate()
+            raise
 
 
 @contextmanager
@@ -551,7 +534,9 @@ def _adapter_threads(run: LibraryRun) -> Iterator[None]:
 
 
 def _train_one_adapter(run: LibraryRun, domain: str) -> str:
-    """Train one adapter; returns a line about it."""
+    """Train one adapter, maybe in a process of its own; returns a line about it."""
+    if parent_process() is not None:
+        end_with_parent()
     base = load_model(run.own_model, run.device)
     indices = run.scored(domain, run.recipe.validation_images)
     how = Run(device=run.device, state_file=run.work / f"adapter-{domain}.state")

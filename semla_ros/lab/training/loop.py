@@ -212,7 +212,7 @@ class _Kept:
 
 @contextmanager
 def _held_signals(holds: bool) -> Iterator[Callable[[], bool]]:
-    """Hold Ctrl-C and SIGTERM back, once, for the block to ask after; a second one acts at once."""
+    """Hold Ctrl-C and SIGTERM back for the block to ask after; a second Ctrl-C acts at once."""
     came: list[int] = []
     if not holds or threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -220,7 +220,7 @@ def _held_signals(holds: bool) -> Iterator[Callable[[], bool]]:
 
     def note(number: int, _: object) -> None:
         came.append(number)
-        if len(came) > 1:
+        if came.count(signal.SIGINT) > 1:
             raise KeyboardInterrupt
 
     former = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
