@@ -85,7 +85,7 @@ def _on_ray(work: Callable[[T], R], tasks: Sequence[T], address: str, jobs: int)
             local = {"num_cpus": jobs or os.cpu_count(), "object_store_memory": 256 << 20} if address == "local" else {}
             try:
                 ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **local)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except Exception as error:  # Ray raises bare ones, too, where a node does not start in time
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"--ray {address}: no Ray cluster answers there ({reason})") from None
             cleanup.callback(ray.shutdown)
