@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sources ROS 2 and the workspace, then runs what is asked for: the launch file by default, or any ros2 or semla command.
+# Sources ROS 2 and the workspace, then runs what is asked for: the node by default, or any ros2 or semla command.
 set -e
 for ros in /opt/ros/current /opt/ros/jazzy; do
   if [ -f "$ros/setup.bash" ]; then . "$ros/setup.bash"; break; fi

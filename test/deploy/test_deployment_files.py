@@ -7,6 +7,8 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -15,6 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from semla_ros.lab.isolation import free_domain, isolated_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
@@ -70,12 +74,60 @@ def test_xml_is_well_formed(path: Path) -> None:
     assert len(ElementTree.parse(path).getroot())
 
 
-def test_the_unit_ends_the_node_as_ctrl_c_does_and_has_its_sections() -> None:
-    unit = (ROOT / "deploy" / "semla-perception.service").read_text(encoding="utf-8")
-    assert re.findall(r"^\[(\w+)\]$", unit, re.MULTILINE) == ["Unit", "Service", "Install"]
-    assert "\nKillSignal=SIGINT\n" in unit
-    # The node is a child of launch, and so are its words to systemd.
-    assert all(f"\n{line}\n" in unit for line in ("Type=notify", "NotifyAccess=all", "WatchdogSec=30"))
+UNIT = (ROOT / "deploy" / "semla-perception.service").read_text(encoding="utf-8")
+
+
+def test_the_unit_restarts_what_failed_and_ends_the_node_as_ctrl_c_does() -> None:
+    assert re.findall(r"^\[(\w+)\]$", UNIT, re.MULTILINE) == ["Unit", "Service", "Install"]
+    lines = ("KillSignal=SIGINT", "Restart=on-failure", "Type=notify", "NotifyAccess=main", "WatchdogSec=30")
+    assert [line for line in lines if f"\n{line}\n" not in UNIT] == []
+    if (systemd := shutil.which("systemd-analyze")) is not None:
+        path = ROOT / "deploy" / "semla-perception.service"
+        answer = subprocess.run([systemd, "verify", str(path)], capture_output=True, text=True, check=False)
+        assert (answer.returncode, answer.stderr) == (0, "")
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -signal.SIGKILL)], ids=["stopped", "killed"]
+)
+def test_what_the_unit_starts_is_the_node_whose_end_systemd_sees(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("rclpy", reason="needs rclpy")
+    install = tmp_path / "semla" / "install"
+    executable = install / "semla_ros" / "lib" / "semla_ros" / "perception"
+    for file in (tmp_path / "ros" / "jazzy" / "setup.bash", install / "setup.bash", executable):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    node = ROOT / "test" / "helpers" / "costless_node.py"
+    executable.write_text(f'#!/bin/sh\nexec {sys.executable} {node} "$@"\n')
+    executable.chmod(0o755)
+    parameters = tmp_path / "perception.yaml"
+    parameters.write_text("/**/perception:\n  ros__parameters:\n    top_k: 3\n")
+    command = re.search(r"^ExecStart=(.*)$", UNIT, re.MULTILINE)
+    assert command is not None
+    text = command[1].replace("/opt/", f"{tmp_path}/").replace("/etc/semla/perception.yaml", str(parameters))
+    environment = isolated_environment(free_domain()) | {
+        "ROS_ARGUMENTS": "-r __ns:=/unit -r image:=/camera/image_raw",
+        "NOTIFY_SOCKET": str(tmp_path / "notify"),
+        "PYTHONPATH": str(ROOT),
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(90.0)
+        log = tmp_path / "log"
+        with log.open("wb") as output:
+            service = subprocess.Popen(shlex.split(text), env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            assert systemd.recv(100) == b"READY=1", log.read_text()
+            service.send_signal(number)
+            assert service.wait(90.0) == status, log.read_text()
+        finally:
+            service.kill()
+    told = log.read_text()
+    assert "/camera/image_raw" in told
+    assert "top_k=3" in told
 
 
 def test_other_enclaves_ask_only_for_what_the_node_gives() -> None:
