@@ -34,6 +34,7 @@ from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.image_codec import ImageDecoder
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.nodes.aside import Aside
+from semla_ros.nodes.bond import BEAT_S, Bond
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
 from semla_ros.nodes.parameter_services import ParameterServices
@@ -107,10 +108,12 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         shared = (self._bank, self._frames, self._troubles)
         services = NodeServices(self, self._aside, *shared)
         report = Reporter(self, parameters, self._outputs, self._decoders, *shared).report
+        self._bond = Bond(self)
         self._hang_watch = HangWatch(self._frames, config.watchdog_s, report)
         jobs = [
             (LOOK_S, self._hang_watch.look),
             (config.diagnostics.period_s, report),
+            (BEAT_S, self._bond.beat),
             (GIVE_BACK_EVERY_S, give_back_free_pages),
         ]
         if config.watch_library_s:
@@ -276,6 +279,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         except BaseException:
             self._deactivate()
             raise
+        self._bond.start()
         seconds = self._load_s + time.perf_counter() - started_s
         self._load_s = 0.0
         lines = start_lines(self, self._parameter_services.settings, bank, self._image_subscriptions)
@@ -306,6 +310,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self.destroy_subscription(self._image_subscriptions.pop())
 
     def _deactivate(self) -> None:
+        self._bond.stop()
         self._aside.in_executor(self._unsubscribe)
         self._frames.stop()
         self._bank.stop()

@@ -8,7 +8,13 @@ from pathlib import Path
 from graph import Graph, PerceptionClient, wait_for
 
 POLICY = Path(__file__).resolve().parents[2] / "deploy" / "sros2" / "policy.xml"
-OPTIONAL = {"~/label_info", "image/compressed", "/clock", "/parameter_events"}  # vision_msgs, transport, sim time
+OPTIONAL = {
+    "~/label_info",
+    "bond",
+    "image/compressed",
+    "/clock",
+    "/parameter_events",
+}  # vision_msgs, transport, sim time
 
 
 def allowed(attribute: str) -> set[str]:
