@@ -26,7 +26,7 @@ from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.label_map import read_label_map
 from semla_ros.lab.processes import terminate_like_interrupt
-from semla_ros.lab.replay.comparison import parse_variants
+from semla_ros.lab.replay.comparison import KNOWN, parse_variants
 from semla_ros.lab.replay.many import TaskResult, find_bags, make_tasks, merge, run_tasks
 from semla_ros.lab.replay.run import REPORT, SUMMARY, WORKLIST, Replay, ReplayOptions, write_json
 from semla_ros.lab.report.many_page import write_many_report
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=Listed,
         default=["base", "semla"],
         metavar="NAME",
-        help="variants: base, uniform, semla, oracle:NAME, frozen@SECONDS (base,semla)",
+        help=f"variants: {', '.join(KNOWN)} (base,semla)",
     )
     how.add_argument(
         "--rate",

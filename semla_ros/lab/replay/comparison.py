@@ -10,6 +10,7 @@ from typing import Literal
 from semla_ros.errors import ConfigError, known_names
 from semla_ros.lab.bags.writer import NANOSECONDS
 
+KNOWN = ("base", "uniform", "semla", "semla@LIBRARY", "oracle:NAME", "frozen@SECONDS")  # forms of a variant
 Kind = Literal["base", "uniform", "semla", "oracle", "frozen"]
 
 
@@ -23,12 +24,14 @@ class ReplayVariant:
             adapter throughout; "frozen": follows the scene up to a moment, then keeps its mix.
         adapter: For "oracle".
         until_s: For "frozen": seconds after the first frame, or a stamp in seconds.
+        library: For "semla": folder of a library of its own; empty = that of the replay.
     """
 
     name: str
     kind: Kind
     adapter: str = ""
     until_s: float = 0.0
+    library: str = ""
 
     @property
     def adapts(self) -> bool:
@@ -55,7 +58,7 @@ class ReplayVariant:
 
 
 def parse_variants(text: str) -> tuple[ReplayVariant, ...]:
-    """Read `--compare`, such as "base,uniform,semla,oracle:fog,frozen@12.5".
+    """Read `--compare`, such as "base,uniform,semla,semla@other_library,oracle:fog,frozen@12.5".
 
     Raises:
         ConfigError: A variant is unknown, incomplete or named twice.
@@ -66,6 +69,8 @@ def parse_variants(text: str) -> tuple[ReplayVariant, ...]:
             variant = ReplayVariant(name, name)  # type: ignore[arg-type]
         elif name.startswith("oracle:") and len(name) > len("oracle:"):
             variant = ReplayVariant(name, "oracle", adapter=name.partition(":")[2])
+        elif name.startswith("semla@") and len(name) > len("semla@"):
+            variant = ReplayVariant(name, "semla", library=name.partition("@")[2])
         elif name.startswith("frozen@"):
             try:
                 variant = ReplayVariant(name, "frozen", until_s=_seconds(name.partition("@")[2]))
@@ -74,9 +79,7 @@ def parse_variants(text: str) -> tuple[ReplayVariant, ...]:
                     f"--compare: '{name}' needs a time: frozen@12.5 (seconds after the first frame) or a stamp"
                 ) from None
         else:
-            raise ConfigError(
-                f"--compare: unknown variant '{name}'; known: base, uniform, semla, oracle:NAME, frozen@SECONDS"
-            )
+            raise ConfigError(f"--compare: unknown variant '{name}'; {known_names(name, KNOWN)}")
         if name in variants:
             raise ConfigError(f"--compare names '{name}' twice")
         variants[name] = variant

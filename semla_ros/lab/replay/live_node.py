@@ -262,11 +262,11 @@ def make_runner(
     Raises:
         SemlaError: No variant follows the scene throughout.
     """
-    if not any(variant.kind == "semla" for variant in options.compare):
+    if not any(variant.kind == "semla" and not variant.library for variant in options.compare):
         raise SemlaError("the node needs the variant 'semla' in --compare: it is what the node does")
 
     def make(variant: ReplayVariant, cameras: Sequence[str], resources: ExitStack) -> NodeRunner | None:
-        if variant.kind != "semla":
+        if variant.kind != "semla" or variant.library:
             return None
         log = out / "node.log"
         if options.rate == "live":

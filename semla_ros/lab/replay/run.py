@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,8 +156,9 @@ class Replay:
             raise failure
         return summary
 
-    def _loaded(self, resources: ExitStack) -> PerceptionPipeline:
-        pipeline = self._load(self._options.config)
+    def _loaded(self, resources: ExitStack, library: str = "") -> PerceptionPipeline:
+        config = self._options.config
+        pipeline = self._load(replace(config, library=library) if library else config)
         resources.callback(pipeline.close)
         return pipeline
 
@@ -173,12 +175,17 @@ class Replay:
             if runner is None:
                 runner = kind(
                     variant,
-                    lambda: spare.pop() if spare else self._loaded(resources),
+                    partial(self._pipeline_of, variant, spare, resources),
                     cameras,
                     scope=self._options.scope,
                 )
             runners[variant.name] = runner
         return runners
+
+    def _pipeline_of(
+        self, variant: ReplayVariant, spare: list[PerceptionPipeline], resources: ExitStack
+    ) -> PerceptionPipeline:
+        return spare.pop() if spare and not variant.library else self._loaded(resources, variant.library)
 
     def _replay(
         self,

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from replay_toys import ADAPTERS, CLASSES, DOMAINS, STEP_NS, ToyPipeline, toy_image, toy_truth, write_toy_bag
 
+from semla_ros.config import SemlaConfig
 from semla_ros.errors import BagError, ConfigError
 from semla_ros.lab.bags.frames import FrameOptions, ReplayFrame
 from semla_ros.lab.bags.reader import BagReader
@@ -244,12 +245,25 @@ def test_a_video_is_written_on_request(bag: Path, tmp_path: Path) -> None:
         ("base,base", "twice"),
         ("frozen@noon", "needs a time"),
         ("oracle:", "unknown variant 'oracle:'"),
+        ("semla@", "unknown variant 'semla@'"),
         ("", "unknown variant ''"),
     ],
 )
 def test_unknown_variants_are_refused(compare: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_variants(compare)
+
+
+def test_a_variant_may_have_a_library_of_its_own(bag: Path, tmp_path: Path) -> None:
+    libraries: list[str] = []
+
+    def load(config: SemlaConfig) -> ToyPipeline:
+        libraries.append(config.library)
+        return ToyPipeline(config)
+
+    summary = replay_bag(bag, tmp_path / "out", options("base,semla@my/other,semla"), load=load)
+    assert sorted(libraries) == ["", "", "my/other"]
+    assert set(summary["variants"]) == {"base", "semla@my/other", "semla"}
 
 
 def test_an_oracle_that_the_library_lacks_is_refused_with_what_it_has(bag: Path, tmp_path: Path) -> None:
