@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from semla_ros.errors import SemlaError
-from semla_ros.resources import share_folder
+from semla_ros.serving.dds_profile import profile_variables
 
 HIGHEST_DOMAIN = 101  # above it DDS ports overlap the range that Linux hands out to outgoing connections
 
@@ -59,9 +59,7 @@ def isolated_environment(domain: int) -> dict[str, str]:
     environment.pop("ROS_LOCALHOST_ONLY", None)  # the older switch would override the range
     environment.pop("ROS_STATIC_PEERS", None)
     environment["PYTHONUNBUFFERED"] = "1"  # so that a log is complete when its process ends abruptly
-    profile = share_folder() / "config" / "fastdds.xml"
-    if profile.is_file():
-        environment.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
+    environment |= profile_variables(environment)
     if (Path(sys.prefix) / "share" / "ament_index").is_dir():
         # ROS 2 from wheels: the virtual environment is the install prefix.
         paths = [sys.prefix, *filter(None, environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep))]
