@@ -255,9 +255,9 @@ class SoakClient:
 
     def _on_diagnostics(self, message: Any) -> None:
         for status in message.status:
-            if status.name.startswith("perception: "):
+            if status.name.startswith("/perception: "):
                 values = {item.key: item.value for item in status.values}
-                name = status.name.removeprefix("perception: ")
+                name = status.name.removeprefix("/perception: ")
                 if name == "adaptation":  # a node that is configured again counts from 0
                     number, before = (int(each.get("Generation", 0)) for each in (values, self._statuses.get(name, {})))
                     self._generations += number - before if number >= before else number

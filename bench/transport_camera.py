@@ -40,7 +40,7 @@ class Camera:
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name == "perception: camera":
+            if status.name == "/perception: camera":
                 self.values = {item.key: item.value for item in status.values}
 
     def send(self) -> None:

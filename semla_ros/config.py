@@ -24,6 +24,7 @@ T = TypeVar("T")
 UNITS = {"s": "s", "ms": "ms", "hz": "Hz", "min": "1/min"}  # end of a setting's name -> its unit
 LARGEST = {int: 2**31 - 1, float: 1e9}  # where a range has no upper end: what 32 bit hold, and no infinity
 SMALLEST = 1e-9  # where a float has no lower end but 0: its inverse is no infinity either
+TOPIC = re.compile(r"(~/|/)?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 CAMERA_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")  # a relative ROS topic name
 LONGEST_CAMERA_NAME, MOST_CAMERAS = 100, 64  # of the 247 characters of a full topic name, others need some too
 # 8K in both forms (7680x4320, 8192x4320) and still cameras of full format; it takes half a second and half a gigabyte.
@@ -223,7 +224,7 @@ class SemlaConfig(Checked):
     model: str = fixed("semla-tiny", "Model id (semla-tiny, catseg-b, catseg-l) or path of a checkpoint")
     model_dir: str = fixed("", "Where models are looked for first; then $SEMLA_MODEL_DIR, then the share folder")
     library: str = fixed("", "Adapter library folder; empty = the one shipped with the model")
-    classes: tuple[str, ...] = live((), "Vocabulary: index in the mask -> name; [''] = the model's own class list")
+    classes: tuple[str, ...] = live((), "Vocabulary: index in the mask -> name; [] = the model's own class list")
     initial_mix: str = fixed(
         "", "Mix to start with, such as 'fog 70%, night 20%', the rest base model; empty = the base model"
     )
@@ -273,7 +274,7 @@ class NodeConfig(Checked):
     autostart: bool = fixed(True, "Configure and activate without a lifecycle manager")
     image_transport: Literal["raw", "compressed"] = fixed("raw", "Subscribe to image, or to image/compressed")
     cameras: tuple[str, ...] = fixed(
-        (), "Camera names, each with <name>/image and ~/<name>/mask; [''] = one camera on image"
+        (), "Cameras, each with <name>/image, or as <name>=<topic>, and ~/<name>/mask; [] = one camera on image"
     )
     adaptation_scope: Literal["vehicle", "camera"] = fixed(
         "vehicle", "vehicle: all cameras share one adapted model; camera: each has its own, in memory too"
@@ -306,12 +307,24 @@ class NodeConfig(Checked):
         super().__post_init__()
         _require(not 0 < self.bits < 8, "bits", "0 or 8 to 16", self.bits)
         _require(not 0 < self.watch_library_s < 0.01, "watch_library_s", "0 or at least 0.01", self.watch_library_s)
-        _require(len(set(self.cameras)) == len(self.cameras), "cameras", "free of repetitions", self.cameras)
         _require(len(self.cameras) <= MOST_CAMERAS, "cameras", f"at most {MOST_CAMERAS}", self.cameras)
-        for name in self.cameras:
-            is_topic = CAMERA_NAME.fullmatch(name) and len(name) <= LONGEST_CAMERA_NAME
-            expected = f"topic names like 'front' or 'left/wide' of at most {LONGEST_CAMERA_NAME} characters"
-            _require(bool(is_topic), "cameras", expected, name)
+        expected = (
+            f"topic names like 'front' or 'left/wide' of at most {LONGEST_CAMERA_NAME} characters, or with the topic "
+            "of the images like 'front=/front/image_raw'"
+        )
+        for entry in self.cameras:
+            name, equals, topic = entry.partition("=")
+            is_name = CAMERA_NAME.fullmatch(name) and len(name) <= LONGEST_CAMERA_NAME
+            _require(bool(is_name and (TOPIC.fullmatch(topic) or not equals)), "cameras", expected, entry)
+        if self.cameras:
+            distinct = min(len(self.image_topics), len(set(self.image_topics.values())))
+            _require(distinct == len(self.cameras), "cameras", "free of repetitions", self.cameras)
+
+    @property
+    def image_topics(self) -> dict[str, str]:
+        """Camera -> topic of its raw images; "" -> `image` where there is one camera only."""
+        entries = (entry.partition("=") for entry in self.cameras)
+        return {name: topic or f"{name}/image" for name, _, topic in entries} or {"": "image"}
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], *, where: str = "") -> T:

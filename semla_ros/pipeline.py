@@ -281,10 +281,14 @@ class PerceptionPipeline:
     def set_classes(self, names: Sequence[str]) -> Generation:
         """Change the vocabulary; mask indices, names and version change together, in one generation.
 
+        Args:
+            names: Index in the mask -> name; empty = the model's own class list.
+
         Raises:
             VocabularyError: The list cannot be used; the present one stays.
         """
         with self._change("classes"):
+            names = names or self._parts.own_class_names
             token_ids = self._parts.tokens_of(names)
             present_ids = self._parts.tokens_of(self.class_names)
             self._fuser.set_tokens(token_ids)

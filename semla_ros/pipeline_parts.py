@@ -40,6 +40,7 @@ class PipelineParts:
         drift: Settings to start with.
         memory: See `Fuser`.
         domain: What kind of images library or model were made for; empty where neither says.
+        own_class_names: The model's own vocabulary; empty where it has none.
     """
 
     model: CatSeg
@@ -52,6 +53,7 @@ class PipelineParts:
     drift: DriftConfig = field(default_factory=DriftConfig)
     memory: Literal["double", "single"] = "double"
     domain: str = ""
+    own_class_names: tuple[str, ...] = ()
 
 
 def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> PipelineParts:
@@ -97,6 +99,7 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         drift=config.drift or library.drift or DriftConfig(),
         memory=config.inference.memory,
         domain=library.manifest.domain or str(loaded.metadata.get("domain", "")),
+        own_class_names=tuple(loaded.class_names),
     )
 
 

@@ -65,9 +65,7 @@ def _allowed(spec: Setting) -> str:
 def _plain(default: Any) -> str:
     if isinstance(default, bool):
         return str(default).lower()
-    if isinstance(default, (list, str)):
-        return "['']" if isinstance(default, list) else f'"{default}"'
-    return repr(default)
+    return f'"{default}"' if isinstance(default, str) else repr(default)
 
 
 if __name__ == "__main__":

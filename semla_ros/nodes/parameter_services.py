@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rcl_interfaces.msg import Parameter as ParameterMessage
-from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.msg import ParameterType, SetParametersResult
 from rcl_interfaces.srv import SetParameters, SetParametersAtomically
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from semla_ros.config import GONE
 from semla_ros.errors import ConfigError
 from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.parameter_descriptors import descriptor_of
+from semla_ros.nodes.parameter_sources import named_for
 from semla_ros.nodes.rclpy_internals import given_parameters, replace_services
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.parameters import QOS_PREFIX, SPECS, Settings, check_ranges, unknown_parameters
 from semla_ros.serving.troubles import Troubles
+
+logger = logging.getLogger(__name__)
 
 
 class ParameterServices:
@@ -26,19 +32,29 @@ class ParameterServices:
 
     Changes run aside, one after the other: new classes take as long as a fusion.
 
+    Args:
+        node: Whose parameters they are.
+        aside: Where changes run.
+        bank: Puts changes into use.
+        troubles: Is told of refused ones.
+        arguments: The command line that the node was started with.
+
     Attributes:
         settings: The parameters in use.
         problem: What is wrong with the values given at the start, for which the defaults stand in; empty where nothing.
+        ignored: Names that were set for every node and are no parameters of this one.
     """
 
-    def __init__(self, node: Node, aside: Aside, bank: ModelBank, troubles: Troubles) -> None:
+    def __init__(
+        self, node: Node, aside: Aside, bank: ModelBank, troubles: Troubles, arguments: Sequence[str] = ()
+    ) -> None:
         self._node, self._bank, self._troubles = node, bank, troubles
         self._is_syncing = False
-        self._declare()
+        self._declare(arguments)
         node.add_on_set_parameters_callback(self._on_set)
 
         def one_by_one(request: Any, response: Any) -> Any:
-            response.results = [self._set([item]) for item in request.parameters]
+            response.results = self._set_each(request.parameters)
             return response
 
         def at_once(request: Any, response: Any) -> Any:
@@ -49,13 +65,20 @@ class ParameterServices:
             node, {SetParameters: aside.serving(one_by_one), SetParametersAtomically: aside.serving(at_once)}
         )
 
-    def _declare(self) -> None:
+    def _declare(self, arguments: Sequence[str]) -> None:
         given = {
             name: value
             for name, value in given_parameters(self._node).items()
             if not name.startswith(QOS_PREFIX) and not self._node.has_parameter(name)
         }
-        problems = unknown_parameters(given)
+        unknown = {name for name in given if unknown_parameters([name])}
+        ours = named_for(self._node, arguments) | {name for name in unknown if name.partition(".")[0] in GONE}
+        self.ignored = sorted(unknown - ours)
+        for name in self.ignored:
+            logger.warning(
+                "'%s', set for every node, is no parameter of this one; %s", name, _nearest(name, SPECS) or "ignored"
+            )
+        problems = unknown_parameters(unknown & ours)
         try:
             self.settings = Settings.make({name: value for name, value in given.items() if name in SPECS})
         except ConfigError as error:
@@ -63,43 +86,70 @@ class ParameterServices:
             problems.append(str(error))
         self.problem = "; ".join(problems)
         for name, spec in SPECS.items():
-            self._node.declare_parameter(name, self.settings.values[name], descriptor_of(spec), ignore_override=True)
+            value, descriptor = self.settings.values[name], descriptor_of(spec)
+            if value == []:  # which would be declared as one of bytes
+                self._node.declare_parameter(name, [""], ignore_override=True)
+                self._node.set_parameters_atomically([_typed(Parameter(name, value=value))])
+                descriptor.type = ParameterType.PARAMETER_STRING_ARRAY
+                self._node.set_descriptor(name, descriptor)
+            else:
+                self._node.declare_parameter(name, value, descriptor, ignore_override=True)
 
     @property
     def cameras(self) -> Sequence[str]:
         """Names of the cameras; `("",)` for the only one."""
-        return self.settings.node.cameras or ("",)
+        return tuple(self.settings.node.image_topics)
 
     def image_topic(self, camera: str) -> str:
         """The topic to subscribe to for a camera's images.
 
         As in image_transport, compressed images follow a remapping of `image`; one of `image/compressed` counts more.
         """
-        image = f"{camera}/image" if camera else "image"
+        image = self.settings.node.image_topics[camera]
         if self.settings.node.image_transport == "raw":
             return image
-        compressed, resolve = f"{image}/compressed", self._node.resolve_topic_name
-        is_remapped = resolve(compressed) != resolve(compressed, only_expand=True)
-        return compressed if is_remapped else f"{resolve(image)}/compressed"
+        compressed = f"{image}/compressed"
+        return compressed if self._is_remapped(compressed) else f"{self._node.resolve_topic_name(image)}/compressed"
+
+    def info_topic(self, camera: str) -> str:
+        """The topic to subscribe to for a camera's calibration.
+
+        As in image_transport, `camera_info` beside the images; a remapping of the camera's `camera_info` counts more.
+        """
+        info = f"{camera}/camera_info" if camera else "camera_info"
+        if self._is_remapped(info):
+            return info
+        images = self._node.resolve_topic_name(self.image_topic(camera))
+        if self.settings.node.image_transport == "compressed":
+            images = images.removesuffix("/compressed")
+        return f"{images.rpartition('/')[0]}/camera_info"
+
+    def _is_remapped(self, topic: str) -> bool:
+        resolve = self._node.resolve_topic_name
+        return resolve(topic) != resolve(topic, only_expand=True)
 
     @property
     def hardware_id(self) -> str:
         """Written into each status."""
         return self.settings.node.diagnostics.hardware_id or socket.gethostname()
 
-    def check_all_used(self) -> None:
-        """Refuse a QoS setting for a topic that does not exist; to be called once all of them do.
+    def tell_unused(self) -> None:
+        """Tell of QoS settings that fit no topic; to be called once all topics do exist.
 
-        Raises:
-            ConfigError: There is one.
+        They do no harm, and a dump of the parameters has those of the topics that the node had then.
         """
-        given = given_parameters(self._node)
-        unused = [name for name in given if not self._node.has_parameter(name) and name not in SPECS]
-        if unused:
-            raise ConfigError(
-                f"unknown parameter '{sorted(unused)[0]}': no topic of this node has that setting; "
-                "the name of a topic is written in full"
-            )
+        known = [name for name in self._node.get_parameters_by_prefix("") if name.startswith(QOS_PREFIX)]
+        topics = {name.rpartition(".")[0] for name in known}
+        sentences = {}
+        for name in sorted(given_parameters(self._node)):
+            topic = name.rpartition(".")[0]
+            if name.startswith(QOS_PREFIX) and name not in known:
+                what, alike = (name, known) if topic in topics else (topic, topics)
+                hint = _nearest(what, alike)
+                sentences[what] = f"'{what}'" + (f" ({hint})" if hint else "")
+        if sentences:
+            reason = ConfigError("no topic of this node has it; names of topics are written in full")
+            self._troubles.refuse(f"no effect of {', '.join(sentences.values())}", reason)
 
     def show_values_in_use(self) -> None:
         """Let the parameters tell what model and library brought along: vocabulary, retrieval and drift settings."""
@@ -118,15 +168,35 @@ class ParameterServices:
         finally:
             self._is_syncing = False
 
+    def _set_each(self, items: Sequence[ParameterMessage]) -> list[SetParametersResult]:
+        """Set parameters on their own; at once where they all fit, since some do so in no order, as of `param load`."""
+        together = [item for item in items if item.name in SPECS and SPECS[item.name].is_live]
+        is_done = len(together) > 1 and self._fit(together) and self._set(together).successful
+        return [
+            SetParametersResult(successful=True) if is_done and item in together else self._set([item])
+            for item in items
+        ]
+
+    def _fit(self, items: Sequence[ParameterMessage]) -> bool:
+        try:
+            self.settings.changed({item.name: Parameter.from_parameter_msg(item).value for item in items})
+        except ConfigError:
+            return False
+        return True
+
     def _set(self, items: Sequence[ParameterMessage]) -> SetParametersResult:
         """Refuse what rclpy would refuse without a name, a reason or a word on /diagnostics; the rest is as usual."""
         try:
-            parameters = [Parameter.from_parameter_msg(item) for item in items]
-            unknown = unknown_parameters(item.name for item in parameters if not self._node.has_parameter(item.name))
-            if unknown:
+            parameters = [_typed(Parameter.from_parameter_msg(item)) for item in items]
+            undeclared = [item.name for item in parameters if not self._node.has_parameter(item.name)]
+            if undeclared:
+                unknown = unknown_parameters(undeclared) or [f"no topic of this node has '{undeclared[0]}'"]
                 return SetParametersResult(successful=False, reason="; ".join(unknown))
             check_ranges({item.name: item.value for item in parameters})
-            return self._node.set_parameters_atomically(parameters)
+            result = self._node.set_parameters_atomically(parameters)
+            if result.successful and self._bank.pipelines:
+                self.show_values_in_use()  # of a list that was emptied, the model's own
+            return result
         except Exception as error:
             return self._refused([item.name for item in items], error)
 
@@ -145,3 +215,16 @@ class ParameterServices:
     def _refused(self, names: Sequence[str], error: Exception) -> SetParametersResult:
         reason = self._troubles.refuse(f"change of {', '.join(names)} refused", error)
         return SetParametersResult(successful=False, reason=reason)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
+def _typed(parameter: Parameter) -> Parameter:
+    """The parameter; an empty list with the type that it should have, which neither rclpy nor a tool can tell."""
+    value, spec = parameter.value, SPECS.get(parameter.name)
+    if spec is None or not isinstance(spec.default, list) or isinstance(value, str) or value is None or len(value):
+        return parameter
+    return Parameter(parameter.name, Parameter.Type.STRING_ARRAY, [])

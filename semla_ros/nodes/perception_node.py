@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 import threading
 import time
@@ -44,6 +45,7 @@ from semla_ros.nodes.services import NodeServices
 from semla_ros.nodes.start_log import start_lines
 from semla_ros.resources import share_folder
 from semla_ros.results import Generation
+from semla_ros.serving.dds_profile import shared_memory_problem
 from semla_ros.serving.frame_loop import FrameLoop
 from semla_ros.serving.memory import (
     GIVE_BACK_EVERY_S,
@@ -84,17 +86,18 @@ class PerceptionNode(LifecycleNodeMixin, Node):
 
     Args:
         load: Makes a pipeline of its settings; tests give their own.
+        arguments: The command line that the process was started with.
         **options: Passed on to `rclpy.node.Node`.
     """
 
-    def __init__(self, load: Load = load_pipeline, **options: Any) -> None:
+    def __init__(self, load: Load = load_pipeline, arguments: Sequence[str] = sys.argv, **options: Any) -> None:
         Node.__init__(self, "perception", **options)
         LifecycleNodeMixin.__init__(self, callback_group=ReentrantCallbackGroup())
         self._log_handler = forward_logs(self.get_logger())
         self._troubles = Troubles(is_ending=lambda: not self.context.ok())
         self._aside = Aside(self)
         self._bank = ModelBank(load)
-        parameters = ParameterServices(self, self._aside, self._bank, self._troubles)
+        parameters = ParameterServices(self, self._aside, self._bank, self._troubles, arguments)
         self._parameter_services = parameters
         self._outputs = Outputs(self, parameters)
         self._decoders: dict[str, ImageDecoder] = {}  # by camera, made on configure
@@ -209,8 +212,13 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         return self._run_transition("deactivating", work)
 
     def on_cleanup(self, _: LifecycleState) -> TransitionCallbackReturn:
-        """Release model and publishers."""
-        return self._run_transition("cleaning up", self._release)
+        """Release model and publishers, and forget what was frozen or switched off, as when first created."""
+
+        def work() -> None:
+            self._release()
+            self._forget_switches()
+
+        return self._run_transition("cleaning up", work)
 
     def on_shutdown(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Stop and release, from any state."""
@@ -293,13 +301,11 @@ class PerceptionNode(LifecycleNodeMixin, Node):
                 create = partial(listen, self, self._frames.statistics[camera])
                 image_topic, receive = parameters.image_topic(camera), partial(self._frames.receive, camera)
                 self._listen(create, message_type, image_topic, receive)
-                info_topic = f"{camera}/camera_info" if camera else "camera_info"
-                self._listen(
-                    self.create_subscription, CameraInfo, info_topic, partial(self._outputs.infos.__setitem__, camera)
-                )
+                info_topic, take_info = parameters.info_topic(camera), partial(self._outputs.infos.__setitem__, camera)
+                self._listen(self.create_subscription, CameraInfo, info_topic, take_info)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
-        parameters.check_all_used()
+        parameters.tell_unused()
 
     def _listen(self, create: Callable[..., Any], kind: type, topic: str, callback: Callable[[Any], None]) -> None:
         subscription = create(kind, topic, callback, copy(SENSOR_QOS), qos_overriding_options=overridable())
@@ -326,9 +332,14 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._outputs.forget()
         give_back_memory()
 
+    def _forget_switches(self) -> None:
+        self._frames.is_enabled = True
+        self._bank.forget_freeze()
+
     def _stop_all(self) -> None:
         self._deactivate()
         self._release()
+        self._forget_switches()
 
     def refused(self, error: Exception) -> None:
         """Go on where a callback failed, and tell."""
@@ -393,8 +404,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(HELP.format(share=share_folder()))
         return 0
     keep_large_blocks()
+    memory_problem = shared_memory_problem(os.environ)  # before the node has its share of it
     rclpy.init(args=arguments)
-    spin(PerceptionNode())
+    node = PerceptionNode(arguments=arguments)
+    if memory_problem:
+        logger.warning(memory_problem)
+    spin(node)
     return 0
 
 

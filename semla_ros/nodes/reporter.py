@@ -72,16 +72,18 @@ class Reporter:
         )
 
     def _reports(self) -> list[Status]:
-        name, state, settings = self._node.get_name(), lifecycle_state(self._node), self._parameters.settings
+        name, state = self._node.get_fully_qualified_name(), lifecycle_state(self._node)
+        settings = self._parameters.settings
         config = settings.node.diagnostics
         hang, clock_problem = self._frames.hang(), self._clock_problem()
         parts = self._bank, self._frames, self._troubles
-        reports = [node_report(name, state, settings, *parts, hang=hang, clock_problem=clock_problem)]
+        about_node = {"hang": hang, "clock_problem": clock_problem, "ignored": self._parameters.ignored}
+        reports = [node_report(name, state, settings, *parts, **about_node)]
         is_enabled = self._frames.is_enabled
         for camera, statistics in self._frames.statistics.items() if state == "active" else ():
             topic, decoder = self._node.resolve_topic_name(self._parameters.image_topic(camera)), self._decoders[camera]
             snapshot = statistics.snapshot(time.monotonic(), config.hold_s)
-            image = f"{camera}/image" if camera else "image"
+            image = settings.node.image_topics[camera]
             hint = partial(why_silent, self._node, image, topic, settings.node.image_transport)
             info_topic = self._node.resolve_topic_name(f"{camera}/camera_info" if camera else "camera_info")
             calibration, info_problem = self._outputs.calibration(camera, info_topic)
@@ -120,7 +122,10 @@ def why_silent(node: Node, image: str, topic: str, transport: str) -> str:
         return (
             f"what is published there is {', '.join(kinds)}, not {_TYPES[transport]}: remap '{image}' to another topic"
         )
-    own = [item for item in node.get_subscriptions_info_by_topic(topic) if item.node_name == node.get_name()]
+    this = node.get_name(), node.get_namespace()
+    own = [
+        item for item in node.get_subscriptions_info_by_topic(topic) if (item.node_name, item.node_namespace) == this
+    ]
     for publisher in publishers:
         for subscription in own:
             compatibility, reason = qos_check_compatible(publisher.qos_profile, subscription.qos_profile)

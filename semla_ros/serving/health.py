@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from semla_ros.config import DiagnosticsConfig
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
@@ -17,6 +17,7 @@ from semla_ros.serving.troubles import Troubles
 from semla_ros.timing import Hang, LatencySummary
 
 ANOTHER_CLOCK_S = 60.0  # no camera is so late: its stamps are of another time
+SWITCHED_OFF = "switched off: call the enable service with true to go on"
 MANY_RESTARTS = 3  # a recording that loops does so less often within the window
 
 
@@ -45,11 +46,12 @@ def node_report(
     *,
     hang: Hang | None = None,
     clock_problem: str = "",
+    ignored: Sequence[str] = (),
 ) -> Status:
     """The node as a whole: state, model, memory, and why it is not working if it is not.
 
     Args:
-        node_name: Name of the node.
+        node_name: Fully qualified name of the node.
         lifecycle: Name of its lifecycle state.
         settings: Its parameters.
         bank: Its models.
@@ -57,6 +59,7 @@ def node_report(
         troubles: What is wrong with it.
         hang: The stage in which the frame path hangs.
         clock_problem: What is wrong with the clock; empty where nothing is.
+        ignored: Parameters that were set for every node and are none of this one.
     """
     worries = _Worries()
     if hang is not None:
@@ -66,7 +69,7 @@ def node_report(
     elif troubles.progress:
         worries.add(Level.OK, troubles.progress)
     elif not frames.is_enabled:
-        worries.add(Level.OK, "switched off: call the enable service with true to go on")
+        worries.add(Level.WARN, SWITCHED_OFF)
     for sentence in (
         troubles.latest_refusal(settings.node.diagnostics.hold_s),
         troubles.library_problem,
@@ -85,6 +88,7 @@ def node_report(
         "Vocabulary version": str(pipeline.generation.vocabulary_version if pipeline else 0),
         "Memory (MB)": f"{resident_mb():.0f}",
         "Image codec": frames.image_codec,
+        "Ignored parameters": ", ".join(ignored),
     }
     if (gpu_memory_mb := gpu_mb()) is not None:
         values["GPU memory (MB)"] = f"{gpu_memory_mb:.0f}"
@@ -108,7 +112,7 @@ def camera_report(
     """One camera of an active node: rates, age, latencies, and what became of its images.
 
     Args:
-        node_name: Name of the node.
+        node_name: Fully qualified name of the node.
         camera: Name of the camera; empty for the only one.
         topic: Full name of its image topic.
         snapshot: Its statistics.
@@ -128,6 +132,8 @@ def camera_report(
         worries.add(Level.STALE, f"no image on {topic} {since}: {hint()}")
     elif is_enabled:
         _judge_flow(worries, snapshot, config)
+    if not is_enabled:
+        worries.add(Level.WARN, SWITCHED_OFF)
     _judge_transport(worries, snapshot, config)
     if problem:
         worries.add(Level.WARN, problem)
@@ -151,7 +157,7 @@ def camera_report(
     values |= _milliseconds(ages | {f"Latency {stage}": spread for stage, spread in snapshot.latency_ms.items()})
     values["Last error"] = snapshot.last_error
     what = f"camera {camera}" if camera else "camera"
-    healthy = f"{snapshot.mask_rate_hz:.1f} masks per second" if is_enabled else "switched off"
+    healthy = f"{snapshot.mask_rate_hz:.1f} masks per second"
     return Status(name=f"{node_name}: {what}", level=worries.level, message=worries.message(healthy), values=values)
 
 
@@ -249,7 +255,7 @@ def adaptation_report(
     """The adaptation path: generation, mix, drift, counters.
 
     Args:
-        node_name: Name of the node.
+        node_name: Fully qualified name of the node.
         scope: Camera that the model belongs to; empty where all share it.
         status: Of the pipeline.
         failure_age_s: Time since the latest failure was noticed; None where there was none.

@@ -54,6 +54,7 @@ class ModelBank:
         self._speaker: SceneSpeaker | None = None  # None where each camera speaks for a scene of its own
         self._failures: dict[str, tuple[int, float]] = {}
         self._watch: LibraryWatch | None = None
+        self._is_frozen: bool | None = None  # None where nobody has asked for it
         self._latest: dict[str, Generation] = {}  # scope -> the last generation of the pipelines before
         self.pipelines: dict[str, PerceptionPipeline] = {}
 
@@ -85,6 +86,8 @@ class ModelBank:
                     pipeline.update(retrieval=dataclasses.replace(pipeline.retrieval, **retrieval))
                 if drift:
                     pipeline.update(drift=dataclasses.replace(pipeline.drift, **drift))
+                if self._is_frozen is not None:
+                    pipeline.freeze(self._is_frozen)
         except BaseException:
             _close(pipelines)
             raise
@@ -188,9 +191,14 @@ class ModelBank:
             pipeline.stop()
 
     def freeze(self, is_frozen: bool) -> None:
-        """Keep the present mixes, or follow the scene again."""
+        """Keep the present mixes, or follow the scene again; pipelines that are opened later do so, too."""
+        self._is_frozen = is_frozen
         for pipeline in self.pipelines.values():
             pipeline.freeze(is_frozen)
+
+    def forget_freeze(self) -> None:
+        """Let pipelines that are opened later start as they are configured."""
+        self._is_frozen = None
 
     def reset_adaptation(self) -> list[Generation]:
         """Return to the base model."""

@@ -28,8 +28,10 @@ _GROUPS = (SemlaConfig, NodeConfig, RetrievalConfig, DriftConfig, InferenceConfi
 
 
 def _to_ros(value: Any) -> Any:
-    """Value as ROS has it. An empty string array has no type on the wire, so `['']` stands for it."""
-    return (list(value) or [""]) if isinstance(value, (list, tuple)) else value
+    """Value as ROS has it; `['']` is an empty list, too."""
+    if isinstance(value, (list, tuple)):
+        return [] if list(value) == [""] else list(value)
+    return value
 
 
 SPECS: Mapping[str, Setting] = {
@@ -87,7 +89,7 @@ class Settings:
         """Check given values (ROS types; None = not set) together with the defaults of the rest.
 
         Args:
-            given: Name -> value.
+            given: Name -> value; an empty list counts as not set.
             explicit: Which of them count as given by the user; None = all.
 
         Raises:
@@ -95,7 +97,7 @@ class Settings:
         """
         if unknown := unknown_parameters(given):
             raise ConfigError(unknown[0])
-        given = {name: value for name, value in given.items() if name in SPECS and value is not None}
+        given = {name: value for name, value in given.items() if name in SPECS and _to_ros(value) not in (None, [])}
         explicit = frozenset(given) if explicit is None else frozenset(explicit) & frozenset(given)
         values = {name: _to_ros(given.get(name, spec.default)) for name, spec in SPECS.items()}
 

@@ -21,6 +21,7 @@ from semla_ros.pipeline_status import PipelineStatus, Tally
 from semla_ros.results import AdaptationStep, AdapterMix, Frame, Generation, Segmentation
 
 HEAVY_MIB = 300
+OWN_CLASSES = ("road", "sky", "unicorn")
 HANGING = 99  # red of the image that a model which "hangs in forward" hangs at
 
 
@@ -47,7 +48,7 @@ class CostlessPipeline:
         self.drift = config.drift or DriftConfig()
         self.library = SimpleNamespace(folder=config.library) if config.library else None
         self.on_generation: list[Callable[[Generation], None]] = []
-        names = config.classes or ("road", "sky", "unicorn")
+        names = config.classes or OWN_CLASSES
         self.generation = Generation(number=0, mix=AdapterMix(), class_names=tuple(names), vocabulary_version=0)
         self.batches: list[int] = []
         self.delay_s = 0.1 if config.model == "slow" else 0.0
@@ -134,8 +135,9 @@ class CostlessPipeline:
     def set_classes(self, names: Sequence[str]) -> Generation:
         self._hang("a change")
         self._break_if_fragile()
-        if not names or len(set(names)) != len(names):
-            raise VocabularyError(f"classes must be different names, at least one, got {list(names)}")
+        names = names or OWN_CLASSES
+        if len(set(names)) != len(names):
+            raise VocabularyError(f"classes must be different names, got {list(names)}")
         version = self.generation.vocabulary_version + 1
         return self._renew("vocabulary", class_names=tuple(names), vocabulary_version=version)
 

@@ -19,12 +19,13 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
 from rcl_interfaces.msg import Parameter as ParameterMessage
-from rcl_interfaces.srv import GetParameters, SetParametersAtomically
+from rcl_interfaces.srv import GetParameters, ListParameters, SetParametersAtomically
 from rclpy.context import Context
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.parameter import Parameter
+from rclpy.parameter import Parameter, parameter_value_to_python
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
+from std_srvs.srv import SetBool
 
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.nodes.messages import image_message, to_stamp
@@ -80,12 +81,16 @@ class NodeProcess:
         """Interrupt as Ctrl-C does; returns the exit status."""
         if self.is_alive:
             self.send(number)
+        return self.wait(f"did not end on {number.name}")
+
+    def wait(self, what: str = "did not end by itself") -> int:
+        """The exit status, once it has ended."""
         try:
             return self._process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise AssertionError(f"did not end on {number.name}:\n{self.output}") from None
+            raise AssertionError(f"{what}:\n{self.output}") from None
 
 
 class Graph:
@@ -111,7 +116,12 @@ class Graph:
             self._executor.spin()
 
     def start(
-        self, *command: str, namespace: str = "", remappings: Mapping[str, str] | None = None, **parameters: object
+        self,
+        *command: str,
+        namespace: str = "",
+        remappings: Mapping[str, str] | None = None,
+        params_files: Sequence[Path] = (),
+        **parameters: object,
     ) -> NodeProcess:
         """Start `python <command>` with parameters, as text as on a command line."""
         arguments = [sys.executable, *command, "--ros-args"]
@@ -119,6 +129,8 @@ class Graph:
             arguments += ["-r", f"{name}:={target}"]
         if namespace:
             arguments += ["-r", f"__ns:=/{namespace}"]
+        for path in params_files:
+            arguments += ["--params-file", str(path)]
         for key, value in parameters.items():
             arguments += ["-p", f"{key}:={value}"]
         process = NodeProcess(arguments, self.environment, self._folder / f"process_{len(self.processes)}.log")
@@ -216,6 +228,19 @@ class PerceptionClient:
         message = self.graph.call(GetParameters, f"{self.prefix}/get_parameters", request).values[0]
         return Parameter.from_parameter_msg(ParameterMessage(name=name, value=message)).value
 
+    def switch(self, name: str, is_on: bool) -> Any:
+        return self.graph.call(SetBool, f"{self.prefix}/{name}", SetBool.Request(data=is_on))
+
+    def dump(self) -> dict[str, Any]:
+        """Every parameter, as `ros2 param dump` asks for them."""
+        depth = ListParameters.Request.DEPTH_RECURSIVE
+        names = self.graph.call(
+            ListParameters, f"{self.prefix}/list_parameters", ListParameters.Request(depth=depth)
+        ).result.names
+        request = GetParameters.Request(names=names)
+        values = self.graph.call(GetParameters, f"{self.prefix}/get_parameters", request).values
+        return {name: parameter_value_to_python(value) for name, value in zip(names, values, strict=True)}
+
     def image(self, value: int = 0, *, size: tuple[int, int] = (6, 8), scene: int = 0, frame_id: str = "cam") -> Image:
         """An rgb8 image of one colour with a stamp that grows."""
         self._stamp_ns += 40_000_000
@@ -232,8 +257,13 @@ class PerceptionClient:
 
 
 def start_costless(
-    graph: Graph, namespace: str, remappings: Mapping[str, str] | None = None, **parameters: object
+    graph: Graph,
+    namespace: str,
+    remappings: Mapping[str, str] | None = None,
+    params_files: Sequence[Path] = (),
+    **parameters: object,
 ) -> NodeProcess:
     """Start the perception node on a model that costs nothing."""
     parameters = {"diagnostics.period_s": 0.1, "diagnostics.hardware_id": namespace} | parameters
-    return graph.start(str(HERE / "costless_node.py"), namespace=namespace, remappings=remappings, **parameters)
+    command, how = str(HERE / "costless_node.py"), {"remappings": remappings, "params_files": params_files}
+    return graph.start(command, namespace=namespace, **how, **parameters)  # type: ignore[arg-type]

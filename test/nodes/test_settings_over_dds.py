@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import yaml
 from builtin_interfaces.msg import Time
+from costless_node import OWN_CLASSES
 from diagnostic_msgs.msg import DiagnosticStatus
 from graph import RELIABLE, Graph, PerceptionClient, start_costless, wait_for
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -89,7 +95,7 @@ def test_all_published_images_and_the_calibration_shrink_alike(graph: Graph) -> 
     assert process.stop() == 0, process.output
 
 
-def test_qos_is_set_from_outside_and_a_setting_for_no_topic_is_refused(graph: Graph) -> None:
+def test_qos_is_set_from_outside_and_a_setting_for_no_topic_is_told(graph: Graph) -> None:
     client = PerceptionClient(graph, "qos")
     process = start_costless(
         graph, "qos",
@@ -115,9 +121,95 @@ def test_qos_is_set_from_outside_and_a_setting_for_no_topic_is_refused(graph: Gr
     assert process.stop() == 0, process.output
 
     wrong = PerceptionClient(graph, "qos_wrong")
-    process = start_costless(graph, "qos_wrong", **{"qos_overrides./qos_wrong/mosk.publisher.depth": 3})
-    wrong.wait_for_message("node", "mosk")
-    assert wrong.state() == "inactive"
+    prefix = "qos_overrides./qos_wrong"
+    names = (f"{prefix}/perception/mosk.publisher.depth", f"{prefix}/image.subscription.depht", f"{prefix}/x.y.depth")
+    process = start_costless(graph, "qos_wrong", **dict.fromkeys(names, 3))
+    status = wrong.wait_for_message("node", f"'{prefix}/x.y'")
+    assert f"'{names[0][:-6]}' (did you mean '{prefix}/perception/mask.publisher'?)" in status.message
+    assert f"'{names[1]}' (did you mean '{prefix}/image.subscription.depth'?)" in status.message
+    assert status.level == DiagnosticStatus.WARN
+    assert wrong.state() == "active"
+    assert process.stop() == 0, process.output
+
+
+def test_parameters_set_for_every_node_are_passed_over_and_told(graph: Graph, tmp_path: Path) -> None:
+    file = tmp_path / "vehicle.yaml"
+    file.write_text("/**: {ros__parameters: {wheel_radius: 0.3, topk: 3, top_k: 2, geometry: {track: 1.4}}}", "utf-8")
+    client = PerceptionClient(graph, "foreign")
+    process = start_costless(graph, "foreign", params_files=[file], steer_ratio=15.2)
+    client.wait_for_state("active")
+    assert client.values("node")["Ignored parameters"] == "geometry.track, steer_ratio, topk, wheel_radius"
+    assert client.status("node").level == DiagnosticStatus.OK
+    assert "'topk', set for every node, is no parameter of this one; did you mean 'top_k'?" in process.output
+    assert "'wheel_radius', set for every node, is no parameter of this one; ignored" in process.output
+    assert client.parameter("top_k") == 2
+    assert process.stop() == 0, process.output
+
+
+def test_a_dump_of_the_parameters_starts_a_node_with_other_topics_and_transport(graph: Graph, tmp_path: Path) -> None:
+    client = PerceptionClient(graph, "dumped")
+    process = start_costless(graph, "dumped", top_k=2, **{"qos_overrides./dumped/image.subscription.depth": 3})
+    client.wait_for_state("active")
+    dump = tmp_path / "dump.yaml"
+    parameters = client.dump()
+    del parameters["diagnostics.hardware_id"]
+    assert "qos_overrides./dumped/perception/mask.publisher.depth" in parameters
+    assert parameters["cameras"] == []
+    dump.write_text(yaml.safe_dump({"/**/perception": {"ros__parameters": parameters}}), "utf-8")
+    assert process.stop() == 0, process.output
+
+    again = PerceptionClient(graph, "redumped")
+    graph.destroy(again._image)
+    remappings = {"image": "/redumped/front/image_raw"}
+    process = start_costless(graph, "redumped", remappings, [dump], image_transport="compressed")
+    again.wait_for_state("active")
+    told = again.wait_for_message("node", "/dumped/")
+    assert told.level == DiagnosticStatus.WARN
+    topic = "/redumped/front/image_raw/compressed"
+    wait_for(lambda: graph.node.get_subscriptions_info_by_topic(topic), "a subscription to the other topic")
+    assert again.parameter("top_k") == 2
+    kept = {name: value for name, value in again.dump().items() if name in parameters}
+    assert {name for name, value in kept.items() if value != parameters[name]} == {"image_transport"}
+    assert process.stop() == 0, process.output
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_fits_only_together_is_set_by_param_load_in_every_order(graph: Graph, order: int) -> None:
+    name = f"order_{order % 3}"
+    client = PerceptionClient(graph, name)
+    process = start_costless(graph, name, autostart=False)
+    client.wait_for_state("unconfigured")
+
+    def load(**values: Any) -> list[bool]:
+        items = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()][::order]
+        request = SetParameters.Request(parameters=items)
+        results = graph.call(SetParameters, f"{client.prefix}/set_parameters", request).results
+        return [result.successful for result in results][::order]
+
+    assert load(fade_start=3.0, fade_end=4.0, top_k=2) == [True] * 3
+    assert load(fade_start=0.5, fade_end=0.6, model="other", top_k=3) == [True, True, False, True]
+    assert load(top_k=0, temperature=0.2) == [False, True]  # each on its own where they do not all fit
+    found = [client.parameter(name) for name in ("fade_start", "fade_end", "top_k", "temperature")]
+    assert found == [0.5, 0.6, 3, 0.2]
+    assert process.stop() == 0, process.output
+
+
+@pytest.mark.parametrize("is_given", [True, False], ids=["given at the start", "never given"])
+@pytest.mark.parametrize("empty", ["strings", "no type", "one empty string"])
+def test_classes_go_back_to_the_models_own(graph: Graph, is_given: bool, empty: str) -> None:
+    name = f"{'given' if is_given else 'never'}_{empty.replace(' ', '_')}"
+    client = PerceptionClient(graph, name)
+    process = start_costless(graph, name, autostart=False, **({"classes": "[cat, dog]"} if is_given else {}))
+    client.wait_for_state("unconfigured")
+    assert client.parameter("classes") == (["cat", "dog"] if is_given else [])
+    assert client.transition("configure")
+    assert client.parameter("classes") == (["cat", "dog"] if is_given else list(OWN_CLASSES))
+    assert client.set_parameters(classes=["tree"]).successful
+    kinds = {"strings": Parameter.Type.STRING_ARRAY, "no type": Parameter.Type.BOOL_ARRAY}
+    unset = Parameter("classes", kinds.get(empty), []) if empty in kinds else Parameter("classes", value=[""])
+    request = SetParameters.Request(parameters=[unset.to_parameter_msg()])
+    assert graph.call(SetParameters, f"{client.prefix}/set_parameters", request).results[0].successful
+    assert client.parameter("classes") == list(OWN_CLASSES)
     assert process.stop() == 0, process.output
 
 

@@ -63,6 +63,14 @@ def test_every_number_has_a_range() -> None:
         ({"classes": "road"}, ["classes", "list of strings"]),
         ({"cameras": ["a", "a"]}, ["cameras", "repetitions"]),
         ({"cameras": ["a b"]}, ["cameras", "topic", "a b"]),
+        ({"cameras": ["a=/x", "a=/y"]}, ["cameras", "repetitions"]),
+        ({"cameras": ["a=/x/image", "b=/x/image"]}, ["cameras", "repetitions"]),
+        ({"cameras": ["a", "b=a/image"]}, ["cameras", "repetitions"]),
+        ({"cameras": ["/front/image_raw"]}, ["cameras", "front=/front/image_raw", "got '/front/image_raw'"]),
+        ({"cameras": ["front="]}, ["cameras", "'front='"]),
+        ({"cameras": ["=/front/image_raw"]}, ["cameras", "'=/front/image_raw'"]),
+        ({"cameras": ["front=/a//b"]}, ["cameras", "'front=/a//b'"]),
+        ({"cameras": ["front=/a/b/"]}, ["cameras", "'front=/a/b/'"]),
         ({"image_transport": "theora"}, ["image_transport", "raw", "theora"]),
         ({"mask_scale": 0.0}, ["mask_scale"]),
         ({"engine": "tensorflow"}, ["engine", "tensorrt"]),
@@ -82,7 +90,7 @@ def test_what_is_not_set_and_empty_strings_in_lists_mean_the_default() -> None:
     settings = Settings.make({"cameras": None, "classes": [""]})
     assert settings.node.cameras == ()
     assert settings.pipeline.classes == ()
-    assert settings.values["cameras"] == [""]
+    assert settings.values["cameras"] == []
 
 
 def test_sliding_windows_can_be_chosen_when_the_node_starts() -> None:

@@ -1,0 +1,68 @@
+"""Where a node's parameters come from: set for this node by its name, or for whichever nodes there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rclpy.node import Node
+
+_RULE = re.compile(r"(?:(?P<node>\w+):)?(?P<name>[^:]+):=")  # of `-p`
+
+
+def named_for(node: Node, arguments: Sequence[str]) -> set[str]:
+    """Names of the parameters that a command line, its files included, sets for a node by the node's own name.
+
+    The others are for every node: of a section that ends in a wildcard, such as `/**`, or given to `-p` without a
+    node's name, as launch does with `SetParameter`. A vehicle sets them around all it starts, so they may well be no
+    parameters of this node.
+    """
+    names: set[str] = set()
+    for option, value in _ros_options(arguments):
+        if option in ("-p", "--param"):
+            rule = _RULE.match(value)
+            if rule is not None and rule["node"] == node.get_name():
+                names.add(rule["name"])
+        elif option == "--params-file":
+            # Nothing but text, as the names are: launch's files have tags that a safe loader refuses and rcl ignores.
+            for section, parameters in _sections(yaml.load(Path(value).read_text("utf-8"), yaml.BaseLoader)):
+                if section[-1] == node.get_name() and _fits(section, node.get_fully_qualified_name()):
+                    names.update(_flat(parameters))
+    return names
+
+
+def _ros_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Option and value of what stands between `--ros-args` and `--`, or the end."""
+    is_ros, before = False, ""
+    for argument in arguments:
+        if is_ros and before.startswith("-"):
+            yield before, argument
+        is_ros = argument == "--ros-args" or (is_ros and argument != "--")
+        before = argument
+
+
+def _sections(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Node name, as its parts, and parameters of each section of a parameter file."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        if key == "ros__parameters":
+            yield path, value if isinstance(value, Mapping) else {}
+        else:
+            yield from _sections(value, (*path, *str(key).strip("/").split("/")))
+
+
+def _fits(section: Sequence[str], full_name: str) -> bool:
+    """Whether a section is for a node; `*` stands for one part of a name, `**` for any number of them."""
+    patterns = {"*": r"/\w+", "**": r"(/\w+)*"}
+    return re.fullmatch("".join(patterns.get(part, f"/{part}") for part in section), full_name) is not None
+
+
+def _flat(parameters: Mapping[str, Any], start: str = "") -> Iterator[str]:
+    """Full names of parameters, those of groups with dots."""
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{start}{key}.")
+        else:
+            yield f"{start}{key}"
