@@ -3,7 +3,7 @@
 Example:
   semla status
   semla status --watch
-  semla status --json --node perception
+  semla status --json --node /robot2/perception
 
 Exit status: 0 if all is well, 1 if something is not OK, 2 if no node was heard.
 """
@@ -35,7 +35,11 @@ _SETTLE_S = 1.2  # after the first message, wait for other nodes that report onc
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--node", default="perception", help="name of the node (default: %(default)s)")
+    parser.add_argument(
+        "--node",
+        default="perception",
+        help="name of the node; without a slash first, in every namespace (default: %(default)s)",
+    )
     parser.add_argument("--all", action="store_true", help="statuses of every node that reports")
     parser.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for a node (default: %(default)s)")
     parser.add_argument("--watch", action="store_true", help="keep showing until Ctrl-C")
@@ -51,17 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
             f"ROS 2 is not to be found ({error.name}): source it, or install requirements-ros.txt"
         ) from None
     console = Console()
-    prefix = "" if arguments.all else f"{arguments.node}: "
+    node = "" if arguments.all else arguments.node
     found: dict[str, Status] = {}
     if arguments.watch:
         with Live(Text("waiting for a message on /diagnostics"), console=console, auto_refresh=False) as live:
             for heard in listen(float("inf")):
-                found = _only(heard, prefix)
+                found = _only(heard, node)
                 live.update(as_table(found), refresh=True)
         return 0
     first_s = None
     for heard in listen(arguments.timeout):
-        found = _only(heard, prefix)
+        found = _only(heard, node)
         first_s = first_s or (time.monotonic() if found else None)
         if first_s is not None and (not arguments.all or time.monotonic() - first_s > _SETTLE_S):
             break
@@ -125,5 +129,10 @@ def folded(values: Mapping[str, str]) -> dict[str, str]:
     return result
 
 
-def _only(heard: Mapping[str, Status], prefix: str) -> dict[str, Status]:
-    return {name: report for name, report in heard.items() if name.startswith(prefix)}
+def _only(heard: Mapping[str, Status], node: str) -> dict[str, Status]:
+    """The statuses of a node; of all nodes where its name is empty."""
+
+    def is_meant(who: str) -> bool:
+        return not node or who == node or (not node.startswith("/") and who.endswith(f"/{node}"))
+
+    return {name: report for name, report in heard.items() if is_meant(name.partition(": ")[0])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shlex
 import shutil
@@ -170,7 +171,16 @@ def test_viewers_open_on_topics_of_the_node(viewer: str) -> None:
 def test_the_layout_shows_statuses_that_the_node_reports() -> None:
     layout = json.loads((ROOT / "config" / "foxglove_layout.json").read_text(encoding="utf-8"))
     names = {panel["selectedName"] for panel in layout["configById"].values() if "selectedName" in panel}
-    assert names == {"perception: adaptation"}
+    assert names == {"/perception: adaptation"}
+
+
+def test_the_aggregator_takes_the_statuses_of_our_nodes_in_every_namespace() -> None:
+    tree = yaml.safe_load((ROOT / "config" / "diagnostic_aggregator.yaml").read_text(encoding="utf-8"))
+    (pattern,) = tree["analyzers"]["ros__parameters"]["perception"]["regex"]
+    for name in ("/perception: node", "/perception: camera left/wide", "/fleet/robot2/perception: adaptation"):
+        assert re.fullmatch(pattern, name)
+    for name in ("perception: node", "/perception_tools: node", "/perception/other: node", "/my_perception: node"):
+        assert not re.fullmatch(pattern, name)
 
 
 def ros_packages(source: str, *, also_optional: bool = True) -> set[str]:
@@ -199,3 +209,26 @@ def test_every_ros_package_that_is_imported_is_a_dependency_or_named_as_an_optio
     assert not {"cv_bridge", "vision_msgs"} & dependencies
     named = (ROOT / "package.xml").read_text(encoding="utf-8").partition("<!-- Optional")[2].partition("-->")[0]
     assert {name for name in optional - dependencies if not re.search(rf"\b{name}\b", named)} == set()
+
+
+def test_plugins_for_pytest_that_a_sourced_ros_brings_are_left_alone(tmp_path: Path) -> None:
+    """Those of launch_testing and its kin declare hooks that the pinned pytest refuses."""
+    for name in ("launch_testing", "launch_pytest", "launch_ros"):
+        information = tmp_path / f"{name}-1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[pytest11]\n{name} = {name}_hooks\n")
+        (tmp_path / f"{name}_hooks.py").write_text("def pytest_pycollect_makemodule(path, parent): ...\n")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "test/test_layout.py"]
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_colcon_finds_that_pytest_runs_the_tests() -> None:
+    script = "import setuptools; print(setuptools.distutils.core.run_setup('setup.py').extras_require)"
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pytest" in ast.literal_eval(result.stdout.splitlines()[-1])["test"]

@@ -18,11 +18,22 @@ def test_a_running_node_is_shown_with_its_level_and_values(
 ) -> None:
     perception.send(perception.image())
     wait_for(lambda: perception.values("camera").get("Masks published") == "1", "a mask")
-    status = main(["status", "--json", "--timeout", "10"])
-    told = json.loads(capsys.readouterr().out)
-    assert told["perception: node"]["values"]["Lifecycle state"] == "active"
-    assert told["perception: adaptation"]["level"] == "WARN"  # the costless library has a broken adapter
-    assert status == 1
+    for node in ("/test_status_command/perception", "test_status_command/perception", "perception"):
+        status = main(["status", "--json", "--timeout", "10", "--node", node])
+        told = json.loads(capsys.readouterr().out)
+        parts = {name.removeprefix("/test_status_command/perception: "): report for name, report in told.items()}
+        assert parts["node"]["values"]["Lifecycle state"] == "active"
+        assert parts["adaptation"]["level"] == "WARN"  # the costless library has a broken adapter
+        assert status == 1
+
+
+@pytest.mark.parametrize("node", ["/perception", "/test_status_command", "/robot2/perception", "command/perception"])
+def test_a_node_of_another_name_is_not_taken_for_the_one_asked_for(
+    perception: PerceptionClient, capsys: pytest.CaptureFixture[str], node: str
+) -> None:
+    perception.wait_for_state("active")
+    assert main(["status", "--node", node, "--timeout", "0.5"]) == 2
+    assert f"node '{node}' was not heard" in capsys.readouterr().err
 
 
 def test_silence_is_one_line_and_status_2(graph: Graph, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,7 +52,7 @@ def test_the_table_shows_every_message() -> None:
     console = Console(width=100, record=True, file=None, quiet=False, force_terminal=False)
     with console.capture() as captured:
         console.print(as_table({
-            "perception: camera": Status(name="perception: camera", level=Level.STALE, message="no image", values={}),
+            "/perception: camera": Status(name="/perception: camera", level=Level.STALE, message="no image", values={}),
         }))  # fmt: skip
     assert "STALE" in captured.get()
     assert "no image" in captured.get()
