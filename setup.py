@@ -33,7 +33,7 @@ setup(
     python_requires=">=3.10",
     # Versions tested together stand in requirements.txt; ROS packages come from the distribution or its wheels.
     install_requires=["setuptools"],
-    extras_require={"openvino": ["openvino"]},
+    extras_require={"openvino": ["openvino"], "test": ["pytest"]},  # by which colcon test knows how to run the tests
     zip_safe=False,
     author="semla_ros maintainers",
     maintainer="semla_ros maintainers",

@@ -5,16 +5,15 @@ Foxglove. `semla demo` measures such a drive.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import LifecycleNode, Node
 
 from launch import Action, LaunchContext, LaunchDescription
+from semla_ros.serving.dds_profile import profile_variables
 
-SHARE = Path(__file__).resolve().parents[1]
 PERCEPTION = (
     ("model", "", str, "Model id or path; empty: the shipped one"),
     ("library", "", str, "Adapter library folder; empty: the one shipped with the model"),
@@ -41,20 +40,25 @@ def make_nodes(context: LaunchContext) -> list[Action]:
         texts = {name: (LaunchConfiguration(name).perform(context), kind) for name, _, kind, _ in table}
         return {name: kind(text) for name, (text, kind) in texts.items() if text}
 
+    variables = profile_variables(context.environment)
     perception = LifecycleNode(
-        package="semla_ros", executable="perception", name="perception", namespace="", output="screen",
+        package="semla_ros",
+        executable="perception",
+        name="perception",
+        namespace="",
+        output="screen",
         parameters=[values(PERCEPTION)] if values(PERCEPTION) else [],
-    )  # fmt: skip
+        additional_env=variables,
+    )
     camera = Node(
         package="semla_ros",
         executable="scene_camera",
         name="scene_camera",
         output="screen",
         parameters=[values(CAMERA)],
+        additional_env=variables,
     )
-    profile = str(SHARE / "config" / "fastdds.xml")
-    variables = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-    return [*(SetEnvironmentVariable(name, profile) for name in variables), perception, camera]
+    return [perception, camera]
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -15,16 +15,18 @@ from launch import LaunchDescription
 
 HERE = Path(__file__).resolve().parent
 PASSED_ON = (
-    ("cameras", "front,left,right", "Names of the cameras, with commas"),
+    ("cameras", "front,left,right", "Cameras, with commas: <name> for <name>/image, or <name>=<topic>"),
     ("namespace", "", "Namespace of the node and its topics"),
-    ("use_sim_time", "false", "Take the time from /clock, as with a recording"),
-    ("params_file", str(HERE.parent / "config" / "perception.yaml"), "Parameter file"),
-    ("model", "", "Model id or path; empty: as in params_file"),
-    ("library", "", "Adapter library folder; empty: as in params_file"),
-    ("device", "", "auto, cpu, cuda or cuda:<index>; empty: as in params_file"),
-    ("image_transport", "", "raw or compressed; empty: as in params_file"),
-    ("respawn", "false", "Start the node again 2 s after it ended by itself, as watchdog_s lets it"),
-    ("log_level", "info", "debug, info, warn or error"),
+    ("node_name", "perception", "Name of the node, below which its own topics stand"),
+    ("params_file", "", "Parameter file; the arguments count before it"),
+    ("use_sim_time", "", "true or false: take the time from /clock, as with a recording"),
+    ("autostart", "", "true or false: configure and activate without a lifecycle manager"),
+    ("use_respawn", "false", "true or false: start the node again 2 s after it ended by itself, as watchdog_s lets it"),
+    ("log_level", "", "debug, info, warn or error; also <logger>:=<level>"),
+    ("image_transport", "", "raw or compressed"),
+    ("model", "", "Model id or path"),
+    ("library", "", "Adapter library folder"),
+    ("device", "", "auto, cpu, cuda or cuda:<index>"),
 )
 
 

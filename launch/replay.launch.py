@@ -24,6 +24,7 @@ from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 
 from launch import Action, LaunchContext, LaunchDescription
+from semla_ros.serving.dds_profile import profile_variables
 
 HERE = Path(__file__).resolve().parent
 ARGUMENTS = (
@@ -32,18 +33,23 @@ ARGUMENTS = (
     ("rate", "1.0", "Speed of the player, times real time"),
     ("start_delay_s", "10.0", "Time that the node gets to load its model before the player starts"),
     ("namespace", "", "Namespace of the node and its topics"),
-    ("image_topic", "image", "Topic of the camera's images in the recording"),
-    ("camera_info_topic", "camera_info", "Topic of the camera's calibration in the recording"),
-    ("image_transport", "", "raw or compressed (then <image_topic>/compressed is taken); empty: raw"),
-    ("cameras", "", "Names of several cameras, with commas; each has <name>/image"),
+    ("params_file", "", "Parameter file; the arguments count before it"),
+    ("image_topic", "", "Topic of the camera's images in the recording; empty: image"),
+    (
+        "camera_info_topic",
+        "",
+        "Topic of the camera's calibration in the recording; empty: camera_info beside the images",
+    ),
+    ("image_transport", "", "raw or compressed (then <image_topic>/compressed is taken)"),
+    ("cameras", "", "Several cameras, with commas: <name> for <name>/image, or <name>=<topic>"),
     ("model", "", "Model id or path; empty: the shipped one"),
     ("library", "", "Adapter library folder; empty: the one shipped with the model"),
     ("device", "", "auto, cpu, cuda or cuda:<index>"),
-    ("log_level", "info", "debug, info, warn or error"),
+    ("log_level", "", "debug, info, warn or error; also <logger>:=<level>"),
 )
 PASSED_ON = (
-    "namespace", "image_topic", "camera_info_topic", "image_transport", "cameras", "model", "library", "device",
-    "log_level",
+    "namespace", "params_file", "image_topic", "camera_info_topic", "image_transport", "cameras", "model", "library",
+    "device", "log_level",
 )  # fmt: skip
 
 
@@ -51,6 +57,7 @@ def make_processes(context: LaunchContext) -> list[Action]:
     def value_of(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
 
+    variables = profile_variables(context.environment)
     player = ExecuteProcess(
         cmd=[
             "ros2", "bag", "play", value_of("bag"), "--clock", "100",
@@ -58,6 +65,7 @@ def make_processes(context: LaunchContext) -> list[Action]:
         ],
         name="player",
         output="screen",
+        additional_env=variables,
     )  # fmt: skip
     perception = IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(HERE / "perception.launch.py")),
@@ -74,6 +82,7 @@ def make_processes(context: LaunchContext) -> list[Action]:
                 ],
                 name="recorder",
                 output="screen",
+                additional_env=variables,
             )
         )  # fmt: skip
     end = OnProcessExit(target_action=player, on_exit=[EmitEvent(event=Shutdown(reason="the recording has ended"))])

@@ -29,7 +29,7 @@ def named_for(node: Node, arguments: Sequence[str]) -> set[str]:
         elif option == "--params-file":
             # Nothing but text, as the names are: launch's files have tags that a safe loader refuses and rcl ignores.
             for section, parameters in _sections(yaml.load(Path(value).read_text("utf-8"), yaml.BaseLoader)):
-                if section[-1] == node.get_name() and _fits(section, node.get_fully_qualified_name()):
+                if section[-1:] == (node.get_name(),) and _fits(section, node.get_fully_qualified_name()):
                     names.update(_flat(parameters))
     return names
 

@@ -13,7 +13,7 @@ from launch_tables import FILES, LAUNCH, arguments
 ROOT = LAUNCH.parent
 NOT_PARAMETERS = {
     "namespace", "params_file", "log_level", "image_topic", "camera_info_topic", "dds_profile", "use_sim_time",
-    "respawn",
+    "use_respawn", "node_name",
 }  # fmt: skip
 # The files whose command lines name launch files and arguments.
 PAGES = [
@@ -29,7 +29,8 @@ def test_every_argument_is_described(name: str) -> None:
 
 
 def test_perception_has_the_arguments_that_users_expect() -> None:
-    expected = "namespace use_sim_time params_file autostart log_level image_topic model library device engine"
+    expected = "namespace node_name use_sim_time params_file autostart use_respawn log_level image_topic cameras"
+    expected += " camera_info_topic model library device engine"
     assert set(expected.split()) <= set(arguments("perception"))
 
 

@@ -26,7 +26,7 @@ def test_an_active_node_says_what_runs_where_and_where_to_look(graph: Graph) -> 
         "model semla-tiny, 3 classes, on auto by costless fp32",
         "library None, 2 adapters; mix base model 100.0%, frozen",
         "listens to /told/camera/image_raw (Image, best effort, last 3)",
-        "listens to /told/camera_info (CameraInfo, best effort, last 1)",
+        "listens to /told/camera/camera_info (CameraInfo, best effort, last 1)",
         "parameters unlike their defaults: diagnostics.hardware_id='told', diagnostics.period_s=0.1, "
         "start_frozen=True, top_k=3",
         "what it is doing: semla status --node /told/perception",
