@@ -109,7 +109,7 @@ class Bench:
 CAMERAS = {"480p": (480, 640), "1080p": (1080, 1920)}
 SMALL_CAMERA = {"480p": (96, 128)}
 ON_A_GPU = Bench(device="cuda", sizes=("b", "l"), resolutions=CAMERAS, repeats=10, seconds=8.0)
-DRY = Bench(device="cpu", sizes=("toy",), resolutions=SMALL_CAMERA, repeats=1, seconds=0.4)
+DRY = Bench(device="cpu", sizes=("toy",), resolutions=SMALL_CAMERA, repeats=1, seconds=1.2)
 
 
 def machine_phase(bench: Bench) -> Iterator[Figures]:

@@ -63,15 +63,19 @@ def frame_rows() -> list[tuple[str, ...]]:
 
 
 def adaptation_rows() -> list[tuple[str, ...]]:
-    """The same for a scene embedding and for a fusion, which only moves bytes."""
+    """The same for a scene embedding, and for a fusion and its commit, which only move bytes."""
     embedding = embedding_traffic("l", PRECISION)
     times = [f"{embedding.operators_ms(module.bytes_per_s, module.flops_per_s):.0f}" for module in MODULES]
     rows = [("scene embedding", f"{embedding.flops / 1e9:.0f}", f"{embedding.bytes / 1e9:.1f}", *times)]
     for size in SIZES:
         for precision in ("fp32", PRECISION):
-            moved = fusion_bytes(size, precision)
-            times = [f"{moved / module.bytes_per_s * 1e3:.0f}" for module in MODULES]
-            rows.append((f"fusion, {size.upper()} in {precision}", "", f"{moved / 1e9:.1f}", *times))
+            beside, waiting = fusion_bytes(size, precision)
+            times = [
+                f"{beside / module.bytes_per_s * 1e3:.0f} + {waiting / module.bytes_per_s * 1e3:.0f}"
+                for module in MODULES
+            ]
+            moved = f"{beside / 1e9:.1f} + {waiting / 1e9:.1f}"
+            rows.append((f"fusion + commit, {size.upper()} in {precision}", "", moved, *times))
     return rows
 
 

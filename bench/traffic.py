@@ -88,8 +88,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         answer = function(*args, **(kwargs or {}))
-        read = {id(item): item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)}.values()
-        known = {item.untyped_storage()._cdata for item in read}
+        given = {id(item): item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)}.values()
+        read = list(given)[1:] if function is torch.ops.aten.copy_.default else given  # its first is overwritten
+        known = {item.untyped_storage()._cdata for item in given}
         written = [item for item in tree_leaves(answer) if isinstance(item, Tensor)]
         fresh = [item for item in written if item.untyped_storage()._cdata not in known]
         for item in fresh:
@@ -185,6 +186,11 @@ def adapted_bytes(size: Size, precision: str) -> int:
     return sum(rows * columns for rows, columns in targets.values()) * DTYPES[precision].itemsize
 
 
-def fusion_bytes(size: Size, precision: str) -> int:
-    """What a fusion moves: base read and standby written, then standby read and the weights in use written."""
-    return 4 * adapted_bytes(size, precision)
+def fusion_bytes(size: Size, precision: str) -> tuple[int, int]:
+    """What a fusion moves on a GPU beside the frames, and what its commit moves while they wait.
+
+    The base weights are read and the standby copy is written; then that and the weights in use change places through a
+    third memory, three copies in all, as captured graphs read the latter where they lie.
+    """
+    adapted = adapted_bytes(size, precision)
+    return 2 * adapted, 6 * adapted

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import jetson
 from bench.random_world import random_model
 from bench.traffic import adapted_bytes, count, frame_traffic, fusion_bytes
+from semla_ros.adaptation.weight_slabs import Scratch, WeightSlab
 from semla_ros.segmentation.class_buckets import bucket_size
 
 
@@ -70,16 +71,26 @@ def test_no_prediction_is_below_the_roof_line_and_a_faster_memory_never_makes_it
         assert all(time >= traffic.floor_ms(b, flops_per_s) for time, b in zip(times, (1e9, 1e11, 1e13), strict=True))
 
 
-def test_a_fusion_moves_the_adapted_weights_four_times() -> None:
-    assert fusion_bytes("l", "fp32") == 4 * adapted_bytes("l", "fp32") == 5_696_389_120
-    assert fusion_bytes("l", "fp16") * 2 == fusion_bytes("l", "fp32")
+def test_a_fusion_and_its_commit_move_what_they_are_seen_to_move_on_a_gpu(monkeypatch) -> None:
+    monkeypatch.setattr(WeightSlab, "_is_fixed", True)  # as where captured graphs read the weights
+    slab = WeightSlab({str(row): nn.Linear(64, 32, bias=False) for row in range(3)}, {}, has_standby=True)
+    assert count(nn.Identity(), lambda: slab.fuse([], Scratch(torch.device("cpu")))).bytes == 2 * slab.base.nbytes
+    assert count(nn.Identity(), slab.swap).bytes == 6 * slab.base.nbytes
+    assert fusion_bytes("l", "fp16") == (2 * adapted_bytes("l", "fp16"), 6 * adapted_bytes("l", "fp16"))
 
 
 def test_the_plan_for_jetson_has_a_time_for_each_frame_and_says_what_fits(capsys) -> None:
     jetson.main()
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split(" | ")[0].strip("| "): line for line in lines}
-    assert {"B, whole", "B, sliding", "L, whole", "L, sliding", "scene embedding", "fusion, L in fp16"} <= rows.keys()
+    assert {
+        "B, whole",
+        "B, sliding",
+        "L, whole",
+        "L, sliding",
+        "scene embedding",
+        "fusion + commit, L in fp16",
+    } <= rows.keys()
     assert rows["L, fp32, `double`"].endswith("| no | no | yes | yes | yes |")
     assert rows["B, fp16, `single`"].endswith("| yes | yes | yes | yes | yes |")
     # Measured on a CPU, docs/memory.md: 3004 and 4972 MiB.
