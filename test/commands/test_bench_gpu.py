@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench.gpu import BUDGETS_S, GOALS, LIMIT_S, Phase, markdown, run_phase
-from bench.gpu_phases import PHASES
+from bench.gpu_phases import PHASES, _card
 from bench.graphs import counted_graphs, no_graphs
 from bench.report import look_up
+from bench.timing import clock_of, wall_clock
 from semla_ros.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,3 +227,49 @@ def test_the_kit_and_its_run_name_what_is_pinned() -> None:
     assert all(f"\n{name}==" in pinned for name in names.split())
     for script in ("gpu-kit", "gpu-run"):
         assert subprocess.run(["bash", "-n", str(ROOT / "tools" / script)], check=False).returncode == 0
+
+
+class FakeDevice:
+    """A device that notes what is asked of it, and whose clock is the number of notes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        monkeypatch.setattr("torch.cuda.synchronize", lambda *_: self.asked.append("wait for all streams"))
+        monkeypatch.setattr("torch.cuda.Event", lambda enable_timing: FakeEvent(self, enable_timing))
+
+
+class FakeEvent:
+    def __init__(self, device: FakeDevice, is_timed: bool) -> None:
+        assert is_timed
+        self.device, self.at = device, 0
+
+    def record(self) -> None:
+        self.device.asked.append("mark")
+        self.at = len(self.device.asked)
+
+    def synchronize(self) -> None:
+        self.device.asked.append("wait for the mark")
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        assert self.device.asked[-1] == "wait for the mark"
+        return float(end.at - self.at)
+
+
+def test_events_measure_from_an_idle_device_until_all_streams_are_done(monkeypatch) -> None:
+    device = FakeDevice(monkeypatch)
+    elapsed_ms, _ = clock_of("cuda")(lambda: device.asked.append("work"))
+    waits = "wait for all streams"
+    assert device.asked == [waits, "mark", "work", waits, "mark", "wait for the mark"]
+    assert elapsed_ms == 3
+    assert clock_of("cpu") is wall_clock
+
+
+def test_the_card_is_described_also_where_there_is_no_nvidia_smi(monkeypatch, tmp_path: Path) -> None:
+    properties = SimpleNamespace(
+        name="Orin", major=8, minor=7, multi_processor_count=16, total_memory=64 * 2**30, is_integrated=1
+    )
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: properties)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    card = _card()
+    assert (card["card"], card["capability"], card["memory_gib"]) == ("Orin", "8.7", 64)
+    assert card["driver"].startswith("nvidia-smi: ")
