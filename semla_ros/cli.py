@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from rich.console import Console
-
 from semla_ros import __version__
 from semla_ros.errors import SemlaError, known_names
 
@@ -103,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], name: str) -> int:
+    from rich.console import Console  # here, where an interrupt is quiet
+
     Console.on_broken_pipe = _raise_again  # type: ignore[method-assign, assignment]  # rich would end the process without a word
     options = build_parser(name).parse_args(arguments)
     level = {0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG)
@@ -111,7 +111,7 @@ def _run(arguments: Sequence[str], name: str) -> int:
     return status
 
 
-def _raise_again(_console: Console) -> NoReturn:
+def _raise_again(_console: object) -> NoReturn:
     raise  # called where the error has just been caught
 
 

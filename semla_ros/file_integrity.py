@@ -81,6 +81,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), mode)
         partial.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(partial)):  # a write that fails names nothing
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):  # the folder may be read-only by now; the first error counts
             partial.unlink(missing_ok=True)

@@ -124,6 +124,25 @@ def test_what_is_misspelt_gets_the_nearest(arguments: list[str], hint: str, caps
     assert hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["segment", "x.png", "--out", "{wrong}"],
+        ["engine", "build", "--folder", "{wrong}", "--model", "not-looked-for"],
+        ["evaluate", "--html", "{wrong}"],
+        ["library", "add", "x", "--library", "{wrong}"],
+        ["library", "explain", "x.png", "--out", "{wrong}"],
+    ],
+)
+def test_an_output_is_refused_before_anything_else(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main([item.format(wrong=file / "below") for item in arguments]) == 2
+    assert capsys.readouterr().err.endswith(f"{file / 'below'} cannot be written: {file}: Not a directory\n")
+
+
 def test_every_option_that_names_an_output_is_checked_before_the_work() -> None:
     found = set()
     for command, action in EVERY_ACTION:

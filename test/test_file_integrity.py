@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -53,3 +54,19 @@ def test_files_are_as_readable_as_any_whatever_wrote_them(tmp_path: Path) -> Non
         os.umask(former)
     for path in (tmp_path / "model", tmp_path / "adapter" / "weights"):
         assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_disk_that_is_full_is_told_with_the_file_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomically(tmp_path / "mask.png", b"x")
+    assert caught.value.filename == str(tmp_path / "mask.png")
+    with pytest.raises(FileNotFoundError) as missing:
+        write_atomically(tmp_path / "no" / "mask.png", b"x")
+    assert missing.value.filename == str(tmp_path / "no" / "mask.png")
+    assert list(tmp_path.iterdir()) == []

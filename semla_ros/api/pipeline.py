@@ -19,6 +19,7 @@ from semla_ros.api.images import ImageLike, name_of, pixels_of
 from semla_ros.api.library import Library
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.file_integrity import write_atomically
 from semla_ros.labels import colour_of, overlay, palette_of
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.pipeline import PerceptionPipeline
@@ -92,8 +93,8 @@ class Result:
         """
         Path(folder).mkdir(parents=True, exist_ok=True)
         files = output_files(Path(folder), name or self.name)
-        Image.fromarray(self.mask).save(files["mask"])
-        self.overlay().save(files["overlay"])
+        for file, picture in zip(files.values(), (Image.fromarray(self.mask), self.overlay()), strict=True):
+            write_atomically(file, _png(picture))
         return files
 
     def as_json(self) -> dict[str, Any]:
@@ -125,10 +126,11 @@ class Result:
             for name, share in self.shares.items()
             if share >= 0.005
         )
+        uri = "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
         return Markup(
             '<figure style="margin:0"><img src="{}" alt="{} with the colours of its classes" style="max-width:100%">'
             "<figcaption>{}<br>{}</figcaption></figure>"
-        ).format(_png_uri(picture), self.name, legend, self._mix_in_words)
+        ).format(uri, self.name, legend, self._mix_in_words)
 
 
 class Pipeline:
@@ -275,7 +277,7 @@ def _mix_of(weights: Mapping[str, float]) -> AdapterMix:
     )
 
 
-def _png_uri(picture: Image.Image) -> str:
+def _png(picture: Image.Image) -> bytes:
     buffer = BytesIO()
     picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

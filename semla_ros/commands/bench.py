@@ -26,7 +26,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from semla_ros.commands.options import output_folder
+from semla_ros.commands.options import Listed, output_folder
 from semla_ros.errors import ConfigError, known_names
 from semla_ros.resources import share_folder
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--library", default="", metavar="DIR", help="for the same; default: the model's own")
     parser.add_argument("--against", type=Path, metavar="DIR", help="in start, another checkout to compare with")
     parser.add_argument("--dry", action="store_true", help="in gpu, try the phases out on the CPU at toy size")
-    parser.add_argument("--only", nargs="+", metavar="PHASE", default=(), help="in gpu, run these phases again")
+    parser.add_argument("--only", action=Listed, metavar="PHASE", default=(), help="in gpu, run these phases again")
     parser.add_argument("--out", type=output_folder, default="out/bench", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print summary.json instead of tables")
 

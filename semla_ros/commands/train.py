@@ -110,7 +110,9 @@ def _add_library_arguments(parts: argparse._SubParsersAction[argparse.ArgumentPa
     )
     library.add_argument("--benchmark", required=True, metavar="FILE", help="YAML file, or the name of one that ships")
     library.add_argument("--data", type=Path, required=True, metavar="ROOT", help="folder that its patterns are below")
-    library.add_argument("--out", type=Path, required=True, metavar="MY", help="gets model/, library/ and work/")
+    library.add_argument(
+        "--out", type=output_folder, required=True, metavar="MY", help="gets model/, library/ and work/"
+    )
     library.add_argument("--model", default="semla-tiny", help="base model id or checkpoint to start from")
     library.add_argument("--model-dir", default="", help="where model files are")
     library.add_argument("--recipe", type=Path, help="YAML file; default: config/own_camera.yaml")
