@@ -225,6 +225,10 @@ def test_a_library_takes_an_adapter_in_and_a_pipeline_takes_a_library(
     assert "snow" in repr(library)
     pipeline = Pipeline(str(tiny_model_folder), library=library, device="cpu")
     assert pipeline.library.names == library.names
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    assert pipeline.library.explain(pixels).mix.id == pipeline(pixels).mix.id
+    with pytest.raises(SemlaError, match="names neither base model nor scene encoder; give 'model'"):
+        library.explain(pixels)
     assert "4 adapters" in repr(pipeline)
 
 

@@ -40,8 +40,8 @@ class Result:
         confidence: Probability of the chosen class, shape (H, W), float32, 0..1.
         classes: Names, index in the mask -> name.
         mix: The adapters that the model was fused from, with weights and distances.
-        distances: Distance of the scene to every adapter of the library, nearest first; empty where the mix was not
-            chosen for a scene.
+        distances: Distance of the scene that the mix was chosen for to every adapter of the library, nearest first;
+            empty where it was chosen for none.
         latency_ms: Milliseconds by stage.
         name: What its files are called after: that of the image file without suffix, or "image".
     """
@@ -161,15 +161,14 @@ class Pipeline:
         threads: int = 0,
     ) -> None:
         folder = library.folder if isinstance(library, Library) else library
-        self._inner = PerceptionPipeline.load(
-            SemlaConfig(
-                model=model,
-                model_dir=model_dir,
-                library=str(folder) if folder != "" else "",
-                classes=_listed(classes),
-                inference=InferenceConfig(inference=inference, device=device, threads=threads),
-            )
+        self._config = SemlaConfig(
+            model=model,
+            model_dir=model_dir,
+            library=str(folder) if folder != "" else "",
+            classes=_listed(classes),
+            inference=InferenceConfig(inference=inference, device=device, threads=threads),
         )
+        self._inner = PerceptionPipeline.load(self._config)
         if self._inner.status().domain == RENDERED:
             logger.warning("model and library are %s", NOT_FOR_CAMERAS)
 
@@ -237,7 +236,8 @@ class Pipeline:
     @property
     def library(self) -> Library:
         """The adapters to choose from."""
-        return Library(self._inner.library.folder)
+        config = self._config
+        return Library(self._inner.library.folder, model=config.model, model_dir=config.model_dir)
 
     def __repr__(self) -> str:
         names = self._inner.library.names

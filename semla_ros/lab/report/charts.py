@@ -152,10 +152,9 @@ def scatter(
              ry=0.94 * radius / span[1] * height)
         for name, radius in radii.items() if name in named
     ]  # fmt: skip
-    body = [
-        _tag("rect", css="frame", width="100%", height=height),
-        _tag("svg", *discs, width="100%", height=height),
-    ]
+    body = [_tag("rect", css="frame", width="100%", height=height)]
+    if discs:
+        body.append(_tag("svg", *discs, width="100%", height=height))  # which cuts them off at the frame
     for name, places in points.items():
         circles = [_tag("circle", cx=_share(x), cy=y, r=3) for x, y in map(place_of, places)]
         body.append(_tag("g", _tag("title", name), *circles, css="tint faded", style=style_of(name)))
