@@ -32,7 +32,7 @@ from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig, from
 from semla_ros.errors import ConfigError, DatasetError, SemlaError, TrainingError
 from semla_ros.file_integrity import file_sha256, write_atomically
 from semla_ros.lab.evaluation.aggregate import Evaluation
-from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark
+from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, DomainImages
 from semla_ros.lab.evaluation.miou import MiouMeter
 from semla_ros.lab.evaluation.protocol import make_plan
 from semla_ros.lab.evaluation.protocol import run as run_plan
@@ -59,7 +59,7 @@ from semla_ros.library.manifest import (
     ModelReference,
     write_manifest,
 )
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, save_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, model_file, save_model
 from semla_ros.segmentation.inference import segment_probabilities
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_targets
@@ -172,19 +172,26 @@ class LibraryRun:
             return 1
         return min(self.jobs or os.cpu_count() or 1, len(self.benchmark.domain_names))
 
-    def samples(self, domain: str, split: str) -> SampleSource:
+    def samples(self, domain: str, split: str) -> DomainImages:
         """Images of a domain."""
         return replace(self.benchmark, split=split).open(domain)
+
+    def _trained_on(self, domain: str) -> set[Path]:
+        if domain in self.benchmark.unseen_names:
+            return set()
+        return {paths.image for paths in self.samples(domain, "train").paths}
 
     def home_samples(self) -> SampleSource:
         """Training images of all source domains."""
         return ConcatenatedSamples([self.samples(name, "train") for name in self.sources])
 
     def scored(self, domain: str, most: int = 0) -> list[int]:
-        """Indices of validation images, evenly spaced; none where the domain has none."""
+        """Indices of validation images, evenly spaced; none where the domain has none that it is not trained on."""
         try:
             count = len(self.samples(domain, "val"))
         except DatasetError:
+            return []
+        if self._trained_on(domain) & {paths.image for paths in self.samples(domain, "val").paths}:
             return []
         wanted = min(count, most or count)
         return [int(index) for index in np.linspace(0, count - 1, wanted).round()]
@@ -222,7 +229,6 @@ def library_run(
         DatasetError: Images are missing.
     """
     base = load_model(model)
-
     every = [name for names in benchmark.classes.values() for name in names]
     lacking = words_lacking(lambda names: base.tokenizer.tokenize(names, base.template), every)
     known = benchmark.without(lacking)
@@ -270,36 +276,52 @@ def train_library(run: LibraryRun, minutes: float = 0.0, stage: str = "") -> Non
         DatasetError: Images cannot be read.
         TrainingError: A loss diverged.
     """
-    run = replace(run, recipe=_planned(run, minutes))
+    plan = _plan(run, minutes)
+    run = replace(run, recipe=run.recipe.with_steps(plan["steps"]))
     stages = {
         "segmenter": _train_segmenter,
         "scene_encoder": _train_scene_encoder,
         "adapters": _train_adapters,
         "library": _write_library,
     }
-    for name in [stage] if stage else STAGES:
-        stages[name](run)
+    with _threads(plan["threads"]):
+        for name in [stage] if stage else STAGES:
+            stages[name](run)
 
 
-def _planned(run: LibraryRun, minutes: float) -> LibraryRecipe:
-    """The recipe with the numbers of steps that `out` was begun with; they are found when it is begun."""
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    former = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
+
+
+def _plan(run: LibraryRun, minutes: float) -> dict[str, Any]:
+    """What `out` was begun with, the numbers of steps and of threads among it; they are found when it is begun."""
     path = run.work / "plan.json"
     made_from = _made_from(run)
     if path.is_file():
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name, value in made_from.items() if plan["made_from"].get(name) != value]
         if minutes and minutes != plan["minutes"]:
             changed.append(f"number of minutes ({plan['minutes']:g})")
         if changed:
             raise ConfigError(f"{run.out} was begun with another {changed[0]}; give that again, or another --out")
         run.say(f"going on with {path}")
-        return run.recipe.with_steps(plan["steps"])
-    steps = _steps_for(run, minutes) if minutes else _recipe_steps(run.recipe)
+        return plan
+    steps, threads = _recipe_steps(run.recipe), torch.get_num_threads()
+    if minutes:
+        run.say("timing a few steps of each stage")
+        steps, threads = _steps_for(run, minutes)
+    plan = {"minutes": minutes, "steps": steps, "threads": threads, "made_from": made_from}
     run.work.mkdir(parents=True, exist_ok=True)
-    plan = {"minutes": minutes, "steps": steps, "made_from": made_from}
     write_atomically(path, json.dumps(plan, indent=2) + "\n")
-    run.say("steps: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in steps.items()))
-    return run.recipe.with_steps(steps)
+    told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in steps.items())
+    run.say(f"steps: {told}; threads: {threads}")
+    return plan
 
 
 def _recipe_steps(recipe: LibraryRecipe) -> dict[str, int]:
@@ -310,15 +332,15 @@ def _made_from(run: LibraryRun) -> dict[str, str]:
     """What fixes the result, by name, as digests."""
     files = hashlib.sha256()
     for domain in (*run.benchmark.domain_names, *run.sources):
-        for paths in replace(run.benchmark, split="train").open(domain).paths:
-            for path in (paths.image, paths.labels):
-                status = path.stat()
-                files.update(f"{domain} {path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        samples = [run.samples(domain, "train")] + ([run.samples(domain, "val")] if run.scored(domain) else [])
+        for path in (file for part in samples for paths in part.paths for file in (paths.image, paths.labels)):
+            status = path.stat()
+            files.update(f"{domain} {path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
     return {
         "recipe": _digest(asdict(run.recipe)),
         "benchmark": _digest([run.benchmark.classes, run.benchmark.encodings, run.benchmark.domains]),
         "set of images": files.hexdigest(),
-        "model": file_sha256(load_model(run.model).path),
+        "model": file_sha256(model_file(run.model)),
         "choice of training the base model": str(run.trains_base),
     }
 
@@ -327,31 +349,38 @@ def _digest(content: Any) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-def _steps_for(run: LibraryRun, minutes: float) -> dict[str, int]:
-    """How many steps of each stage take its share of the minutes, by timing a few on this machine."""
-    run.say("timing a few steps of each stage")
+def _steps_for(run: LibraryRun, minutes: float) -> tuple[dict[str, int], int]:
+    """How many steps of each stage take its share of the minutes on this machine, and on how many threads.
+
+    Where the cores are busy with other work, one thread can be faster than all: they wait for each other.
+    """
     recipe = run.recipe.with_steps(dict.fromkeys(_recipe_steps(run.recipe), TIMED_STEPS))
     seconds = {"segmenter": math.inf, "scene_encoder": math.inf}  # not trained: one step
+    threads = torch.get_num_threads()
     if run.trains_base:
-        seconds["segmenter"] = _seconds_per_step(run, partial(_fit_segmenter, run, recipe))
-        seconds["scene_encoder"] = _seconds_per_step(run, partial(_fit_scene_encoder, run, recipe))
+        segmenter = partial(_fit_segmenter, run, recipe)
+        counts = {1, threads} if run.device.type == "cpu" else {threads}
+        seconds["segmenter"], threads = min((_seconds_per_step(run, segmenter, count), count) for count in counts)
+        seconds["scene_encoder"] = _seconds_per_step(run, partial(_fit_scene_encoder, run, recipe), threads)
     domain = run.benchmark.domain_names[0]
     rounds = math.ceil(len(run.benchmark.domain_names) / run.processes)
     base = load_model(run.model, run.device)
     base = _regridded(base, recipe) if run.trains_base else base
-    with tempfile.TemporaryDirectory() as folder, _adapter_threads(run):
+    with tempfile.TemporaryDirectory() as folder:
         elsewhere = replace(run, out=Path(folder))
         fit = partial(_fit_adapter, elsewhere, recipe, domain, base, SceneEncoder.load(encoder_of(run.model)))
-        seconds["adapter"] = _seconds_per_step(run, fit) * rounds
+        seconds["adapter"] = _seconds_per_step(run, fit, _adapter_threads(run)) * rounds
     shares = run.recipe.shares
     if not run.trains_base:
         shares = {"adapter": sum(shares.values())}
-    return {name: max(1, int(shares.get(name, 0.0) * minutes * 60 / value)) for name, value in seconds.items()}
+    steps = {name: max(1, int(shares.get(name, 0.0) * minutes * 60 / value)) for name, value in seconds.items()}
+    return steps, threads
 
 
-def _seconds_per_step(run: LibraryRun, train: Callable[[Run], object]) -> float:
+def _seconds_per_step(run: LibraryRun, train: Callable[[Run], object], threads: int) -> float:
     times: list[float] = []
-    train(Run(device=run.device, on_step=lambda *_: times.append(time.monotonic())))
+    with _threads(threads):
+        train(Run(device=run.device, on_step=lambda *_: times.append(time.monotonic())))
     return float(np.median(np.diff(times)))
 
 
@@ -523,14 +552,10 @@ def _adapters_of(run: LibraryRun, names: Sequence[str]) -> Iterator[str]:
             raise
 
 
-@contextmanager
-def _adapter_threads(run: LibraryRun) -> Iterator[None]:
-    """One thread where several adapters are to be trained, at once or not, so that the result is the same."""
-    threads = torch.get_num_threads()
-    if run.device.type == "cpu" and len(run.benchmark.domain_names) > 1:
-        torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _adapter_threads(run: LibraryRun) -> int:
+    """One where several adapters are to be trained, at once or not, so that the result is the same."""
+    is_alone = run.device.type != "cpu" or len(run.benchmark.domain_names) == 1
+    return torch.get_num_threads() if is_alone else 1
 
 
 def _train_one_adapter(run: LibraryRun, domain: str) -> str:
@@ -540,7 +565,7 @@ def _train_one_adapter(run: LibraryRun, domain: str) -> str:
     base = load_model(run.own_model, run.device)
     indices = run.scored(domain, run.recipe.validation_images)
     how = Run(device=run.device, state_file=run.work / f"adapter-{domain}.state")
-    with _adapter_threads(run):
+    with _threads(_adapter_threads(run)):
         value = _fit_adapter(run, run.recipe, domain, base, _encoder(run), how, indices)
     return f"adapter '{domain}' is trained" + (f", validation mIoU {100 * value:.1f} %" if indices else "")
 

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from semla_ros.cli import main
 from semla_ros.config import SemlaConfig
+from semla_ros.lab.evaluation.datasets.benchmark import load_benchmark
+from semla_ros.lab.training.library_training import LibraryRecipe, library_run
 from semla_ros.pipeline_parts import load_parts
+from semla_ros.resources import find_model
 
 SEED = int(os.environ.get("SEMLA_TEST_SEED", "0"))
 DRIVES = {"home": 6, "evening": 6, "fog": 5, "elsewhere": 3}
@@ -210,3 +214,14 @@ def test_a_benchmark_that_nothing_can_be_trained_on_is_refused(
     other.write_text(BENCHMARK.replace(old, new), encoding="utf-8")
     assert main(options(data, tmp_path / "my", "--benchmark", str(other), "--base")) == 2
     assert words in capsys.readouterr().err
+
+
+def test_images_that_are_trained_on_score_nothing(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "benchmark.yaml"
+    other.write_text(BENCHMARK.replace("fog: {val_share: 0.3, ", "fog: {"), encoding="utf-8")
+    recipe = LibraryRecipe.load(data / "recipe.yaml")
+    benchmark = load_benchmark(str(other), data, "train")
+    run = library_run(recipe, benchmark, find_model("semla-tiny"), tmp_path / "my", device=torch.device("cpu"))
+    assert run.scored("fog") == []
+    assert run.scored("evening") == [0, 1]
+    assert run.scored("elsewhere", most=2) == [0, 2]
