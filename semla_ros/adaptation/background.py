@@ -1,4 +1,4 @@
-"""A low-priority thread that works on the newest item only."""
+"""Work beside the frames: a low-priority thread that works on the newest item only, and a stream of a GPU."""
 
 from __future__ import annotations
 
@@ -73,6 +73,16 @@ class NewestWins(Generic[Item]):
             self._condition.wait_for(lambda: self._waiting is not None or self._is_stopping)
             item, self._waiting = self._waiting, None
             return None if self._is_stopping else item
+
+
+def background_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream of a GPU for work beside the frames, behind what has been loaded so far; None for another device."""
+    if device.type != "cuda":
+        return None
+    # 0 is the lowest priority there is.
+    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=0)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
 
 
 def _lower_priority() -> None:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
+from semla_ros.adaptation.background import background_stream
 from semla_ros.adaptation.weight_slabs import LayerStack, Scratch, WeightSlab
 from semla_ros.errors import AdapterError, first_line, is_out_of_memory
 from semla_ros.results import AdapterMix
@@ -104,7 +106,7 @@ class Fuser:
         self.slabs: list[WeightSlab] = []
         self._make_slabs(model, paths)
         self._resident: dict[str, list[LayerStack | None]] = {}
-        self._stream = _background_stream(self._device)
+        self._stream = background_stream(self._device)
         self._ticket = 0
         self._committed = 0
         self.in_use: PreparedModel | None = None
@@ -155,13 +157,11 @@ class Fuser:
         return self._prepare(mix)  # out here, where what failed holds no memory any more
 
     def _prepare(self, mix: AdapterMix) -> PreparedModel:
-        with torch.no_grad(), torch.cuda.stream(self._stream):
+        with self._in_background():
             terms = self.fuse_standby(mix)
             text_features = self._encode_text(mix) if mix.names else self._base_text
         assert text_features is not None
         assert self._base_text is not None
-        if self._stream is not None:
-            self._stream.synchronize()
         return PreparedModel(mix, text_features, self._base_text, terms, self._ticket)
 
     def _become_single(self, error: BaseException) -> None:
@@ -204,11 +204,10 @@ class Fuser:
         self._committed, self.stands_by = self._ticket, None
         earlier, live = self.in_use, [slab.live for slab in self.slabs]
         try:
-            with torch.no_grad():
+            with self._in_background():
                 self._fuse_where(prepared.terms, lambda slab: slab.standby is slab.live)
                 for slab in self.slabs:
                     slab.swap()
-                self._synchronize()
             set_text(prepared.text_features)
         except BaseException:
             self._go_back(earlier, live, set_text)
@@ -227,9 +226,7 @@ class Fuser:
         if (earlier := self.in_use or self._earlier) is None:
             raise ValueError("nothing was committed yet")
         self._earlier, self.in_use, self.stands_by, self._serves_live = earlier, None, None, False
-        for slab in self.slabs:
-            slab.use_base()
-        self._synchronize()
+        self._write_base()
         set_text(earlier.base_text)
         terms: list[Terms] = [[] for _ in self.slabs]
         self.in_use = PreparedModel(AdapterMix(), earlier.base_text, earlier.base_text, terms, earlier.ticket)
@@ -240,21 +237,28 @@ class Fuser:
         """Undo what `commit` did to the weights; the class embeddings change last, and so have not."""
         if earlier is None or not earlier.mix.names:
             self._serves_live = False
-            for slab in self.slabs:
-                slab.use_base()
+            self._write_base()
             return
         try:
-            with torch.no_grad():
+            with self._in_background():
                 for slab, before, terms in zip(self.slabs, live, earlier.terms, strict=True):
                     slab.restore(before, terms, self._scratch)
-                self._synchronize()
         except BaseException:
             logger.exception("the earlier weights cannot be restored: the base model serves")
             self.use_base(set_text)
 
-    def _synchronize(self) -> None:
+    def _write_base(self) -> None:
+        with self._in_background():
+            for slab in self.slabs:
+                slab.use_base()
+
+    @contextmanager
+    def _in_background(self) -> Iterator[None]:
+        """On the background stream of a GPU, which is waited for at the end, and nothing else on the device."""
+        with torch.no_grad(), torch.cuda.stream(self._stream):
+            yield
         if self._stream is not None:
-            torch.cuda.synchronize(self._device)
+            self._stream.synchronize()
 
     @property
     def resident_adapters(self) -> tuple[str, ...]:
@@ -355,14 +359,6 @@ class Fuser:
 
     def _forget_all_but(self, names: Sequence[str]) -> None:
         self._resident = {name: stacks for name, stacks in self._resident.items() if name in names}
-
-
-def _background_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """On a GPU, work is prepared beside the frames' stream; 0 is the lowest priority there is."""
-    if device.type != "cuda":
-        return None
-    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=0)  # type: ignore[no-untyped-call]
-    return stream
 
 
 def _shadow_model(model: CatSeg, own_paths: Sequence[str]) -> CatSeg:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from semla_ros.adaptation.background import background_stream
 from semla_ros.adaptation.scene_encoder_files import find_encoder, save_scene_encoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.adaptation.scene_tower import EncoderSource
@@ -55,6 +56,7 @@ class SceneEncoder:
         self.preprocessing = preprocessing
         self.tower = tower.to(device).eval().requires_grad_(False)
         self._device = torch.device(device)
+        self._stream = background_stream(self._device)
 
     @classmethod
     def load(
@@ -108,7 +110,7 @@ class SceneEncoder:
         if not images:
             return np.zeros((0, self.dim), np.float32)
         batch = np.stack([self.preprocessing.normalised(image) for image in images])
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
             features = self.tower(torch.from_numpy(batch).to(self._device)).float().cpu().numpy()
         if not np.isfinite(features).all():
             raise ImageError(f"scene encoder '{self.id}' gave values that are not finite; load intact weights")

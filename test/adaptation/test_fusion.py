@@ -453,3 +453,55 @@ def test_an_adapter_that_is_to_blame_costs_no_standby_copy() -> None:
     with pytest.raises(AdapterError, match="out of memory"):
         fuser.prepare(mix_of(**{"out of memory": 1.0}))
     assert (fuser.num_bytes, fuser.notes) == (size, [])
+
+
+class Stream:
+    """Stands for a stream of a GPU: knows whether it is the current one, and whether it was waited for."""
+
+    def __init__(self) -> None:
+        self.is_current, self.is_done = False, True
+
+    def __enter__(self) -> None:
+        self.is_current, self.is_done = True, False
+
+    def __exit__(self, *_failure: object) -> None:
+        self.is_current = False
+
+    def synchronize(self) -> None:
+        assert not self.is_current
+        self.is_done = True
+
+
+def test_on_a_gpu_weights_are_written_on_one_stream_and_nothing_else_is_waited_for(monkeypatch) -> None:
+    model = tiny_model()
+    fuser, stream = make_fuser(model, make_library(model)), Stream()
+    fuser._stream = stream
+    monkeypatch.setattr(torch.cuda, "stream", lambda given: given)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: pytest.fail("waits for the whole device"))
+    written: list[str] = []
+
+    def on_stream(name: str) -> Callable[..., object]:
+        plain = getattr(WeightSlab, name)
+
+        def write(*given: object) -> object:
+            assert stream.is_current, name
+            written.append(name)
+            return plain(*given)
+
+        return write
+
+    for name in ("fuse", "swap", "use_base", "restore"):
+        monkeypatch.setattr(WeightSlab, name, on_stream(name))
+
+    def take(_text: Tensor) -> None:
+        assert stream.is_done, "class embeddings are taken over before the weights are there"
+
+    def refuse(_text: Tensor) -> None:
+        raise AdapterError("refused")
+
+    fuser.commit(fuser.prepare(mix_of(day=0.6, fog=0.4)), take)
+    with pytest.raises(AdapterError, match="refused"):
+        fuser.commit(fuser.prepare(mix_of(night=1.0)), refuse)
+    fuser.use_base(take)
+    assert set(written) == {"fuse", "swap", "use_base", "restore"}
+    assert stream.is_done
