@@ -15,6 +15,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What plain torch in fp32, one image at a time, does not need -> what serves without it.
 INSTEAD = {
     "runners": "torch alone",
+    "half_weights": "weights cast in every frame",
     "fp16": "fp32",
     "bf16": "fp32",
     "compiled": "eager",
@@ -26,7 +27,15 @@ INSTEAD = {
 
 # What is given up, the likeliest cause first.
 _FOR_VALUES = ("runners", "fp16", "bf16", "compiled", "graphs")
-_FOR_MEMORY = ("batches", "device_masks", "pinned", "graphs", "compiled", "runners")  # half precision saves memory
+_FOR_MEMORY = (
+    "half_weights",
+    "batches",
+    "device_masks",
+    "pinned",
+    "graphs",
+    "compiled",
+    "runners",
+)  # activations in half save memory
 _FOR_ANYTHING = ("runners", "graphs", "compiled", "batches", "pinned", "device_masks", "fp16", "bf16")
 
 

@@ -32,6 +32,7 @@ from semla_ros.timing import Stopwatch
 if TYPE_CHECKING:
     from semla_ros.engines.cuda_frames import CudaFrames
     from semla_ros.engines.cuda_graph import GraphedForward
+    from semla_ros.engines.half_weights import HalfWeights
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,8 @@ def choose_threads(threads: int) -> int:
 class TorchEngine:
     """Runs a `CatSeg` eagerly, compiled, or as a captured CUDA graph.
 
-    The model's weights may be overwritten in place between two calls. The model is moved to the device first, so make
+    The model's weights may be overwritten in place between two calls; in half precision on a GPU they act from the next
+    `set_text` on. The model is moved to the device first, so make
     the engine before anything that keeps references to its tensors.
 
     Args:
@@ -124,6 +126,7 @@ class TorchEngine:
         self._held: tuple[Tensor, ...] = ()
         self._compiled: Forward | None = None
         self._graph: GraphedForward | None = None
+        self._half: HalfWeights | None = None
         self._frames: CudaFrames | None = None
         if self.device.type == "cuda":
             from semla_ros.engines.cuda_frames import CudaFrames
@@ -153,6 +156,8 @@ class TorchEngine:
                 held = pad_vocabulary(text, bucket_size(len(text), limit)) if is_padded else (text,)
                 if not bool(text.isfinite().all()):
                     raise NotFiniteError("class embeddings are not finite: the text tower's weights are damaged")
+                if self._half is not None:
+                    self._half.refresh()
                 self._take(text, held)
         except Exception as error:  # of the device
             raise explained(error) from None
@@ -232,7 +237,8 @@ class TorchEngine:
 
     @precision.setter
     def precision(self, name: str) -> None:
-        self._go(self._way - HALF.keys() | ({name} & HALF.keys()))
+        way = self._way - HALF.keys() - {"half_weights"} | ({name} & HALF.keys())
+        self._go(way | {"half_weights"} if name in HALF and self.device.type == "cuda" else way)
 
     @property
     def has_runners(self) -> bool:
@@ -261,7 +267,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Drop the compiled or captured forward pass."""
-        self._graph = self._compiled = self._text = None
+        self._graph = self._compiled = self._text = self._half = None
         self._held = ()
         if self._frames is not None:
             self._frames.forget()
@@ -321,13 +327,23 @@ class TorchEngine:
         forward: Forward = self._model if compiled is None else compiled
         if self.precision == "fp32":
             return forward(*inputs)
+        if compiled is None and "half_weights" in self._way:
+            forward = self._half_weights().run
         # Nothing is cached across calls: the weights may have been overwritten in between.
         with torch.autocast(self.device.type, dtype=HALF[self.precision], cache_enabled=False):
             return forward(*inputs).float()
 
+    def _half_weights(self) -> HalfWeights:
+        """A copy in the precision that serves; whatever drops it lets the next pass make it anew."""
+        if self._half is None:
+            from semla_ros.engines.half_weights import HalfWeights
+
+            self._half = HalfWeights(self._model, HALF[self.precision])
+        return self._half
+
     def _go(self, way: frozenset[str]) -> None:
         """Serve in another way, keys of `INSTEAD`, from the next forward pass on."""
-        self._way, self._graph = way, None
+        self._way, self._graph, self._half = way, None, None
         if self._frames is not None:
             self._frames.forget()
             torch.cuda.empty_cache()
@@ -349,7 +365,7 @@ class TorchEngine:
             elif not any(note.startswith(_AGAIN) for note in self.notes):
                 self._note(f"{_AGAIN}: {cause}")
             return answers
-        self._way, self._graph = present, None  # what fails in every way is the fault of none
+        self._way, self._graph, self._half = present, None, None  # what fails in every way is the fault of none
         raise failure
 
     def _note(self, note: str) -> None:
