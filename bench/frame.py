@@ -197,7 +197,7 @@ def _other_ways(
             continue
         if setting.compile and engine.notes:
             continue  # eager would be measured again
-        if setting.precision != engine.precision:
+        if setting.precision not in ("default", engine.precision):
             # Parity refused it, as it may with random weights, whose classes are near ties: its time is of interest.
             name, engine.precision = f"{name}_refused", setting.precision
         rows[name] = time_runs(lambda engine=engine: engine.segment(image, False), repeats)

@@ -208,7 +208,9 @@ class InferenceConfig(Checked):
     )
     device: str = fixed("auto", "auto, cpu, cuda or cuda:<index>")
     engine: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = fixed("auto", "What runs the forward pass")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = fixed("fp32", "auto: the fastest that agrees with fp32")
+    precision: Literal["default", "auto", "fp32", "bf16", "fp16"] = fixed(
+        "default", "auto: the fastest that agrees with fp32; default: auto on a GPU, fp32 on a CPU"
+    )
     threads: Annotated[int, Range(0, 256)] = fixed(0, "CPU threads of the forward pass; 0 = all physical cores but one")
     compile: bool = fixed(False, "torch.compile the forward pass")
     memory: Literal["double", "single"] = fixed(

@@ -11,7 +11,7 @@ import torch
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import Engine
-from semla_ros.engines.torch_engine import TorchEngine, has_bf16
+from semla_ros.engines.torch_engine import TorchEngine, has_bf16, wanted_precision
 from semla_ros.errors import EngineError, first_line
 from semla_ros.resources import engine_folder
 from semla_ros.segmentation.model import CatSeg
@@ -25,12 +25,14 @@ logger = logging.getLogger(__name__)
 
 # Setting -> kind of device -> runtimes beside torch in fp32. On a CPU all compete, on a GPU the first one serves.
 _TRIED: dict[str, dict[str, tuple[str, ...]]] = {
-    "torch": {"cpu": ("bf16",), "cuda": ()},
+    "torch": {"cpu": ("half",), "cuda": ("half",)},
     "onnx": {"cpu": ("onnx",), "cuda": ("onnx",)},
     "openvino": {"cpu": ("openvino",), "cuda": ("openvino",)},
     "tensorrt": {"cpu": ("tensorrt",), "cuda": ("tensorrt",)},
-    "auto": {"cpu": ("onnx", "openvino", "bf16"), "cuda": ("tensorrt", "onnx")},
+    "auto": {"cpu": ("onnx", "openvino", "half"), "cuda": ("tensorrt", "onnx", "half")},
 }
+# Kind of device -> settings of `precision` with which the scene encoder is tried in torch's half precision.
+_HALF_WELCOME = {"cpu": ("auto", "bf16"), "cuda": ("auto", "fp16", "bf16")}
 
 
 def choose_engine(
@@ -40,7 +42,7 @@ def choose_engine(
 
     "auto" is torch, and the runtimes whose engines `semla engine build` has put into the cache for this very model:
     nothing is exported or built unasked. Where another precision than fp32 is welcome, the scene encoder is tried in
-    torch's bf16 without them, too.
+    torch's bf16 (on a GPU fp16) without them, too.
 
     Args:
         model: The segmenter.
@@ -52,10 +54,10 @@ def choose_engine(
         EngineError: "onnx", "openvino" or "tensorrt" was asked for and is not installed, or cannot run on the device.
     """
     torch_engine = TorchEngine(model, config)
-    is_bf16_welcome = config.precision in ("auto", "bf16")
+    is_half_welcome = wanted_precision(config, torch_engine.device) in _HALF_WELCOME[torch_engine.device.type]
     folder = engine_folder() if cache is None else cache.folder
     is_alone = config.engine == "torch" or (config.engine == "auto" and not any(folder.glob("*.json")))
-    if is_alone and not is_bf16_welcome:
+    if is_alone and not is_half_welcome:
         return torch_engine
     # What most robots do not use is imported where it is.
     from semla_ros.engines.cache import EngineCache
@@ -72,7 +74,7 @@ def choose_engine(
         threads=config.threads,
         built_for=components if config.engine == "auto" else (),
     )
-    if not is_bf16_welcome and all(runtime.name == "torch" for runtime in runtimes):
+    if not is_half_welcome and all(runtime.name == "torch" for runtime in runtimes):
         return torch_engine
     return ComponentEngine(torch_engine, components, runtimes, probe_images=scenes) if runtimes else torch_engine
 
@@ -129,8 +131,8 @@ def _make(name: str, device: torch.device, cache: EngineCache, threads: int, bui
         from semla_ros.engines.tensorrt.runtime import TensorRtRuntime
 
         return TensorRtRuntime(TensorRtToolkit(device), cache=cache, builds=builds)
-    from semla_ros.engines.bf16_encoder import Bf16Runtime
+    from semla_ros.engines.half_encoder import HalfRuntime
 
-    if not has_bf16():
+    if device.type == "cpu" and not has_bf16():
         raise EngineError("this CPU does not compute in bf16")
-    return Bf16Runtime()
+    return HalfRuntime(torch.bfloat16 if device.type == "cpu" else torch.float16)

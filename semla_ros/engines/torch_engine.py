@@ -63,6 +63,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def wanted_precision(config: InferenceConfig, device: torch.device) -> str:
+    """What the setting means on a device: "auto", "fp32", "bf16" or "fp16"."""
+    if config.precision != "default":
+        return config.precision
+    return "auto" if device.type == "cuda" else "fp32"
+
+
 def has_bf16() -> bool:
     """Whether this machine's CPU computes in bf16, so that it is faster and not slower than fp32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -374,7 +381,8 @@ class TorchEngine:
 
     def _settle_precision(self) -> None:
         """Take the first precision that gives the masks of fp32, and under "auto" sooner."""
-        tried = _precisions(self._config.precision, self.device)
+        wanted = wanted_precision(self._config, self.device)
+        tried = _precisions(wanted, self.device)
         if not tried:
             return
         probe = self._probe_set()
@@ -392,7 +400,7 @@ class TorchEngine:
                 refused.append(
                     f"{precision} agrees with fp32 on {share:.2%} of the probe pixels, below {AGREEMENT:.1%}"
                 )
-            elif self._config.precision == "auto" and spent_ms >= reference_ms:
+            elif wanted == "auto" and spent_ms >= reference_ms:
                 refused.append(f"{precision} takes {spent_ms:.0f} ms an image, fp32 {reference_ms:.0f} ms")
             else:
                 break

@@ -2,10 +2,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import semla_ros
 from semla_ros.config import InferenceConfig, SemlaConfig
@@ -13,7 +15,7 @@ from semla_ros.engines import choice
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.choice import choose_engine, find_runtimes
 from semla_ros.engines.component_engine import ComponentEngine
-from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.engines.torch_engine import TorchEngine, wanted_precision
 from semla_ros.errors import EngineError
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame
@@ -66,7 +68,9 @@ def test_auto_goes_on_without_openvino(world, graphs, no_openvino) -> None:
     assert tried(choose_engine(world.model, world.encoder, settings("auto"), cache=graphs)) == ["onnx", "torch"]
 
 
-@pytest.mark.parametrize(("precision", "is_welcome"), [("fp32", False), ("bf16", True), ("auto", True)])
+@pytest.mark.parametrize(
+    ("precision", "is_welcome"), [("default", False), ("fp32", False), ("fp16", False), ("bf16", True), ("auto", True)]
+)
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_torch_tries_a_bf16_scene_encoder_only_where_it_is_welcome_and_fast(
     world, tmp_path, monkeypatch, precision, is_welcome, has_bf16
@@ -77,6 +81,16 @@ def test_torch_tries_a_bf16_scene_encoder_only_where_it_is_welcome_and_fast(
             world.model, world.encoder, settings(name, precision=precision), cache=EngineCache(tmp_path)
         )
         assert tried(engine) == (["torch"] if is_welcome and has_bf16 else [])
+
+
+def test_on_a_gpu_the_precision_is_auto_by_default_and_torch_has_the_scene_encoder_in_fp16(tmp_path) -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [wanted_precision(InferenceConfig(), device) for device in (gpu, cpu)] == ["auto", "fp32"]
+    assert wanted_precision(InferenceConfig(precision="fp32"), gpu) == "fp32"
+    (maker,) = find_runtimes("torch", gpu, cache=EngineCache(tmp_path))[0].makers(
+        SimpleNamespace(module=nn.Linear(2, 2))
+    )
+    assert maker().runtime == "torch fp16"
 
 
 def test_tensorrt_that_was_asked_for_and_is_missing_is_an_error(world, tmp_path, monkeypatch) -> None:

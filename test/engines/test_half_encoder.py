@@ -1,17 +1,19 @@
 import numpy as np
+import pytest
 import torch
 from stand_in_runtime import VirtualClock
 
-from semla_ros.engines.bf16_encoder import Bf16Runner, Bf16Runtime
 from semla_ros.engines.component_engine import ComponentEngine
 from semla_ros.engines.components import SCENE_ENCODER
 from semla_ros.engines.gates import judge
+from semla_ros.engines.half_encoder import HalfRunner, HalfRuntime
 from semla_ros.engines.torch_engine import has_bf16
 
 
-def test_bf16_gives_the_embedding_of_fp32_within_the_gate_and_leaves_the_encoder_as_it_is(world) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_gives_the_embedding_of_fp32_within_the_gate_and_leaves_the_encoder_as_it_is(world, dtype) -> None:
     component = world.component(SCENE_ENCODER)
-    runner = Bf16Runner(component.module)
+    runner = HalfRunner(component.module, dtype)
     with torch.inference_mode():
         answer = runner(*component.inputs)
     assert answer.dtype == torch.float32
@@ -30,7 +32,11 @@ def test_embeddings_come_from_the_bf16_copy_once_it_serves(world) -> None:
         return next(turns)
 
     engine = ComponentEngine(
-        world.torch_engine, [world.component(SCENE_ENCODER)], [Bf16Runtime()], probe_images=[], measure=measure
+        world.torch_engine,
+        [world.component(SCENE_ENCODER)],
+        [HalfRuntime(torch.bfloat16)],
+        probe_images=[],
+        measure=measure,
     )
     engine.warm_up()
     assert engine.name == "torch bf16 (scene_encoder)"
