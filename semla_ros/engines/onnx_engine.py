@@ -18,6 +18,8 @@ from semla_ros.errors import EngineError, first_line
 
 _CUDA_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 
+Provider = tuple[str, dict[str, str]]
+
 
 def load_onnxruntime() -> Any:
     """The ONNX Runtime module.
@@ -34,10 +36,11 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def choose_providers(device: torch.device, available: Sequence[str]) -> list[str]:
-    """Execution providers to try, best first; the CPU always stands last."""
+def choose_providers(device: torch.device, available: Sequence[str]) -> list[Provider]:
+    """Execution providers to try with their options, best first; the CPU always stands last."""
     found = [name for name in _CUDA_PROVIDERS if name in available] if device.type == "cuda" else []
-    return [*found, "CPUExecutionProvider"]
+    options = {"device_id": str(device.index or 0)}  # without it they take the first GPU
+    return [*((name, options) for name in found), ("CPUExecutionProvider", {})]
 
 
 class OnnxRunner:
@@ -58,7 +61,7 @@ class OnnxRunner:
 
     runtime = "onnx"
 
-    def __init__(self, path: Path, input_names: Sequence[str], *, providers: Sequence[str], threads: int) -> None:
+    def __init__(self, path: Path, input_names: Sequence[str], *, providers: Sequence[Provider], threads: int) -> None:
         runtime = load_onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads

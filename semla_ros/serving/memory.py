@@ -81,11 +81,11 @@ def peak_resident_bytes() -> int:
 
 
 def gpu_mb() -> float | None:
-    """Memory that torch holds on the GPU, MB, without starting CUDA; None where nobody uses it."""
+    """Memory that torch holds on all GPUs, MB, without starting CUDA; None where nobody uses one."""
     torch = _loaded_torch()
     if torch is None or not torch.cuda.is_initialized():
         return None
-    return float(torch.cuda.memory_reserved()) / 1e6
+    return float(sum(map(torch.cuda.memory_reserved, range(torch.cuda.device_count())))) / 1e6
 
 
 def _loaded_torch() -> Any:

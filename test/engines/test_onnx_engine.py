@@ -20,7 +20,9 @@ NAMES = {SCENE_ENCODER, DECODER}
 
 
 def runner_for(component, cache: EngineCache) -> OnnxRunner:
-    return OnnxRunner(exported(component, cache), component.input_names, providers=["CPUExecutionProvider"], threads=1)
+    return OnnxRunner(
+        exported(component, cache), component.input_names, providers=[("CPUExecutionProvider", {})], threads=1
+    )
 
 
 def alternating(torch_ms: float, engine_ms: float):
@@ -56,7 +58,7 @@ def test_inputs_are_matched_by_name_whatever_order_the_graph_has_them_in(world, 
     model.graph.input.extend(reordered)
     onnx.save(model, tmp_path / "reordered.onnx")
     runner = OnnxRunner(
-        tmp_path / "reordered.onnx", component.input_names, providers=["CPUExecutionProvider"], threads=1
+        tmp_path / "reordered.onnx", component.input_names, providers=[("CPUExecutionProvider", {})], threads=1
     )
     assert names == list(component.input_names)
     with torch.inference_mode():
@@ -80,7 +82,7 @@ def test_half_precision_is_in_the_graph_while_inputs_and_output_stay_fp32(world,
     kinds = {item.type.tensor_type.elem_type for item in [*graph.input, *graph.output]}
     assert kinds == {onnx.TensorProto.FLOAT}
     assert next(component.module.parameters()).dtype == torch.float32  # the model itself is untouched
-    runner = OnnxRunner(path, component.input_names, providers=["CPUExecutionProvider"], threads=1)
+    runner = OnnxRunner(path, component.input_names, providers=[("CPUExecutionProvider", {})], threads=1)
     with torch.inference_mode():
         cosine = smallest_cosine(runner(*component.inputs), component.original(*component.inputs))
     assert 0.9999 < cosine < 1.0
@@ -214,11 +216,13 @@ def test_a_damaged_graph_is_an_error_with_its_name(tmp_path) -> None:
     path = tmp_path / "broken.engine"
     path.write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"refuses broken\.engine"):
-        OnnxRunner(path, ["x"], providers=["CPUExecutionProvider"], threads=1)
+        OnnxRunner(path, ["x"], providers=[("CPUExecutionProvider", {})], threads=1)
 
 
 def test_providers_follow_the_device() -> None:
     available = ["CUDAExecutionProvider", "CPUExecutionProvider", "TensorrtExecutionProvider"]
-    assert choose_providers(torch.device("cpu"), available) == ["CPUExecutionProvider"]
-    assert choose_providers(torch.device("cuda"), available)[0] == "TensorrtExecutionProvider"
-    assert choose_providers(torch.device("cuda"), available)[-1] == "CPUExecutionProvider"
+    assert choose_providers(torch.device("cpu"), available) == [("CPUExecutionProvider", {})]
+    for name, index in (("cuda", "0"), ("cuda:1", "1")):
+        first, *_, last = choose_providers(torch.device(name), available)
+        assert first == ("TensorrtExecutionProvider", {"device_id": index})
+        assert last == ("CPUExecutionProvider", {})

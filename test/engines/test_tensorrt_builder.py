@@ -343,6 +343,19 @@ def test_inputs_reach_the_plan_by_name_whatever_order_it_lists_them_in(runner) -
     runner.close()
 
 
+def test_calls_of_another_shape_have_a_context_of_their_own(plan_path, plan) -> None:
+    """A graph may have captured the one before."""
+    made: list[FakePlan] = []
+    plan.create_execution_context = lambda: made.append(FakePlan()) or made[-1]
+    runner = TensorRtRunner(plan_path, ("first", "second"), torch.device("cpu"), module_with(plan))
+    assert len(made) == 1
+    for rows in (2, 3, 2, 4):
+        runner(torch.ones(rows, 3), torch.ones(rows, 3))
+    assert [item.inputs["first"] for item in made] == [(2, 3), (3, 3), (4, 3)]
+    runner(torch.ones(3, 3), torch.ones(3, 3))
+    assert len(made) == 3
+
+
 def test_an_input_that_does_not_fit_the_plan_is_named_before_its_memory_is_read(runner, plan) -> None:
     good = torch.ones(2, 3)
     for inputs, message in [

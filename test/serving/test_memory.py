@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from semla_ros.serving import memory
-from semla_ros.serving.memory import give_back_memory, keep_large_blocks, peak_resident_bytes
+from semla_ros.serving.memory import give_back_memory, gpu_mb, keep_large_blocks, peak_resident_bytes
 
 MIB = 2**20
 
@@ -79,3 +79,11 @@ def test_a_gpu_is_told_to_give_back_what_torch_keeps(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
     give_back_memory()
     assert told == ["empty"]
+
+
+def test_gpu_memory_is_that_of_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may be on any of them."""
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: (0, 5_000_000)[device])
+    assert gpu_mb() == 5.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,11 @@ from semla_ros.engines.gates import current
 from semla_ros.engines.tensorrt.build_process import SubprocessBuilder
 from semla_ros.engines.tensorrt.builder import load_tensorrt
 from semla_ros.errors import EngineError
+
+# The vocabulary that captured graphs are for, and the one before: they go as soon as another is set.
+_CONTEXTS_KEPT = 2
+
+Shapes = tuple[tuple[int, ...], ...]  # of the inputs of one call
 
 
 class TensorRtToolkit:
@@ -52,7 +58,9 @@ class TensorRtToolkit:
 
 
 class TensorRtRunner:
-    """One plan with its execution context. Runs on torch's current stream, so a CUDA graph can capture it.
+    """One plan with an execution context for each of the latest shapes.
+
+    Runs on torch's current stream, so a CUDA graph can capture it.
 
     Args:
         path: The plan.
@@ -81,9 +89,24 @@ class TensorRtRunner:
             raise EngineError(
                 f"TensorRT {trt.__version__} refuses the plan {path.name}: made by another version or GPU"
             )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise EngineError(f"TensorRT has no memory to run the plan {path.name}")
+        self._name = path.name
+        self._spare: Any = self._new_context()  # where there is no memory for one, it is told now
+        self._contexts: OrderedDict[Shapes, Any] = OrderedDict()
+
+    def _new_context(self) -> Any:
+        with current(self._device):
+            context = self._engine.create_execution_context()
+        if context is None:
+            raise EngineError(f"TensorRT has no memory to run the plan {self._name}")
+        return context
+
+    def _context_for(self, shapes: Shapes) -> Any:
+        """A graph goes on with the context that it was captured with, which must not be given other shapes."""
+        if shapes not in self._contexts:
+            if len(self._contexts) == _CONTEXTS_KEPT:
+                self._contexts.popitem(last=False)
+            self._contexts[shapes], self._spare = self._spare or self._new_context(), None
+        return self._contexts[shapes]
 
     def _checked_shapes(self, path: Path, input_names: Sequence[str]) -> dict[str, tuple[int, ...]]:
         trt = self._trt
@@ -109,21 +132,22 @@ class TensorRtRunner:
         Raises:
             EngineError: An input does not fit the plan, the message names it; or the plan cannot be enqueued.
         """
-        context = self._context
         # Kept until all is enqueued; memory that torch frees after that is reused in stream order only.
         held = [item.contiguous() for item in inputs]
         if len(held) != len(self._shapes):
             raise EngineError(f"the plan takes {len(self._shapes)} inputs, got {len(held)}")
         for name, item in zip(self._shapes, held, strict=True):
             self._check_input(name, item)
+        context = self._context_for(tuple(tuple(item.shape) for item in held))
+        for name, item in zip(self._shapes, held, strict=True):
             if not context.set_input_shape(name, tuple(item.shape)):
                 raise EngineError(f"TensorRT refuses shape {tuple(item.shape)} for '{name}'")
-            self._set_address(name, item)
+            self._set_address(context, name, item)
         shape = tuple(context.get_tensor_shape(self._output))
         if any(size < 0 for size in shape):
             raise EngineError(f"TensorRT cannot tell the shape of '{self._output}' from those of the inputs")
         output = torch.empty(shape, dtype=torch.float32, device=self._device)
-        self._set_address(self._output, output)
+        self._set_address(context, self._output, output)
         with current(self._device):
             is_enqueued = context.execute_async_v3(self._stream())
         if not is_enqueued:
@@ -141,13 +165,14 @@ class TensorRtRunner:
                 f"input '{name}' is {item.dtype} on '{item.device}', the plan takes fp32 on '{self._device}'"
             )
 
-    def _set_address(self, name: str, item: Tensor) -> None:
-        if not self._context.set_tensor_address(name, item.data_ptr()):
+    def _set_address(self, context: Any, name: str, item: Tensor) -> None:
+        if not context.set_tensor_address(name, item.data_ptr()):
             raise EngineError(f"TensorRT refuses the memory of '{name}'")
 
     def close(self) -> None:
-        """Release context, engine and runtime, in the order that they depend on each other."""
-        self._context = self._engine = self._runtime = None
+        """Release contexts, engine and runtime, in the order that they depend on each other."""
+        self._contexts.clear()
+        self._spare = self._engine = self._runtime = None
 
     def _stream(self) -> int:
         return int(torch.cuda.current_stream(self._device).cuda_stream) if self._device.type == "cuda" else 0
