@@ -230,7 +230,10 @@ class ComponentEngine:
                 continue
             if runner is None:
                 continue
-            verdict = dataclasses.replace(judge(component, runner, measure=self._measure), runtime=runner.runtime)
+            # The scene encoder serves in fp32 where no runner does.
+            serving = self._torch.in_precision if component.name == DECODER else contextlib.nullcontext
+            verdict = judge(component, runner, measure=self._measure, serving=serving)
+            verdict = dataclasses.replace(verdict, runtime=runner.runtime)
             self.comparisons.append(verdict)
             if not verdict.passed:
                 refused.append((runner.runtime, verdict.reason))

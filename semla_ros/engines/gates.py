@@ -128,10 +128,22 @@ def one_run_ms(call: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def judge(component: FixedComponent, runner: Forward, *, measure: Measure = one_run_ms) -> Verdict:
+def judge(
+    component: FixedComponent,
+    runner: Forward,
+    *,
+    measure: Measure = one_run_ms,
+    serving: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Verdict:
     """Compare a runner with torch on the component's probe.
 
     Both run in turns, so that other load on the machine meets both; the shortest run of each counts.
+
+    Args:
+        component: Not mounted.
+        runner: Must give torch's answer in fp32.
+        measure: Times a call.
+        serving: Within it torch computes in the precision that serves, which the runner has to be faster than.
     """
     name = component.name
     cosine = deviation = float("nan")
@@ -147,7 +159,8 @@ def judge(component: FixedComponent, runner: Forward, *, measure: Measure = one_
             single = component.inputs if len(component.inputs) > 1 else (component.inputs[0][:1],)
             runner(*single)
             for _ in range(_RUNS):
-                torch_ms = min(torch_ms, measure(lambda: component.original(*single)))
+                with serving():
+                    torch_ms = min(torch_ms, measure(lambda: component.original(*single)))
                 engine_ms = min(engine_ms, measure(lambda: runner(*single)))
     except Exception as error:  # a runtime can fail in any way, and torch always works
         return Verdict(name=name, passed=False, reason=f"{name}: does not run ({first_line(error)})")

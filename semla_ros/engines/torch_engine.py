@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -332,13 +332,17 @@ class TorchEngine:
         compiled = self._compiled if "compiled" in self._way else None
         # Not `or`: a compiled model asks the module for its length.
         forward: Forward = self._model if compiled is None else compiled
-        if self.precision == "fp32":
-            return forward(*inputs)
-        if compiled is None and "half_weights" in self._way:
+        if self.precision != "fp32" and compiled is None and "half_weights" in self._way:
             forward = self._half_weights().run
-        # Nothing is cached across calls: the weights may have been overwritten in between.
-        with torch.autocast(self.device.type, dtype=HALF[self.precision], cache_enabled=False):
+        with self.in_precision():
             return forward(*inputs).float()
+
+    def in_precision(self) -> AbstractContextManager[object]:
+        """Within it torch computes in the precision that serves."""
+        if self.precision == "fp32":
+            return nullcontext()
+        # Nothing is cached across calls: the weights may have been overwritten in between.
+        return torch.autocast(self.device.type, dtype=HALF[self.precision], cache_enabled=False)
 
     def _half_weights(self) -> HalfWeights:
         """A copy in the precision that serves; whatever drops it lets the next pass make it anew."""

@@ -49,6 +49,23 @@ def test_a_bias_that_is_missing_far_from_zero_is_seen_though_the_cosine_passes(c
     assert "of the output's spread, above 5%" in verdict.reason
 
 
+def test_a_runner_agrees_with_fp32_and_competes_with_the_precision_that_serves(component) -> None:
+    def serving():
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def answer(x: Tensor) -> Tensor:
+        assert not torch.is_autocast_enabled("cpu")
+        return component.original(x)
+
+    def measure(call) -> float:
+        call()
+        return 1.0 if torch.is_autocast_enabled("cpu") else 2.0
+
+    verdict = judge(component, answer, measure=measure, serving=serving)
+    assert (verdict.torch_ms, verdict.engine_ms, verdict.cosine) == (1.0, 2.0, pytest.approx(1))
+    assert "not faster" in verdict.reason
+
+
 def test_half_precision_of_every_healthy_component_passes_parity(world) -> None:
     for item in world.components:
         with torch.inference_mode():
