@@ -1,11 +1,14 @@
 """One page of each kind, made of toy runs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from replay_toys import ToyPipeline, write_toy_bag
 from toy_world import ADAPTED, PLACES, ToyBenchmark, ToySpec, ToySubject, family_of
 
+from semla_ros import Library
 from semla_ros.lab.evaluation.aggregate import Evaluation, as_json
 from semla_ros.lab.evaluation.protocol import Plan, run
 from semla_ros.lab.evaluation.variants import choose_variants
@@ -77,3 +80,23 @@ def many_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = [many.TaskResult(tasks[0].bag), many.TaskResult(tasks[1].bag, error="<gone>")]
     write_many_report(folder / "out" / "report.html", many.merge(tasks, results))
     return folder / "out" / "report.html"
+
+
+def written_library_report(folder: Path, kind: str) -> Path:
+    """Of the shipped library and an image of nothing, without looking at it by the encoder."""
+    library = Library()
+    encoder = SimpleNamespace(id=library._inner.manifest.encoder.id, embed=lambda _: library._inner.centroids[0] + 3)
+    vars(library)["_encoder"] = encoder
+    image = np.zeros((30, 40, 3), np.uint8)
+    report = library.map(image, image) if kind == "map" else library.explain(image)
+    return report.save(folder / f"{kind}.html")
+
+
+@pytest.fixture(scope="session")
+def map_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written_library_report(tmp_path_factory.mktemp("map"), "map")
+
+
+@pytest.fixture(scope="session")
+def why_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written_library_report(tmp_path_factory.mktemp("why"), "why")

@@ -11,7 +11,7 @@ from headless_browser import Page, find_chromium
 from semla_ros.lab.report import page as pages
 from semla_ros.lab.report.charts import TimeAxis, lines
 
-PAGES = ("evaluation_page", "replay_page", "replay_page_without_truth", "many_page")
+PAGES = ("evaluation_page", "replay_page", "replay_page_without_truth", "many_page", "map_page", "why_page")
 
 
 @pytest.fixture(params=PAGES)
