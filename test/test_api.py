@@ -76,7 +76,7 @@ def test_an_answer_says_what_it_is_and_why(shipped: Pipeline, tmp_path: Path) ->
     files = result.save(tmp_path / "made" / "here", "dusk")
     assert [path.name for path in files.values()] == ["dusk_mask.png", "dusk_overlay.png"]
     html = result._repr_html_()
-    assert html.startswith("<figure")
+    assert ("<p>" + html).startswith("<p><figure")
     assert "data:image/png;base64," in html
     for words in ("road", "harbour-dusk"):
         assert words in html

@@ -127,10 +127,11 @@ class Result:
             if share >= 0.005
         )
         uri = "data:image/png;base64," + base64.b64encode(_png(picture)).decode()
-        return Markup(
+        figure = Markup(
             '<figure style="margin:0"><img src="{}" alt="{} with the colours of its classes" style="max-width:100%">'
             "<figcaption>{}<br>{}</figcaption></figure>"
-        ).format(uri, self.name, legend, self._mix_in_words)
+        )
+        return str(figure.format(uri, self.name, legend, self._mix_in_words))
 
 
 class Pipeline:

@@ -208,7 +208,7 @@ def _draw_weights(axes: Axes, explained: Explained) -> None:
     axes.barh(names, by_distance, facecolor="none", edgecolor=INK, linewidth=1.0, height=0.62)
     for index, (weight, outline) in enumerate(zip(weights, by_distance, strict=True)):
         axes.text(max(weight, outline) + 0.02, index, f"{weight:.0%}", va="center", fontsize=9, color=INK)
-    axes.set_xlim(0, 1.12)
+    axes.set_xlim(0, 1.2)
     axes.invert_yaxis()
     axes.set_title("mix; outlines: by distance alone", fontsize=10, color=FAINT, loc="left")
     axes.xaxis.set_visible(False)
