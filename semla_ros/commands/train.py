@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, DomainImages
     from semla_ros.lab.training.adapter_training import AdapterTrainingConfig
     from semla_ros.lab.training.bag_samples import BagSamples, Stretch
+    from semla_ros.lab.training.library_training import LibraryRun
     from semla_ros.lab.training.samples import SampleSource
     from semla_ros.segmentation.checkpoint import LoadedModel
 
@@ -123,6 +124,7 @@ def _add_library_arguments(parts: argparse._SubParsersAction[argparse.ArgumentPa
         action=argparse.BooleanOptionalAction,
         help="train the base model and its scene encoder, too (default: those of the shipped kind only)",
     )
+    library.add_argument("--trust-labels", action="store_true", help="as for an adapter")
     library.add_argument("--jobs", type=int, default=0, help="adapters at once (default: one per core; 1 on a GPU)")
     library.add_argument("--ray", default="", metavar="ADDRESS", help="on a Ray cluster that shares the folders")
     library.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
@@ -165,9 +167,26 @@ def _train_library(arguments: argparse.Namespace, device: torch.device) -> int:
         jobs=arguments.jobs,
         ray_address=arguments.ray,
     )
+    if not arguments.trust_labels and not run.work.exists():  # where it was begun they were looked at
+        _check_labels(run)
     train_library(run, arguments.minutes, arguments.stage)
     print(f"model in {run.own_model}, library in {run.library}")
     return 0
+
+
+def _check_labels(run: LibraryRun) -> None:
+    """Refuse a domain whose class list is in another order than its labels."""
+    from semla_ros.lab.training.label_order import check_label_order
+    from semla_ros.segmentation.checkpoint import load_model
+
+    base = load_model(run.model, run.device)
+    for domain in (*run.sources, *run.benchmark.domain_names):
+        class_names = run.benchmark.class_names(domain)
+        tokens = base.tokenizer.tokenize(class_names, base.template)
+        try:
+            check_label_order(base.model, run.samples(domain, "train"), tokens, class_names, run.device)
+        except DatasetError as error:
+            raise DatasetError(f"domain '{domain}': {error}") from None
 
 
 def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:

@@ -74,6 +74,21 @@ def test_a_class_list_in_another_order_is_refused_in_training_and_told_in_evalua
     assert "warning: domain" not in capsys.readouterr().err
 
 
+def test_a_library_is_not_begun_with_a_class_list_in_another_order(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = FILE.replace(", ".join(CLASS_NAMES), ", ".join(reversed(CLASS_NAMES)))
+    lines = [line for line in other.splitlines() if "images/" in line]
+    home = ["  home: {role: source, val_share: 0.4, layouts: {files: {", *lines]
+    (root / "own.yaml").write_text("\n".join([*other.splitlines(), *home]))
+    options = ["--benchmark", str(root / "own.yaml"), "--data", str(root), "--out", str(root / "my")]
+    assert main(["train", "library", *options, "--device", "cpu"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1
+    assert "domain 'home': the labels of class" in shown
+    assert not (root / "my").exists()
+
+
 def test_a_domain_without_a_val_split_of_its_own_is_trained_and_not_measured(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
