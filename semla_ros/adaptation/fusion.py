@@ -123,12 +123,12 @@ class Fuser:
         """
         self._token_ids = token_ids.to(self._device)
         self._base_text: Tensor | None = None
-        self.stands_by = None
+        self._forget_what_stands_by()
 
     def set_library(self, library: AdapterLibrary) -> None:
         """Use another library from now on; adapters that it lacks stay usable while the present mix holds them."""
         self._library = library
-        self.stands_by = None
+        self._forget_what_stands_by()
         for name in library.names:
             self._resident.pop(name, None)
 
@@ -145,7 +145,7 @@ class Fuser:
             MixError: Adapters are missing or damaged, or do not fit the model. The model in use is unchanged.
         """
         self._ticket += 1
-        self.stands_by = None
+        self._forget_what_stands_by()
         try:
             return self._prepare(mix)
         except MixError:
@@ -235,15 +235,17 @@ class Fuser:
         self, earlier: PreparedModel | None, live: Sequence[Tensor], set_text: Callable[[Tensor], None]
     ) -> None:
         """Undo what `commit` did to the weights; the class embeddings change last, and so have not."""
-        if earlier is None or not earlier.mix.names:
-            self._serves_live = False
-            self._write_base()
-            return
         try:
+            if earlier is None or not earlier.mix.names:
+                self._serves_live = False
+                self._write_base()
+                return
             with self._in_background():
                 for slab, before, terms in zip(self.slabs, live, earlier.terms, strict=True):
                     slab.restore(before, terms, self._scratch)
         except BaseException:
+            if earlier is None:
+                raise
             logger.exception("the earlier weights cannot be restored: the base model serves")
             self.use_base(set_text)
 
@@ -356,6 +358,10 @@ class Fuser:
         if not bool(text_features.isfinite().all()):
             raise AdapterError("class embeddings are not finite")
         return text_features
+
+    def _forget_what_stands_by(self) -> None:
+        self.stands_by = None
+        self._forget_all_but(self.in_use.mix.names if self.in_use else ())
 
     def _forget_all_but(self, names: Sequence[str]) -> None:
         self._resident = {name: stacks for name, stacks in self._resident.items() if name in names}
