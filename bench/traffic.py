@@ -189,8 +189,8 @@ def adapted_bytes(size: Size, precision: str) -> int:
 def fusion_bytes(size: Size, precision: str) -> tuple[int, int]:
     """What a fusion moves on a GPU beside the frames, and what its commit moves while they wait.
 
-    The base weights are read and the standby copy is written; then that and the weights in use change places through a
-    third memory, three copies in all, as captured graphs read the latter where they lie.
+    The base weights are read and the standby copy is written; then that is copied over the weights in use, which
+    captured graphs read where they lie.
     """
     adapted = adapted_bytes(size, precision)
-    return 2 * adapted, 6 * adapted
+    return 2 * adapted, 2 * adapted

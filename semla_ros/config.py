@@ -215,7 +215,7 @@ class InferenceConfig(Checked):
     compile: bool = fixed(False, "torch.compile the forward pass")
     memory: Literal["double", "single"] = fixed(
         "double",
-        "double: new weights are prepared beside those in use, and those before can be recalled; single: less memory",
+        "double: a second set of weights to prepare in and, on a CPU, to recall a mix from; single: less memory",
     )
 
 

@@ -84,7 +84,8 @@ class Fuser:
         notes: What was asked for and could not be had, with the reason.
         in_use: What serves; None before the first commit, and where not even the base model could be put into use.
         stands_by: What served before, while its weights are whole in the standby copies: `commit` takes it like what
-            was just prepared. None once `prepare` is called, where vocabulary or library have changed, under "single".
+            was just prepared. None once `prepare` is called, where vocabulary or library have changed, under "single",
+            and on a GPU.
         slabs: The adapted weights, by shape.
     """
 
@@ -212,7 +213,7 @@ class Fuser:
         except BaseException:
             self._go_back(earlier, live, set_text)
             raise
-        if earlier is not None and self._serves_live and not self._is_single:
+        if earlier is not None and self._serves_live and self._exchanges:
             self.stands_by = earlier
         self.in_use, self._serves_live = prepared, True
         self._forget_all_but((*prepared.mix.names, *(self.stands_by.mix.names if self.stands_by else ())))
@@ -358,6 +359,11 @@ class Fuser:
         if not bool(text_features.isfinite().all()):
             raise AdapterError("class embeddings are not finite")
         return text_features
+
+    @property
+    def _exchanges(self) -> bool:
+        """Whether a commit leaves the weights before in the standby copies; on a GPU that would be three copies."""
+        return not self._is_single and not any(slab.is_fixed for slab in self.slabs)
 
     def _forget_what_stands_by(self) -> None:
         self.stands_by = None

@@ -21,7 +21,6 @@ LoraLayers = Mapping[str, tuple[Tensor, Tensor]]  # module path -> A (r, in), B 
 # An adapter whose change of a layer is larger than this many times the base weights of that shape, both as Frobenius
 # norms, is a damaged one: shipped adapters reach 1.05, those of the reference set 0.30. Nor can a mix then overflow.
 MAX_CHANGE = 32.0
-HELD_BYTES = 8 << 20  # of the weights that are put aside at a time where they cannot be exchanged by pointers
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +85,6 @@ class WeightSlab:
             raise CheckpointError(f"weight of '{broken[0]}' has values that are not finite; load an intact checkpoint")
         self.live = self.base.clone()
         self.standby = self.live
-        self._held = self.base[:0]  # what `swap` puts aside
         self._views = {id(slab): self._shaped_views(slab) for slab in (self.base, self.live)}
         if has_standby:
             self.add_standby()
@@ -171,13 +169,9 @@ class WeightSlab:
         return [*views[:2], *(view[0] for view in views[2:])]
 
     def swap(self) -> None:
-        """Exchange `standby` and `live`: by pointers, or part by part where captured graphs read `live`."""
-        if self.standby is not self.live and self._is_fixed:
-            rows = len(self._held)
-            for live, standby in zip(self.live.split(rows), self.standby.split(rows), strict=True):
-                held = self._held[: len(live)].copy_(live)
-                live.copy_(standby)
-                standby.copy_(held)
+        """Put `standby` into use: the two are exchanged, or `live` becomes a copy where it is fixed."""
+        if self.standby is not self.live and self.is_fixed:
+            self.live.copy_(self.standby, non_blocking=True)
             return
         self.live, self.standby = self.standby, self.live
         self._bind(self.live)
@@ -192,7 +186,7 @@ class WeightSlab:
         """
         if self.live is not live:
             self.live, self.standby = live, self.live
-        elif self.standby is self.live or self._is_fixed:
+        elif self.standby is self.live or self.is_fixed:
             self.fuse(terms, scratch)
             if self.standby is not self.live:
                 self.live.copy_(self.standby)
@@ -202,8 +196,6 @@ class WeightSlab:
         """Have a standby copy from now on; nothing changes where there is no memory for one."""
         if self.standby is self.live:
             standby = self.base.clone()
-            if self._is_fixed:
-                self._held = torch.empty_like(self.base[: max(1, HELD_BYTES // self.base[0].nbytes)])
             self._views[id(standby)] = self._shaped_views(standby)
             self.standby = standby
 
@@ -212,11 +204,10 @@ class WeightSlab:
         if self.standby is not self.live:
             del self._views[id(self.standby)]
             self.standby = self.live
-            self._held = self.base[:0]
 
     def use_base(self) -> None:
         """Put the base weights into use until the next `swap`; on a CPU this writes and allocates nothing."""
-        if self._is_fixed:
+        if self.is_fixed:
             self.live.copy_(self.base)
         else:
             self._bind(self.base)
@@ -232,7 +223,7 @@ class WeightSlab:
         return [row.view(parameter.shape) for row, parameter in zip(slab, self._parameters, strict=True)]
 
     @property
-    def _is_fixed(self) -> bool:
+    def is_fixed(self) -> bool:
         """Whether `live` must stay where it is, since captured graphs read it: on a GPU."""
         return self.live.is_cuda
 

@@ -11,7 +11,6 @@ import torch
 from tiny_parts import RANKS, tiny_adapter, tiny_model
 from torch import Tensor
 
-from semla_ros.adaptation import weight_slabs
 from semla_ros.adaptation.fusion import Fuser
 from semla_ros.adaptation.weight_slabs import WeightSlab
 from semla_ros.errors import AdapterError
@@ -176,15 +175,6 @@ def test_only_adapters_of_the_mix_and_of_the_one_that_stands_by_stay_in_memory()
     assert library.reads.count("day") == 1
 
 
-@pytest.fixture(params=[False, True], ids=["by pointers", "by copies"])
-def is_fixed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether weights in use stay where they are, as on a GPU."""
-    monkeypatch.setattr(WeightSlab, "_is_fixed", request.param)
-    monkeypatch.setattr(weight_slabs, "HELD_BYTES", 1)
-    return bool(request.param)
-
-
-@pytest.mark.usefixtures("is_fixed")
 def test_what_served_before_comes_back_with_the_same_bits_as_often_as_it_is_wanted() -> None:
     model = tiny_model()
     fuser = make_fuser(model, make_library(model))
@@ -203,7 +193,6 @@ def test_what_served_before_comes_back_with_the_same_bits_as_often_as_it_is_want
         assert all(torch.equal(after[key], value) for key, value in expected[name][1].items())
 
 
-@pytest.mark.usefixtures("is_fixed")
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -236,7 +225,20 @@ def test_nothing_stands_by_where_there_is_one_set_of_weights() -> None:
     assert fuser.stands_by is None
 
 
-@pytest.mark.usefixtures("is_fixed")
+def test_where_weights_stay_in_place_a_commit_is_a_copy_and_nothing_stands_by(monkeypatch) -> None:
+    model, moved = tiny_model(), tiny_model()
+    expected = make_fuser(moved, make_library(moved))
+    monkeypatch.setattr(WeightSlab, "is_fixed", True)  # as on a GPU, whose captured graphs read them there
+    fuser = make_fuser(model, make_library(model))
+    places = [slab.live.data_ptr() for slab in fuser.slabs]
+    for mix in (mix_of(day=1.0), mix_of(fog=1.0)):
+        put(fuser, mix)
+        put(expected, mix)
+        assert [slab.live.data_ptr() for slab in fuser.slabs] == places
+        assert all(torch.equal(weights_of(model)[key], value) for key, value in weights_of(moved).items())
+    assert fuser.stands_by is None
+
+
 def test_a_base_model_that_served_from_no_slab_does_not_stand_by() -> None:
     model = tiny_model()
     fuser = make_fuser(model, make_library(model))
@@ -299,7 +301,6 @@ def test_single_memory_saves_most_of_the_standby_copy() -> None:
     assert sizes["single"] < sizes["double"]
 
 
-@pytest.mark.usefixtures("is_fixed")
 @pytest.mark.parametrize("memory", ["double", "single", "recall"])
 @pytest.mark.parametrize("is_lasting", [False, True], ids=["once", "from then on"])
 @pytest.mark.parametrize("earlier", ["day", ""], ids=["from an adapter", "from the base model"])
