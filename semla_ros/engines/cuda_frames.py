@@ -22,7 +22,7 @@ from semla_ros.segmentation.inference import InferenceMode, PixelStatistics, mer
 from semla_ros.segmentation.model import CatSegConfig
 from semla_ros.timing import Stopwatch
 
-_SIZES_KEPT = 8  # sizes of images with graphs of their own
+_SIZES_KEPT = 4  # sizes of images with graphs of their own, each of which holds its intermediate results
 
 Enter = Callable[[str], AbstractContextManager[None]]
 
@@ -81,7 +81,13 @@ class CudaFrames:
 
     def forget(self) -> None:
         """Drop what was captured."""
-        self._see, self._decide = GraphedForward(self._views, _SIZES_KEPT), GraphedForward(self._packed, _SIZES_KEPT)
+        self._graphs: dict[str, GraphedForward] = {}
+
+    def _graphed(self, work: Forward) -> GraphedForward:
+        """Graphs of one of this object's own steps."""
+        if work.__name__ not in self._graphs:
+            self._graphs[work.__name__] = GraphedForward(work, _SIZES_KEPT)
+        return self._graphs[work.__name__]
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -145,7 +151,7 @@ class CudaFrames:
         sent = self._up.image(place, image) if "pinned" in way else torch.from_numpy(np.array(image))
         if "graphs" not in way:
             return self._views(sent.to(self._device, non_blocking=True))
-        seen = self._see(sent)
+        seen = self._graphed(self._views)(sent)
         return seen.clone() if together > 1 else seen  # the next image of that size overwrites it
 
     def _views(self, image: Tensor) -> Tensor:
@@ -156,7 +162,7 @@ class CudaFrames:
     ) -> Tensor:
         """The answer to one image on the host, as bytes; there once the stream has come so far."""
         if "graphs" in way:
-            packed = self._decide(logits, settings=(size, want_confidence))
+            packed = self._graphed(self._packed)(logits, settings=(size, want_confidence))
         else:
             packed = self._packed(logits, size, want_confidence)
         if "pinned" not in way:
