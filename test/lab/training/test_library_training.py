@@ -20,8 +20,9 @@ from semla_ros.cli import main
 from semla_ros.config import SemlaConfig
 from semla_ros.lab.evaluation.datasets.benchmark import load_benchmark
 from semla_ros.lab.training.library_training import LibraryRecipe, library_run
+from semla_ros.library.manifest import read_manifest
 from semla_ros.pipeline_parts import load_parts
-from semla_ros.resources import find_model
+from semla_ros.resources import find_model, share_folder
 
 SEED = int(os.environ.get("SEMLA_TEST_SEED", "0"))
 DRIVES = {"home": 6, "evening": 6, "fog": 5, "elsewhere": 3}
@@ -225,3 +226,13 @@ def test_images_that_are_trained_on_score_nothing(data: Path, tmp_path: Path) ->
     assert run.scored("fog") == []
     assert run.scored("evening") == [0, 1]
     assert run.scored("elsewhere", most=2) == [0, 2]
+
+
+def test_a_base_model_that_is_not_to_be_trained_stays_as_it_is(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my"
+    assert main(options(data, out, "--no-base", "--jobs", "1")) == 0
+    assert not (out / "model").exists()
+    parts = load_parts(SemlaConfig(model="semla-tiny", library=str(out / "library")))
+    shipped = read_manifest(share_folder() / "adapters" / "semla-tiny")
+    assert (parts.library.manifest.base, parts.library.manifest.encoder) == (shipped.base, shipped.encoder)
+    assert parts.library.names == ("evening", "fog")
