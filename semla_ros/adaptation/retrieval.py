@@ -57,7 +57,6 @@ class Retriever:
         self._is_cosine = self.config.distance == "cosine"
         self._points = _unit(library.centroids) if self._is_cosine else library.centroids
         self._index = {name: index for index, name in enumerate(library.names)}
-        self._strangeness = strangeness_of(library)
 
     def retrieve(self, embedding: FloatArray, exclude: Collection[str] = ()) -> AdapterMix:
         """The mix for one scene; see `consider`."""
@@ -88,7 +87,7 @@ class Retriever:
         base_distance = self._base_distance(embedding)
         candidates = distances if base_distance is None else np.append(distances, base_distance)
         weights = _drop_small(fusion_weights(candidates, self.config.temperature), self.config.min_weight)
-        strangeness = self._strangeness.of(embedding, chosen, excluded)
+        strangeness = strangeness_of(self._library).of(embedding, chosen, excluded)
         start, end = self.config.fade_start, self.config.fade_end
         vouched = np.clip((end - strangeness) / (end - start), 0.0, 1.0)
         is_out = float(weights @ vouched[: len(weights)]) < 0.5

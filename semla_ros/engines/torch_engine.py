@@ -269,8 +269,9 @@ class TorchEngine:
             self.segment(blank)  # what cannot be captured is given up before anything is compared
             self._settle_precision()
             self._settle_compilation()
-        for _ in range(2):
-            self.segment(blank)
+        if self._way & {"graphs", "compiled"}:  # eager PyTorch is as fast from its second image on
+            for _ in range(2):
+                self.segment(blank)
 
     def close(self) -> None:
         """Drop the compiled or captured forward pass."""

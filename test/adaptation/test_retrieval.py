@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from centroid_library import library_of, library_with
 
+from semla_ros.adaptation import strangeness
 from semla_ros.adaptation.retrieval import Retriever, fusion_weights
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
@@ -19,6 +20,17 @@ def config(**settings: object) -> RetrievalConfig:
 
 
 LINE = np.array([[0.0, 0], [1, 0], [2, 0], [4, 0], [8, 0]])
+
+
+def test_examples_are_compared_for_the_first_scene_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[AdapterLibrary] = []
+    made_of, library = strangeness.Strangeness, library_of(LINE)
+    monkeypatch.setattr(strangeness, "Strangeness", lambda library: made.append(library) or made_of(library))
+    retriever = Retriever(library)
+    assert made == []
+    for _ in range(2):
+        retriever.retrieve(LINE[1])
+    assert made == [library]
 
 
 def test_nearest_centroid_gets_the_largest_weight() -> None:

@@ -153,6 +153,16 @@ def test_weights_overwritten_in_place_act_on_the_next_image(model, text) -> None
     assert not np.array_equal(engine.segment(image).confidence, before)
 
 
+def test_a_first_image_is_all_that_eager_pytorch_warms_up_with(model, text, monkeypatch) -> None:
+    engine, seen = ready_engine(model, text), []
+    segment = engine.segment
+    monkeypatch.setattr(engine, "segment", lambda image, *wanted: seen.append(image.shape) or segment(image, *wanted))
+    engine.warm_up()
+    assert seen == [(*model.config.working_resolution, 3)]
+    engine.warm_up()
+    assert len(seen) == 1
+
+
 def test_weights_that_are_not_finite_are_an_error_not_a_mask(model, text) -> None:
     engine = ready_engine(model, text)
     model.aggregator.head.bias.data.fill_(float("nan"))
