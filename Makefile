@@ -15,7 +15,7 @@ test: venv
 	@$(VENV)/python -m pytest -n auto -q $(ARGS)
 
 # The node on ROS 2 Kilted, which comes as wheels, too: what meets rclpy and the middleware most closely, in a minute.
-KILTED_TESTS ?= $(addprefix test/nodes/test_,distributions.py transport_over_dds.py settings_over_dds.py policy_over_dds.py clock_over_dds.py)
+KILTED_TESTS ?= $(addprefix test/nodes/test_,settings_over_dds.py policy_over_dds.py clock_over_dds.py log_over_dds.py mask_info_over_dds.py)
 test-kilted:
 	@tools/make-venv --ros kilted
 	@.venv-kilted/bin/python -m pytest -n auto -q $(KILTED_TESTS)

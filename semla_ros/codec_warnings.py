@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 import cv2
 
 UNBUFFERED = 2  # _IONBF of stdio.h
+_SILENT = 0  # LOG_LEVEL_SILENT of OpenCV
 _OWN = re.compile(
     rb"Corrupt JPEG data|Premature end of|Inconsistent progression|Invalid (SOS|crop)|Unknown Adobe|Unsupported marker|"
     rb"Application transferred|Warning: unknown JFIF|Must downscale|libpng (warning|error)"
@@ -43,12 +44,18 @@ def _catcher() -> tuple[ctypes.c_void_p, int, int] | None:
     return variable, stream, descriptor
 
 
+def _set_log_level(level: int) -> int:
+    """OpenCV's own log level, which has moved since 4.11; returns the one before."""
+    set_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
+    return int(set_level(level))
+
+
 @contextmanager
 def caught_warnings() -> Iterator[list[str]]:
     """Gives a list that holds the warnings once the block has ended; one block at a time, other threads wait."""
     warnings: list[str] = []
     with _lock:
-        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        level = _set_log_level(_SILENT)
         catcher = _catcher()
         original = None if catcher is None else catcher[0].value
         try:
@@ -56,7 +63,7 @@ def caught_warnings() -> Iterator[list[str]]:
                 catcher[0].value = catcher[1]
             yield warnings
         finally:
-            cv2.utils.logging.setLogLevel(level)
+            _set_log_level(level)
             if catcher is not None:
                 catcher[0].value = original
                 warnings += _drained(catcher[2])

@@ -320,3 +320,11 @@ def test_a_folder_of_12_bit_files_is_spoken_of_once(tmp_path: Path, caplog: pyte
         path.write_bytes(encode(".png", low(GREY, 12)))
         assert np.array_equal(read_image(path)[..., 0], GREY)
     assert len(caplog.records) == 1
+
+
+def test_opencv_is_silent_meanwhile_wherever_a_release_has_its_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = [3]
+    monkeypatch.setattr(cv2, "setLogLevel", lambda level: levels.append(level) or levels[-2], raising=False)  # 4.11
+    with caught_warnings():
+        assert levels == [3, 0]
+    assert levels == [3, 0, 3]

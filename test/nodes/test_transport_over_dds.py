@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import cv2
@@ -142,6 +143,7 @@ def test_a_webcam_whose_frames_are_padded_or_damaged_fills_no_terminal(graph: Gr
     camera.stop(graph)
 
 
+@pytest.mark.skipif(version("rclpy").startswith("9."), reason="Fast DDS of Kilted was not seen to lose such a burst")
 def test_images_that_the_middleware_loses_are_told_with_what_helps(graph: Graph) -> None:
     client = PerceptionClient(graph, "lossy")
     graph.destroy(client._image)
