@@ -48,6 +48,7 @@ _READERS = {
 # Bytes between the picture and its end mark: some webcams leave a few, others fill up with one value.
 _STRAY = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 _FEW_STRAY = 8
+_EXIF_DETAILS = 0x8769
 _DAMAGE = ("Corrupt JPEG data", "Premature end", "Inconsistent progression", "libpng error")
 _told: set[str] = set()
 
@@ -102,6 +103,20 @@ def read_labels(path: Path) -> NDArray[Any]:
         ImageError: As `read_image`, or it is a JPEG, which changes values.
     """
     return label_values(_bytes_of(path), str(path))
+
+
+def read_exif(path: Path) -> dict[int, Any]:
+    """Exif tags of an image file by number, those of the picture's details included.
+
+    Raises:
+        ImageError: It is no image, or its tags are damaged.
+    """
+    try:
+        with Image.open(path) as picture:
+            exif = picture.getexif()
+            return {**exif, **exif.get_ifd(_EXIF_DETAILS)}
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"image {path}: its EXIF data cannot be read: {error}") from None
 
 
 def label_values(data: Buffer, what: str, max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[Any]:

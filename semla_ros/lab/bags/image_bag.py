@@ -11,20 +11,18 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
-from semla_ros.errors import ConfigError, ImageError, SemlaError
-from semla_ros.image_files import read_image
+from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.image_files import read_exif, read_image
 from semla_ros.lab.bags.writer import NANOSECONDS, SEGMENT_TOPIC, START_NS, BagWriter
 from semla_ros.labels import labels_json
 from semla_ros.results import MaskArray
 
+_DATE_TIME, _ORIGINAL, _FRACTION = 306, 36867, 37521  # tags of EXIF
 _UNITS = {10: NANOSECONDS, 13: 1_000_000, 16: 1000, 19: 1}  # digits of a time since 1970 -> its unit in ns
 _NUMBER = re.compile(r"(?<![\d.])(\d{10}|\d{13}|\d{16}|\d{19})(?:\.(\d{1,9}))?(?!\d)")
 _DATE = re.compile(
     r"(?<!\d)((?:19|20)\d\d)[-_]?(\d\d)[-_]?(\d\d)[T _-]?(\d\d)[-_:]?(\d\d)[-_:]?(\d\d)(?:[._-]?(\d{1,9}))?(?!\d)"
 )
-_EXIF_IFD, _DATE_TIME, _ORIGINAL, _FRACTION = 0x8769, 306, 36867, 37521
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,17 +177,12 @@ def exif_stamp_ns(path: Path) -> int:
         ConfigError: It does not say.
         ImageError: It is no image.
     """
-    try:
-        with Image.open(path) as picture:
-            exif = picture.getexif()
-            details = exif.get_ifd(_EXIF_IFD)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"image {path}: its EXIF data cannot be read: {error}") from None
-    text = str(details.get(_ORIGINAL) or exif.get(_DATE_TIME) or "").strip("\0 ")
+    tags = read_exif(path)
+    text = str(tags.get(_ORIGINAL) or tags.get(_DATE_TIME) or "").strip("\0 ")
     numbers = re.fullmatch(r"(\d{4}):(\d\d):(\d\d) (\d\d):(\d\d):(\d\d)", text)
     if not numbers:
         raise ConfigError(f"image {path}: its EXIF data say no time ('{text}'); use --stamps names or --rate")
-    fraction = re.match(r"\d*", str(details.get(_FRACTION) or ""))
+    fraction = re.match(r"\d*", str(tags.get(_FRACTION) or ""))
     return _date_ns(path, [int(item) for item in numbers.groups()], fraction[0] if fraction else "")
 
 

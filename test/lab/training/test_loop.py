@@ -1,7 +1,8 @@
 """The optimisation loop: it learns, resumes to the very same result, and stops on a diverging loss."""
 
-import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,17 @@ from semla_ros.lab.training.loop import LoopConfig, Run, run_loop, schedule_fact
 
 CONFIG = LoopConfig(steps=60, batch_size=16, learning_rate=0.15, warmup_steps=4, weight_decay=0.0, bfloat16=False)
 CPU = torch.device("cpu")
+# In a process of its own: where tests run in several, theirs may not be the main thread.
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from test_loop import CONFIG, regression
+
+number = int(sys.argv[2])
+handler = signal.getsignal(number)
+regression(CONFIG, Path(sys.argv[1]), stop_at=17, stop=lambda: os.kill(os.getpid(), number))
+assert signal.getsignal(number) is handler
+"""
 
 
 def stop() -> None:
@@ -77,9 +89,8 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_its_step_with_nothing_lost(tmp_path: Path, number: signal.Signals) -> None:
     whole, _ = regression(CONFIG)
-    state, handlers = tmp_path / "state.pt", signal.getsignal(number)
-    regression(CONFIG, state, stop_at=17, stop=lambda: os.kill(os.getpid(), number))
-    assert signal.getsignal(number) is handlers
+    state = tmp_path / "state.pt"
+    subprocess.run([sys.executable, "-c", SIGNALLED, state, str(int(number))], cwd=Path(__file__).parent, check=True)
     resumed, losses = regression(CONFIG, state)
     assert len(losses) == CONFIG.steps - 18
     assert torch.equal(whole.weight, resumed.weight)
