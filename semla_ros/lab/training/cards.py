@@ -94,14 +94,7 @@ def own_adapter_card(
         name=name,
         base=base,
         benchmark=benchmark,
-        images=entry.images,
-        rank=config.rank,
-        alpha=config.alpha,
-        targets=targets,
-        steps=config.loop.steps,
-        batch=config.loop.batch_size,
-        spread_mean=entry.spread_mean,
-        spread_p95=entry.spread_p95,
+        **_training(entry, config, targets),
         licence=entry.licence or "not stated",
     )
 
@@ -132,15 +125,22 @@ def adapter_card(domain: Domain, entry: AdapterEntry, base: str, config: Adapter
         name=domain.name,
         base=base,
         what=domain.name,
-        images=entry.images,
         cities=", ".join(domain.cities),
         ranges=f"severity: {ranges}" if ranges else "as the domain mixes them",
-        rank=config.rank,
-        alpha=config.alpha,
-        targets=targets,
-        steps=config.loop.steps,
-        batch=config.loop.batch_size,
-        spread_mean=entry.spread_mean,
-        spread_p95=entry.spread_p95,
+        **_training(entry, config, targets),
         licence=entry.licence,
     )
+
+
+def _training(entry: AdapterEntry, config: AdapterTrainingConfig, targets: int) -> dict[str, object]:
+    """What every card of an adapter says of its training and its domain's spread."""
+    return {
+        "images": entry.images,
+        "rank": config.rank,
+        "alpha": config.alpha,
+        "targets": targets,
+        "steps": config.loop.steps,
+        "batch": config.loop.batch_size,
+        "spread_mean": entry.spread_mean,
+        "spread_p95": entry.spread_p95,
+    }
