@@ -2,10 +2,9 @@
 
 import argparse
 import json
-import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,22 @@ RECIPE = """
 adapter: {loop: {steps: 4, batch_size: 2, learning_rate: 0.01, warmup_steps: 1, bfloat16: false}}
 """
 
+STOPPED = """
+import os, sys
+from contextlib import contextmanager
+import torch
+from semla_ros.cli import main
+from semla_ros.commands import train
+
+@contextmanager
+def stopping(title, total):
+    yield None, lambda step, loss: os.kill(os.getpid(), int(sys.argv[1])) if step == 1 else None
+
+torch.set_num_threads(1)  # as here: the count decides the last bits
+train.training_progress = stopping
+sys.exit(main(sys.argv[2:]))
+"""
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,12 +60,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(pictures: Path, library: Path, *more: str, name: str = "mist") -> int:
-    return main([
+def options(pictures: Path, library: Path, *more: str, name: str = "mist") -> list[str]:
+    return [
         "train", "adapter", "--name", name, "--images", str(pictures / "images"), "--labels", str(pictures / "labels"),
         "--classes", str(pictures / "classes.txt"), "--library", str(library),
         "--recipe", str(pictures / "recipe.yaml"), "--device", "cpu", *more,
-    ])  # fmt: skip
+    ]  # fmt: skip
+
+
+def train(pictures: Path, library: Path, *more: str, name: str = "mist") -> int:
+    return main(options(pictures, library, *more, name=name))
 
 
 def test_the_command_writes_the_published_layout(pictures: Path, tmp_path: Path) -> None:
@@ -82,15 +101,11 @@ def test_an_existing_adapter_is_not_overwritten(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_training_that_is_stopped_goes_on_to_the_same_adapter(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    pictures: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    @contextmanager
-    def stopping(_title: str, _total: int) -> Iterator[tuple[None, Callable[[int, float], None]]]:
-        yield None, lambda step, _loss: os.kill(os.getpid(), number) if step == 1 else None
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_command, "training_progress", stopping)
-        assert train(pictures, tmp_path / "library") == 130
+    # In a process of its own: where tests run in several, theirs may not be the main thread.
+    command = [sys.executable, "-c", STOPPED, str(int(number)), *options(pictures, tmp_path / "library")]
+    assert subprocess.run(command, check=False).returncode == 130
     assert [path.name for path in (tmp_path / "library").iterdir()] == [".mist.training"]
     assert train(pictures, tmp_path / "library", "--seed", "4") == 2  # a state of another run
     assert train(pictures, tmp_path / "library") == 0
