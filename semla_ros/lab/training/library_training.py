@@ -333,9 +333,10 @@ def _made_from(run: LibraryRun) -> dict[str, str]:
     files = hashlib.sha256()
     for domain in (*run.benchmark.domain_names, *run.sources):
         samples = [run.samples(domain, "train")] + ([run.samples(domain, "val")] if run.scored(domain) else [])
-        for path in (file for part in samples for paths in part.paths for file in (paths.image, paths.labels)):
-            status = path.stat()
-            files.update(f"{domain} {path.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+        for paths in (paths for part in samples for paths in part.paths):
+            # Not by time: the same set may come back from a copy or another mount.
+            labels = file_sha256(paths.labels)
+            files.update(f"{domain} {paths.image.name} {paths.image.stat().st_size} {labels}\n".encode())
     return {
         "recipe": _digest(asdict(run.recipe)),
         "benchmark": _digest([run.benchmark.classes, run.benchmark.encodings, run.benchmark.domains]),

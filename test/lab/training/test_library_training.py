@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import stat
 import subprocess
@@ -167,9 +168,12 @@ def test_a_folder_that_was_begun_with_something_else_is_refused_by_name(
     assert "begun with another recipe" in capsys.readouterr().err
     assert main(options(data, out, "--minutes", "5")) == 2
     assert "another number of minutes (0)" in capsys.readouterr().err
-    picture = data / "fog" / "images" / "0.png"
-    os.utime(picture, ns=(picture.stat().st_atime_ns, picture.stat().st_mtime_ns + 1))
-    assert main(options(data, out)) == 2
+    copy = tmp_path / "copy"
+    shutil.copytree(data, copy, copy_function=shutil.copyfile)  # its files are new, their contents are not
+    assert main(options(copy, out)) == 0
+    labels = copy / "fog" / "labels" / "0.png"
+    Image.fromarray(np.asarray(Image.open(labels))[:, ::-1].copy()).save(labels)
+    assert main(options(copy, out)) == 2
     assert "another set of images" in capsys.readouterr().err
 
 
