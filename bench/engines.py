@@ -27,7 +27,7 @@ from semla_ros.lab.world.cities import CITIES
 from semla_ros.lab.world.conditions import Conditions
 from semla_ros.lab.world.render import render
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.resources import find_model, shipped_library
+from semla_ros.resources import find_model, model_library
 from semla_ros.results import ImageArray
 from semla_ros.segmentation.checkpoint import load_model
 
@@ -109,7 +109,7 @@ def _retrieval(
     component: FixedComponent, encoder: SceneEncoder, runners: Sequence[Runner], scenes: Sequence[ImageArray]
 ) -> dict[str, object]:
     """What each runtime does to the weights of the shipped adapters, against torch in fp32."""
-    library = AdapterLibrary.load(shipped_library(SHIPPED), encoder_id=encoder.id, encoder_dim=encoder.dim)
+    library = AdapterLibrary.load(model_library(SHIPPED), encoder_id=encoder.id, encoder_dim=encoder.dim)
     retriever = Retriever(library, library.retrieval or RetrievalConfig())
 
     def weights(image: ImageArray) -> np.ndarray:

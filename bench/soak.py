@@ -30,7 +30,7 @@ from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.world.caption import SYNONYMS
-from semla_ros.resources import shipped_library
+from semla_ros.resources import model_library
 from semla_ros.serving.memory import GIVE_BACK_EVERY_S
 
 TRANSPORTS = ("raw", "compressed")
@@ -204,7 +204,7 @@ def _measure_part(index: int, frames: int, model: str, library: str, seed: int) 
     os.environ.update(environment)
     crash = ""
     with tempfile.TemporaryDirectory() as folder, Children() as children:
-        source = Path(library) if library else shipped_library(model)
+        source = Path(library) if library else model_library(model)
         changing = ChangingLibrary(source, Path(folder) / "library", seed + index)
         log = Path(folder) / "perception.log"
         child = children.start("perception node", _command(model, changing.folder, transport), environment, log)

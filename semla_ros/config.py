@@ -223,9 +223,13 @@ class InferenceConfig(Checked):
 class SemlaConfig(Checked):
     """Everything the pipeline needs to start; what the library or model recommends counts where retrieval is None."""
 
-    model: str = fixed("semla-tiny", "Model id (semla-tiny, catseg-b, catseg-l) or path of a checkpoint")
-    model_dir: str = fixed("", "Where models are looked for first; then $SEMLA_MODEL_DIR, then the share folder")
-    library: str = fixed("", "Adapter library folder; empty = the one shipped with the model")
+    model: str = fixed(
+        "semla-tiny", "Model id (semla-tiny, catseg-b, catseg-l), path of a checkpoint, or hf://owner/repo"
+    )
+    model_dir: str = fixed(
+        "", "Where models are looked for first; then $SEMLA_MODEL_DIR, the share folder, the Hugging Face cache"
+    )
+    library: str = fixed("", "Adapter library: folder or hf://owner/repo; empty = the model's own")
     classes: tuple[str, ...] = live((), "Vocabulary: index in the mask -> name; [] = the model's own class list")
     initial_mix: str = fixed(
         "", "Mix to start with, such as 'fog 70%, night 20%', the rest base model; empty = the base model"

@@ -67,7 +67,7 @@ class BagError(SemlaError):
 
 
 class FetchError(SemlaError):
-    """A published file cannot be downloaded or does not have the expected digest."""
+    """A published file cannot be downloaded, does not have the expected digest, or cannot be published."""
 
 
 class TrainingError(SemlaError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,9 +16,11 @@ from semla_ros.engines.base import Engine
 from semla_ros.engines.choice import choose_engine
 from semla_ros.engines.torch_engine import choose_device, choose_threads
 from semla_ros.errors import LibraryError, VocabularyError
+from semla_ros.hub import PUBLISHED
 from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.fetching import find_library
 from semla_ros.library.manifest import read_manifest
-from semla_ros.resources import find_model, shipped_library
+from semla_ros.resources import find_model
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model, model_file
 from semla_ros.segmentation.model import CatSeg
 from semla_ros.segmentation.targets import lora_signature
@@ -71,12 +72,14 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         torch.set_num_threads(choose_threads(config.inference.threads))
     path = find_model(config.model, config.model_dir)
     model_file(path)  # before the encoder of what is no model is looked for
-    library_folder = Path(config.library).expanduser() if config.library else shipped_library(config.model)
+    library_folder = find_library(config.library, model=config.model, model_dir=config.model_dir)
     if library is None and not library_folder.is_dir():
         missing = f"adapter library {library_folder} is not there"
         if not config.library:
             missing = f"no adapter library ships with model '{config.model}' ({library_folder} is not there)"
-        raise LibraryError(f"{missing}; give the folder that holds one folder per adapter as 'library'")
+        fetched = {item.library_of: item.id for item in PUBLISHED.values() if item.library_of}.get(config.model)
+        hint = f"'semla fetch {fetched}' downloads the published one; or " if fetched and not config.library else ""
+        raise LibraryError(f"{missing}; {hint}give the folder that holds one folder per adapter as 'library'")
     manifest = library.manifest if library is not None else read_manifest(library_folder)
     loaded = load_model(path, device)  # first: where it is damaged, that is what to tell
     encoder = SceneEncoder.load(encoder_of(path, manifest.encoder.id), model_dir=config.model_dir, device=device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from semla_ros.adaptation.scene_image import CLIP_MEAN, CLIP_STD, ScenePreproces
 from semla_ros.adaptation.scene_tower import EncoderSource, build_tower, pair, read_tensors, triple
 from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.file_integrity import file_sha256
-from semla_ros.library.fetching import PUBLISHED
-from semla_ros.resources import share_folder
+from semla_ros.hub import PUBLISHED
+from semla_ros.resources import model_folders
 from semla_ros.torchvision_compat import import_open_clip
 
 _OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -40,8 +39,7 @@ def read_published(name: str, tag: str, model_dir: str | Path) -> EncoderSource:
             f"weights of {name}: {', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}"
         )
     hub, _, own_file = str(settings.get("hf_hub", "")).rpartition("/")
-    folders = [Path(item).expanduser() for item in (str(model_dir), os.environ.get("SEMLA_MODEL_DIR", "")) if item]
-    folders.append(share_folder() / "models")
+    folders = model_folders(str(model_dir))
     names = [own_file] if own_file else list(_OPEN_CLIP_FILES)
     for folder in folders:
         for base in (folder / f"{name}-{tag}", folder / hub.rpartition("/")[2]):

@@ -12,13 +12,14 @@ from semla_ros.adaptation.explanation import Explanation, explain
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import encoder_of
 from semla_ros.api.images import ImageLike, name_of, pixels_of
-from semla_ros.config import SemlaConfig
 from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.file_integrity import write_atomically
 from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.fetching import find_library
 from semla_ros.library.importing import add_adapter
 from semla_ros.library.manifest import ModelReference
-from semla_ros.resources import find_model, shipped_library
+from semla_ros.library.publishing import Publication, publication, push
+from semla_ros.resources import find_model
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
 
 if TYPE_CHECKING:  # matplotlib, imported where something is drawn
@@ -98,7 +99,8 @@ class Library:
     """A folder of adapters.
 
     Args:
-        folder: Empty = the one that ships with semla-tiny.
+        folder: Or `hf://owner/repo`, which is downloaded where it is not on this machine; empty = the one that ships
+            with semla-tiny.
         model: Base model, whose scene encoder looks at images; empty = the one that the library names.
         model_dir: Where model files are looked for first.
 
@@ -110,7 +112,7 @@ class Library:
     """
 
     def __init__(self, folder: str | Path = "", *, model: str = "", model_dir: str = "") -> None:
-        self.folder = Path(folder).expanduser() if folder != "" else shipped_library(SemlaConfig.model)
+        self.folder = find_library(folder, model_dir=model_dir)
         self._model, self._model_dir = model, model_dir
         self._inner = AdapterLibrary.load(self.folder, eager_bytes=0)
 
@@ -140,6 +142,26 @@ class Library:
         name = add_adapter(self.folder, Path(folder), name=name)
         self._inner = AdapterLibrary.load(self.folder, eager_bytes=0)
         return name
+
+    def push(self, repository: str, *, is_private: bool = False, dry_run: bool = False) -> Publication:
+        """Publish it on the Hugging Face hub, with a card; `hf://owner/repo` is its name from then on.
+
+        Args:
+            repository: "owner/repo"; made where it is missing.
+            is_private: Where it is made: only for its owner.
+            dry_run: Send nothing.
+
+        Returns:
+            What was sent, or would be: `files`, `card`, `adapters`.
+
+        Raises:
+            LibraryError: An adapter cannot be used, or the library does not say what it is for.
+            FetchError: The hub does not take it.
+        """
+        planned = publication(self.folder, repository)
+        if not dry_run:
+            push(planned, is_private=is_private)
+        return planned
 
     def explain(self, image: ImageLike) -> Why:
         """Why an image gets its mix: distances, weights, fade, and where it falls.

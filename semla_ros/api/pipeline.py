@@ -138,8 +138,8 @@ class Pipeline:
     """A model that follows the scene: for each image the adapters that fit it are fused into its weights.
 
     Args:
-        model: Id or path.
-        library: Folder of adapters, or a `Library`; empty = the model's own.
+        model: Id, path, or `hf://owner/repo`.
+        library: Folder of adapters, `hf://owner/repo`, or a `Library`; empty = the model's own.
         classes: What to look for; empty = the model's own list.
         model_dir: Where model files are looked for first.
         inference: "whole" images, or "sliding" over windows, which is slower and finer.

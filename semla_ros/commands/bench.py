@@ -26,7 +26,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from semla_ros.commands.options import Listed, output_folder
+from semla_ros.commands.options import Listed, add_library_option, output_folder
 from semla_ros.errors import ConfigError, known_names
 from semla_ros.resources import share_folder
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", type=int, default=5000, help="images in each part of soak; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of soak; default: %(default)s")
     parser.add_argument("--model", default="semla-tiny", help="for start, node and soak; default: %(default)s")
-    parser.add_argument("--library", default="", metavar="DIR", help="for the same; default: the model's own")
+    add_library_option(parser)
     parser.add_argument("--against", type=Path, metavar="DIR", help="in start, another checkout to compare with")
     parser.add_argument("--dry", action="store_true", help="in gpu, try the phases out on the CPU at toy size")
     parser.add_argument("--only", action=Listed, metavar="PHASE", default=(), help="in gpu, run these phases again")

@@ -24,7 +24,7 @@ from typing import Any
 
 from rich.console import Console
 
-from semla_ros.commands.options import output_folder
+from semla_ros.commands.options import add_library_option, output_folder
 from semla_ros.config import SemlaConfig
 from semla_ros.lab.demo.demo_bag import DRIVE_S, DemoBagOptions, parse_size
 from semla_ros.lab.demo.run import FAST_SPEED, drive_options, replay_options, run_demo
@@ -46,10 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--duration-s", type=float, default=DRIVE_S, metavar="S", help="of the drive (%(default)s)")
     parser.add_argument("--size", default=f"{default.width}x{default.height}", metavar="WxH", help="(%(default)s)")
-    parser.add_argument("--model", default=SemlaConfig.model, help="model id or path (%(default)s)")
-    parser.add_argument(
-        "--library", default="", help="adapter library folder (default: the one shipped with the model)"
-    )
+    parser.add_argument("--model", default=SemlaConfig.model, help="id, path or hf://owner/repo (%(default)s)")
+    add_library_option(parser)
     parser.add_argument(
         "--json", action="store_true", help="print the summary as JSON on standard output, all else on standard error"
     )

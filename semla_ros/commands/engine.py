@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.commands.options import output_folder
+from semla_ros.commands.options import add_model_options, output_folder
 from semla_ros.engines.cache import CacheEntry, EngineCache
 from semla_ros.errors import ConfigError, EngineError, SemlaError
 
@@ -87,8 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="semla-tiny", help="model id or path; default: %(default)s")
-    parser.add_argument("--model-dir", default="", help="where models are looked for first")
+    add_model_options(parser)
     parser.add_argument("--encoder", default="", help="scene encoder (default: the one beside the model, or published)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 = physical cores; default: %(default)s")

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from semla_ros.commands.options import Listed, output_file
+from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_file
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
@@ -39,7 +39,8 @@ from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
 from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.progress import progress
-from semla_ros.resources import find_model, shipped_library
+from semla_ros.library.fetching import find_library
+from semla_ros.resources import find_model
 
 if TYPE_CHECKING:
     from semla_ros.lab.evaluation.aggregate import Evaluation
@@ -96,11 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"paper (default), extra, all, or any of: {', '.join(VARIANTS)}",
     )
     subject = parser.add_argument_group("model and library")
-    subject.add_argument("--model", default="semla-tiny", help="id or path; default: semla-tiny")
-    subject.add_argument("--model-dir", default="", help="where model files are looked for first")
-    subject.add_argument(
-        "--library", default="", help="adapter library folder; default: the one shipped with the model"
-    )
+    add_model_options(subject)
+    add_library_option(subject)
     subject.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
     subject.add_argument("--inference", choices=("whole", "sliding"), help="default: what the benchmark says")
     subject.add_argument("--temperature", type=float, help="default: what the library recommends")
@@ -354,7 +352,7 @@ def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> N
 
 
 def _library(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.library).expanduser() if arguments.library else shipped_library(arguments.model)
+    return find_library(arguments.library, model=arguments.model, model_dir=arguments.model_dir)
 
 
 def run_with_progress(

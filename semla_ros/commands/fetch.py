@@ -20,20 +20,31 @@ from rich.table import Table
 
 from semla_ros.commands.options import output_folder
 from semla_ros.errors import ConfigError, SemlaError
-from semla_ros.library.fetching import PUBLISHED, FetchedFile, PublishedItem, fetch, published_item, unpack_library
-from semla_ros.library.importing import import_library
+from semla_ros.hub import (
+    PUBLISHED,
+    RECORD_NAME,
+    FetchedFile,
+    PublishedItem,
+    cached_file,
+    fetch,
+    hub_folder,
+    is_hub_name,
+    own_assets,
+    published_item,
+)
+from semla_ros.lab.report.progress import progress
+from semla_ros.library.adapter_files import CONFIG_NAME
+from semla_ros.library.fetching import make_library
 from semla_ros.library.manifest import ModelReference
-from semla_ros.resources import PUBLISHED_ENCODER, share_folder
-
-BASE_ID = "catseg-l"  # the published adapters were trained on it
+from semla_ros.resources import PUBLISHED_ENCODER
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla fetch`."""
-    parser.add_argument("name", nargs="*", help=f"all, or any of: {', '.join(PUBLISHED)}")
+    parser.add_argument("name", nargs="*", help=f"all, hf://owner/repo, or any of: {', '.join(PUBLISHED)}")
     parser.add_argument("--list", action="store_true", help="show what can be fetched, and stop")
     parser.add_argument(
-        "--dest", type=output_folder, help="folder of models (default: $SEMLA_MODEL_DIR, then the package's models)"
+        "--dest", type=output_folder, help="folder of models (default: $SEMLA_MODEL_DIR, then the Hugging Face cache)"
     )
     parser.add_argument("--revision", help="branch, tag or commit of the repository (default: the newest)")
     parser.add_argument("--endpoint", help="another server with the hub's interface (default: $HF_ENDPOINT)")
@@ -46,51 +57,46 @@ def run(arguments: argparse.Namespace) -> int:
         _print_items(arguments.json)
         return 0
     if not arguments.name:
-        raise ConfigError(f"say what to fetch: all, {', '.join(PUBLISHED)}")
+        raise ConfigError(f"say what to fetch: all, hf://owner/repo, {', '.join(PUBLISHED)}")
     names = list(PUBLISHED) if "all" in arguments.name else list(dict.fromkeys(arguments.name))
-    items = [published_item(name) for name in names]
-    dest = arguments.dest or Path(os.environ.get("SEMLA_MODEL_DIR") or share_folder() / "models")
-    report: list[dict[str, Any]] = []
+    items = [published_item(name) for name in names if not is_hub_name(name)]
+    report = [_fetched_folder(name, arguments) for name in names if is_hub_name(name)]
+    dest = arguments.dest or (Path(folder).expanduser() if (folder := os.environ.get("SEMLA_MODEL_DIR")) else None)
     # The base model comes before the adapters, so that their library can state its digest.
-    for item in sorted(items, key=lambda item: item.is_library):
-        files = fetch(item, dest, revision=arguments.revision, endpoint=arguments.endpoint)
-        library = _make_library(item, files, dest) if item.is_library else None
-        report.append(_described(item, files, library))
-        if not arguments.json:
-            for file in files:
-                state = "already there" if file.was_there else "fetched"
-                print(f"{item.id}: {state}: {file.path} (SHA-256 {file.sha256})")
-            if library:
-                print(f"{item.id}: {library}")
+    items.sort(key=lambda item: bool(item.library_of))
+    report += [_fetched_item(item, dest, arguments) for item in items]
     if arguments.json:
         print(json.dumps(report, indent=2))
+    elif arguments.dest and items:
+        print(f"they are found with --model-dir {arguments.dest}, or SEMLA_MODEL_DIR={arguments.dest}")
     return 0
 
 
-def _make_library(item: PublishedItem, files: list[FetchedFile], dest: Path) -> str:
-    """Unpack the adapters and check them; one line that says how to use them, or what they lack."""
-    folder = dest / item.id / "library"
-    archive = files[0]
-    if archive.was_there and (folder / "library.yaml").is_file():
-        return f"library in {folder}"
-    folder.mkdir(exist_ok=True)
-    names = unpack_library(archive.path, folder)
-    base_record = dest / BASE_ID / "fetched.json"
-    digests: list[str] = []
-    if base_record.is_file():
-        digests = [entry["sha256"] for entry in json.loads(base_record.read_text(encoding="utf-8")).values()]
-    try:
-        import_library(
-            folder,
-            base=ModelReference(id=BASE_ID, sha256=digests[0] if len(digests) == 1 else ""),
-            encoder=ModelReference(id=PUBLISHED_ENCODER),
+def _fetched_folder(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A repository of somebody's own, in its newest state."""
+    folder = hub_folder(name, endpoint=arguments.endpoint, is_new=True)
+    if not arguments.json:
+        print(f"{name}: in {folder}")
+    return {"id": name, "folder": str(folder)}
+
+
+def _fetched_item(item: PublishedItem, dest: Path | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    with progress() as bars:
+        task = bars.add_task(item.id, total=None)
+        files = fetch(
+            item,
+            dest,
+            revision=arguments.revision,
+            endpoint=arguments.endpoint,
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    except SemlaError as error:
-        return f"{len(names)} adapters in {folder}, not yet a library: {error}"
-    return f"library of {len(names)} adapters in {folder}"
-
-
-def _described(item: PublishedItem, files: list[FetchedFile], library: str | None) -> dict[str, Any]:
+    library = _library_of(item, files[0], dest) if item.library_of else ""
+    if not arguments.json:
+        for file in files:
+            state = "already there" if file.was_there else "fetched"
+            print(f"{item.id}: {state}: {file.path} (SHA-256 {file.sha256})")
+        if library:
+            print(f"{item.id}: {library}")
     described: dict[str, Any] = {
         "id": item.id,
         "files": [
@@ -98,9 +104,37 @@ def _described(item: PublishedItem, files: list[FetchedFile], library: str | Non
             for file in files
         ],
     }
-    if library:
-        described["library"] = library
-    return described
+    return {**described, "library": library} if library else described
+
+
+def _library_of(item: PublishedItem, archive: FetchedFile, dest: Path | None) -> str:
+    """Unpack the adapters where their model looks for its library; one line that says what they are, or lack."""
+    base = item.library_of
+    folder = dest / "adapters" / base if dest else own_assets("adapters", base)
+    if archive.was_there and (folder / "library.yaml").is_file():
+        return f"library of {base} in {folder}"
+    try:
+        names = make_library(
+            archive.path,
+            folder,
+            base=ModelReference(id=base, sha256=_digest(PUBLISHED[base], dest)),
+            encoder=ModelReference(id=PUBLISHED_ENCODER),
+        )
+    except SemlaError as error:
+        if not any(folder.glob(f"*/{CONFIG_NAME}")):
+            raise
+        return f"adapters in {folder}, not yet a library: {error}"
+    return f"library of {len(names)} adapters for {base} in {folder}"
+
+
+def _digest(base: PublishedItem, dest: Path | None) -> str:
+    """SHA-256 of the base model as it was fetched; empty where it is not there."""
+    if dest is None:
+        cached = cached_file(base)
+        return cached.resolve().name if cached else ""
+    record = dest / base.id / RECORD_NAME
+    entries = json.loads(record.read_text(encoding="utf-8")).values() if record.is_file() else ()
+    return next((entry["sha256"] for entry in entries), "")
 
 
 def _print_items(is_json: bool) -> None:

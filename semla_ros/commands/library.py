@@ -10,6 +10,7 @@ Examples:
   semla library import loradb --model catseg-l --encoder ViT-L-14/openai
   semla library index loradb my-night --images night/ --encoder ViT-L-14/openai
   semla library add trained/my-night --library loradb
+  semla library push loradb me/my-adapters --dry-run
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ from rich.table import Table
 from rich.text import Text
 
 from semla_ros.commands import library_views
-from semla_ros.commands.options import output_folder
+from semla_ros.commands.options import add_model_options, output_folder
 from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
 from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.fetching import find_library
 from semla_ros.library.importing import add_adapter, import_library
 from semla_ros.library.manifest import ModelReference
-from semla_ros.resources import find_model, shipped_library
+from semla_ros.resources import find_model
 
-DEFAULT_MODEL = "semla-tiny"
+FITTED = "base model that the adapters must fit"
 NO_DIGEST = "without digests, so that a small damage cannot be seen"
 
 
@@ -57,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Verify every file, value and digest of a library; exit status 2 if anything is wrong.",
     )
     _library_argument(check)
-    _model_arguments(check)
+    add_model_options(check, "", FITTED)
     check.add_argument("--encoder", help="scene encoder that the centroids must be from (id)")
     check.add_argument("--json", action="store_true", help="for scripts")
     check.set_defaults(act=_check)
@@ -70,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("folder", type=Path, help="the adapter's folder, in the published layout")
     add.add_argument("--library", type=output_folder, required=True, help="made where it is missing")
     add.add_argument("--name", default="", help="its name in the library (default: its folder's name)")
-    _model_arguments(add)
+    add_model_options(add, "", FITTED)
     add.set_defaults(act=_add)
 
     index = actions.add_parser(
@@ -86,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="scene encoder: model folder, file, or open_clip model as 'ViT-L-14/openai'",
     )
-    index.add_argument("--model-dir", default="", help="where published weights are looked for first")
+    index.add_argument("--model-dir", default="", metavar="DIR", help="where published weights are looked for first")
     index.add_argument("--batch-size", type=int, default=16, help="images embedded at once (default 16)")
     index.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default cpu)")
     index.add_argument("--json", action="store_true", help="for scripts")
@@ -98,12 +100,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Check adapter folders in the published layout and write library.yaml beside them.",
     )
     importing.add_argument("library", type=output_folder, help="holds one folder per adapter")
-    _model_arguments(importing)
+    add_model_options(importing, "", FITTED)
     importing.add_argument("--base-id", default="", help="id of the base model, where --model is not given")
     importing.add_argument("--encoder", default="", help="id of the scene encoder, for example ViT-L-14/openai")
     importing.add_argument("--licence", default="", help="of the adapters")
     importing.add_argument("--note", default="", help="one line about the library")
     importing.set_defaults(act=_import)
+
+    push = actions.add_parser(
+        "push",
+        help="publish a library on the Hugging Face hub",
+        description="Check a library whole and publish it with a card; 'hf://owner/repo' is its name from then on.",
+    )
+    push.add_argument("library", type=Path, help="the library's folder")
+    push.add_argument("repository", metavar="OWNER/REPO", help="on the hub; made where it is missing")
+    push.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    push.add_argument("--private", action="store_true", help="where the repository is made: only for its owner")
+    push.add_argument("--endpoint", help="another server with the hub's interface (default: $HF_ENDPOINT)")
+    push.set_defaults(act=_push)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,17 +128,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _library_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "library", nargs="?", type=Path, help="the library's folder (default: the one shipped with semla-tiny)"
+        "library",
+        nargs="?",
+        default="",
+        help=f"folder, hf://owner/repo or a model's id (default: {library_views.SHIPPED})",
     )
 
 
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="", help="base model that the adapters must fit: id or path")
-    parser.add_argument("--model-dir", default="", help="where models are looked for first")
-
-
 def _list(arguments: argparse.Namespace) -> int:
-    library = AdapterLibrary.load(_folder(arguments), eager_bytes=0)
+    library = AdapterLibrary.load(find_library(arguments.library), eager_bytes=0)
     rows = adapter_rows(library)
     if arguments.json:
         print(json.dumps(_summary(library, rows), indent=2, ensure_ascii=False))
@@ -136,7 +148,7 @@ def _list(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     base = _base_model(arguments)
     library = AdapterLibrary.load(
-        _folder(arguments),
+        find_library(arguments.library),
         targets=base.targets,
         base_sha=base.sha256,
         encoder_id=arguments.encoder,
@@ -209,6 +221,20 @@ def _import(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _push(arguments: argparse.Namespace) -> int:
+    from semla_ros.library.publishing import CARD_NAME, publication, push
+
+    planned = publication(arguments.library, arguments.repository)
+    if not arguments.dry_run:
+        print(push(planned, is_private=arguments.private, endpoint=arguments.endpoint))
+        print(f"{len(planned.adapters)} adapters are at hf://{planned.repository} now")
+        return 0
+    for path, file in planned.files.items():
+        print(f"{path}: {file.stat().st_size / 1000:.1f} kB")
+    print(f"{CARD_NAME}:\n\n{planned.card}\nnothing was sent: --dry-run")
+    return 0
+
+
 @dataclass(frozen=True)
 class _Base:
     """What the base model named on the command line has to say; empty where none was named."""
@@ -226,11 +252,6 @@ def _base_model(arguments: argparse.Namespace) -> _Base:
 
     loaded = load_model(find_model(arguments.model, arguments.model_dir))
     return _Base(loaded.model_id, lora_signature(loaded.model), lambda: loaded.sha256)
-
-
-def _folder(arguments: argparse.Namespace) -> Path:
-    folder: Path = arguments.library or shipped_library(DEFAULT_MODEL)
-    return folder
 
 
 def adapter_rows(library: AdapterLibrary) -> list[dict[str, Any]]:

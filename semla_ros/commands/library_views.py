@@ -16,16 +16,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.commands.options import output_folder, unique_stems
-from semla_ros.config import SemlaConfig
+from semla_ros.commands.options import add_library_option, add_model_options, output_folder, unique_stems
 from semla_ros.errors import LibraryError, SemlaError, known_names
 from semla_ros.file_integrity import file_sha256
 from semla_ros.image_files import read_image
 from semla_ros.library.adapter_files import file_names
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.resources import shipped_library
+from semla_ros.library.fetching import find_library
 
 CARD = "CARD.md"
+SHIPPED = "the one shipped with semla-tiny"
 NEIGHBOURS = 3
 
 
@@ -35,7 +35,8 @@ def add_actions(actions: Any) -> None:
         "show", help="all that is known of one adapter", description="Show the card of an adapter."
     )
     show.add_argument("name", metavar="NAME", help="the adapter")
-    _library_option(show)
+    add_library_option(show, SHIPPED)
+    show.add_argument("--json", action="store_true", help="for scripts")
     show.set_defaults(act=_show)
 
     mapping = actions.add_parser(
@@ -44,7 +45,7 @@ def add_actions(actions: Any) -> None:
         description="Draw centroids with their spreads, and where images fall, as map.png and map.html.",
     )
     mapping.add_argument("--images", nargs="+", type=Path, default=[], metavar="IMAGE", help="image files")
-    _model_options(mapping)
+    _view_options(mapping)
     mapping.set_defaults(act=_map)
 
     diff = actions.add_parser(
@@ -52,8 +53,8 @@ def add_actions(actions: Any) -> None:
         help="what two libraries differ in",
         description="Say what two libraries differ in; exit status 1 where they do.",
     )
-    diff.add_argument("first", type=Path, metavar="A", help="folder of a library")
-    diff.add_argument("second", type=Path, metavar="B", help="folder of another one")
+    diff.add_argument("first", metavar="A", help="library: folder or hf://owner/repo")
+    diff.add_argument("second", metavar="B", help="another one")
     diff.add_argument("--json", action="store_true", help="for scripts")
     diff.set_defaults(act=_diff)
 
@@ -63,26 +64,19 @@ def add_actions(actions: Any) -> None:
         description="Say in words why images get their adapters, and draw it as <image>_why.png and <image>_why.html.",
     )
     explain.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    _model_options(explain)
+    _view_options(explain)
     explain.set_defaults(act=_explain)
 
 
-def _library_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--library", type=Path, metavar="DIR", default=None, help="default: the one shipped with semla-tiny"
-    )
+def _view_options(parser: argparse.ArgumentParser) -> None:
+    add_library_option(parser, SHIPPED)
+    add_model_options(parser, "", "model whose scene encoder looks, instead of the one that the library names")
+    parser.add_argument("--out", type=output_folder, default="out/library", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="for scripts")
 
 
-def _model_options(parser: argparse.ArgumentParser) -> None:
-    _library_option(parser)
-    parser.add_argument("--model", default="", help="whose scene encoder looks; default: the one the library names")
-    parser.add_argument("--model-dir", default="", metavar="DIR", help="where models are looked for first")
-    parser.add_argument("--out", type=output_folder, default="out/library", metavar="DIR", help="default: %(default)s")
-
-
-def _load(folder: Path | None) -> AdapterLibrary:
-    return AdapterLibrary.load(folder or shipped_library(SemlaConfig.model), eager_bytes=0)
+def _load(name: str | Path) -> AdapterLibrary:
+    return AdapterLibrary.load(find_library(name), eager_bytes=0)
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -138,7 +132,7 @@ def _facts(library: AdapterLibrary, name: str) -> dict[str, Any]:
 def _map(arguments: argparse.Namespace) -> int:
     from semla_ros.api.library import Library
 
-    library = Library(arguments.library or "", model=arguments.model, model_dir=arguments.model_dir)
+    library = Library(arguments.library, model=arguments.model, model_dir=arguments.model_dir)
     images, status = [], 0
     for path in arguments.images:
         try:
@@ -159,7 +153,7 @@ def _map(arguments: argparse.Namespace) -> int:
 def _explain(arguments: argparse.Namespace) -> int:
     from semla_ros.api.library import Library
 
-    library = Library(arguments.library or "", model=arguments.model, model_dir=arguments.model_dir)
+    library = Library(arguments.library, model=arguments.model, model_dir=arguments.model_dir)
     answers, failed = [], 0
     stems = unique_stems(arguments.images, lambda stem: _why_files(arguments.out, stem))
     for path, stem in zip(arguments.images, stems, strict=True):
@@ -194,7 +188,7 @@ def _diff(arguments: argparse.Namespace) -> int:
         keys = ("of", "what", "first", "second")
         print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2, ensure_ascii=False))
     elif rows:
-        table = Table("of", "what", escape(str(arguments.first)), escape(str(arguments.second)), box=None)
+        table = Table("of", "what", escape(arguments.first), escape(arguments.second), box=None)
         for row in rows:
             table.add_row(*(Text(item) for item in row))
         Console().print(table)

@@ -9,7 +9,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from semla_ros.config import SemlaConfig
 from semla_ros.errors import ConfigError
+from semla_ros.hub import is_hub_name
 
 
 class Listed(argparse.Action):
@@ -32,6 +34,26 @@ class Listed(argparse.Action):
         except ValueError as error:
             raise argparse.ArgumentError(self, str(error)) from None
         setattr(namespace, self.dest, [*(() if earlier is self.default else earlier), *names])
+
+
+def add_model_options(parser: Any, default: str = SemlaConfig.model, what: str = "") -> None:
+    """`--model` and `--model-dir`.
+
+    Args:
+        parser: Gets them; or a group of one.
+        default: Of `--model`.
+        what: It is for; in its help.
+    """
+    shown = " (%(default)s)" if default else ""
+    parser.add_argument("--model", default=default, help=f"{what or 'model'}: id, path or hf://owner/repo{shown}")
+    parser.add_argument("--model-dir", default="", metavar="DIR", help="where models are looked for first")
+
+
+def add_library_option(parser: Any, default: str = "the model's own") -> None:
+    """`--library`, which is read; `default` is what an empty one means."""
+    parser.add_argument(
+        "--library", default="", metavar="DIR", help=f"adapter library: folder or hf://owner/repo (default: {default})"
+    )
 
 
 def output_folder(text: str) -> Path:
@@ -60,6 +82,8 @@ def output_file(text: str) -> Path:
 
 
 def _try_to_write(folder: Path, path: Path) -> None:
+    if is_hub_name(path):
+        raise ConfigError(f"{path}: nothing is written to the hub but by 'semla library push'; name a folder")
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:

@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from semla_ros.commands.options import Listed, output_folder
+from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
@@ -85,9 +85,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="vehicle",
         help="one scene estimate for all cameras, or one each (%(default)s)",
     )
-    how.add_argument("--model", default=SemlaConfig.model, help="model id or path (%(default)s)")
-    how.add_argument("--model-dir", default="", metavar="DIR", help="where model files are looked for first")
-    how.add_argument("--library", default="", metavar="DIR", help="adapter library; default: the model's own")
+    add_model_options(how)
+    add_library_option(how)
     how.add_argument(
         "--classes", action=Listed, default=[], metavar="NAME", help="vocabulary; default: the model's own"
     )

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from semla_ros.commands.options import Listed, output_folder, unique_stems
-from semla_ros.config import SemlaConfig
+from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_folder, unique_stems
 from semla_ros.errors import SemlaError
 from semla_ros.image_files import read_image
 from semla_ros.results import BASE_MODEL
@@ -34,9 +33,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `semla segment`."""
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
-    parser.add_argument("--model", default=SemlaConfig.model, help="id or path; default: %(default)s")
-    parser.add_argument("--model-dir", default="", metavar="DIR", help="where model files are looked for first")
-    parser.add_argument("--library", default="", metavar="DIR", help="adapter library; default: the model's own")
+    add_model_options(parser)
+    add_library_option(parser)
     parser.add_argument("--out", type=output_folder, default="out/segment", metavar="DIR", help="default: %(default)s")
     parser.add_argument(
         "--classes", action=Listed, default=(), metavar="NAME", help="what to look for; default: the model's own list"

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from semla_ros.commands.options import output_folder
+from semla_ros.commands.options import add_model_options, output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, VocabularyError
 from semla_ros.lab.processes import terminate_like_interrupt
@@ -92,8 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bag.add_argument("--assume-encoding", default="", metavar="NAME", help="as for semla replay")
     bag.add_argument("--bits", type=int, default=0, metavar="N", help="as for semla replay")
     adapter.add_argument("--library", type=output_folder, required=True, help="folder to write the adapter into")
-    adapter.add_argument("--model", default="semla-tiny", help="base model id or checkpoint")
-    adapter.add_argument("--model-dir", default="", help="where model files are")
+    add_model_options(adapter, what="base model")
     adapter.add_argument("--encoder", default="", help="scene encoder; default: the one that goes with the model")
     adapter.add_argument("--recipe", type=Path, help="YAML file with an 'adapter' part; default: as published")
     adapter.add_argument("--steps", type=int, help="optimiser steps (default: the recipe's, as published 2000)")
@@ -114,8 +113,7 @@ def _add_library_arguments(parts: argparse._SubParsersAction[argparse.ArgumentPa
     library.add_argument(
         "--out", type=output_folder, required=True, metavar="MY", help="gets model/, library/ and work/"
     )
-    library.add_argument("--model", default="semla-tiny", help="base model id or checkpoint to start from")
-    library.add_argument("--model-dir", default="", help="where model files are")
+    add_model_options(library, what="base model to start from")
     library.add_argument("--recipe", type=Path, help="YAML file; default: config/own_camera.yaml")
     library.add_argument("--minutes", type=float, default=0.0, help="for all stages; default: the recipe's steps")
     library.add_argument("--stage", default="", help="segmenter, scene_encoder, adapters or library; default: all")

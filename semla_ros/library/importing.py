@@ -21,7 +21,7 @@ from semla_ros.library.manifest import (
     read_manifest,
 )
 
-_ALONG = ("CARD.md", "README.md", "LICENSE", "LICENSE.txt")  # copied with an adapter where they are there
+ALONG = ("CARD.md", "README.md", "LICENSE", "LICENSE.txt")  # copied with an adapter where they are there
 
 
 def import_library(
@@ -128,7 +128,7 @@ def add_adapter(library: Path, source: Path, *, name: str = "", targets: Signatu
     with atomic_folder(target) as partial:
         for old, new in zip(file_names(source.name), file_names(name), strict=True):
             shutil.copyfile(source / old, partial / new)
-        for extra in _ALONG:
+        for extra in ALONG:
             if (source / extra).is_file() and not (source / extra).is_symlink():
                 shutil.copyfile(source / extra, partial / extra)
     try:

@@ -16,7 +16,7 @@ from semla_ros.config import RetrievalConfig
 from semla_ros.lab.training.strange_images import PATTERNS, strange_images
 from semla_ros.lab.world.domains import BENCHMARK, split_seed
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.resources import find_model, shipped_library
+from semla_ros.resources import find_model, model_library
 
 SEED = int(os.environ.get("SEMLA_TEST_SEED", "0"))
 SCENES = 5  # of each domain
@@ -29,7 +29,7 @@ def encoder() -> SceneEncoder:
 
 @pytest.fixture(scope="module")
 def retriever() -> Retriever:
-    return Retriever(AdapterLibrary.load(shipped_library("semla-tiny"), eager_bytes=0))
+    return Retriever(AdapterLibrary.load(model_library("semla-tiny"), eager_bytes=0))
 
 
 # The shipped encoder takes a dark terminal for a foggy night, and tells colour bars apart only in part: not asked for.
@@ -92,7 +92,7 @@ def test_a_library_of_many_domains_is_compared_with_fewer_examples_of_each(
         return nearest_gaps(rows, known)
 
     monkeypatch.setattr(strangeness, "nearest_gaps", count)
-    retriever = Retriever(AdapterLibrary.load(shipped_library("semla-tiny"), eager_bytes=0))
+    retriever = Retriever(AdapterLibrary.load(model_library("semla-tiny"), eager_bytes=0))
     assert sum(compared) <= most
     scenes = [BENCHMARK["old-town-night"].scene(split_seed("test", SEED + index)).render().image for index in range(5)]
     mixes = [retriever.retrieve(encoder.embed(scene)) for scene in scenes]
@@ -102,7 +102,7 @@ def test_a_library_of_many_domains_is_compared_with_fewer_examples_of_each(
 
 
 def test_settings_of_retrieval_change_without_looking_at_the_examples_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = AdapterLibrary.load(shipped_library("semla-tiny"), eager_bytes=0)
+    library = AdapterLibrary.load(model_library("semla-tiny"), eager_bytes=0)
     Retriever(library)
     monkeypatch.setattr(strangeness, "nearest_gaps", lambda *_: pytest.fail("compared again"))
     Retriever(library, RetrievalConfig(top_k=2))

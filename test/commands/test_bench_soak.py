@@ -22,7 +22,7 @@ from bench.soak_library import ChangingLibrary
 from semla_ros.errors import ConfigError, ImageError
 from semla_ros.image_codec import ENCODINGS
 from semla_ros.lab.world.drive import demo_drive
-from semla_ros.resources import shipped_library
+from semla_ros.resources import model_library
 from semla_ros.serving.parameters import SPECS, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_stamps_are_of_all_kinds_and_what_a_message_can_hold() -> None:
 
 
 def test_the_library_is_what_it_was_after_a_round_of_changes(tmp_path: Path) -> None:
-    source = shipped_library("semla-tiny")
+    source = model_library("semla-tiny")
     changing = ChangingLibrary(source, tmp_path / "library")
     counts = []
     for round_ in range(5):  # each kind of damage once

@@ -5,129 +5,41 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import socket
-import threading
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from loopback_hub import COMMIT, Handler, Hub, serving
 from safetensors.torch import save
 
+import semla_ros.hub as hub_module
 from semla_ros.cli import main
 from semla_ros.errors import FetchError
 from semla_ros.file_integrity import file_sha256
-from semla_ros.library import fetching
+from semla_ros.hub import PUBLISHED, PublishedItem, fetch
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.fetching import PUBLISHED, PublishedItem, fetch, unpack_library
+from semla_ros.library.fetching import unpack_library
 from semla_ros.library.manifest import read_manifest
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BASE, ADAPTERS = PUBLISHED["catseg-l"], PUBLISHED["semla-adapters"]
-
-
-@dataclass
-class Hub:
-    """Files by path as a request names them, and what was asked for."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    cut_after: int | None = None  # bytes of a body after which the connection breaks, once
-    wrong_digest: bool = False
-    redirects: bool = False  # large files lie on another host, as they do on the public hub
-    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
-    tokens: list[tuple[str, str | None]] = field(default_factory=list)
-    endpoint: str = ""
-
-    def put(self, item: PublishedItem, content: bytes) -> bytes:
-        prefix = "/spaces" if item.kind == "space" else ""
-        self.files[f"{prefix}/{item.repository}/resolve/{{}}/{item.files[0]}"] = content
-        return content
-
-    def find(self, path: str) -> bytes | None:
-        return next(
-            (content for name, content in self.files.items() for revision in ("main", "v1", COMMIT)
-             if name.format(revision) == path), None
-        )  # fmt: skip
-
-
-class Handler(BaseHTTPRequestHandler):
-    hub: Hub
-
-    def do_HEAD(self) -> None:
-        self.answer(has_body=False)
-
-    def do_GET(self) -> None:
-        self.answer(has_body=True)
-
-    def answer(self, has_body: bool) -> None:
-        hub, asked = self.hub, self.headers.get("Range")
-        hub.requests.append((self.command, self.path, asked))
-        hub.tokens.append((self.path, self.headers.get("Authorization")))
-        content = hub.find(self.path)
-        if content is None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "EntryNotFound")
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        digest = hashlib.sha256(content).hexdigest()
-        if hub.wrong_digest:
-            digest = "f" * 64
-        if hub.redirects and "/resolve/" in self.path:
-            self.send_response(302)
-            self.send_header("Location", hub.endpoint.replace("127.0.0.1", "localhost") + "/content")
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("X-Linked-Etag", f'"{digest}"')
-            self.send_header("X-Linked-Size", str(len(content)))
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        first = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-        self.send_response(206 if asked else 200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{digest}"')
-        self.send_header("X-Linked-Etag", f'"{digest}"')
-        self.send_header("X-Linked-Size", str(len(content)))
-        self.send_header("Accept-Ranges", "bytes")
-        if asked:
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - first))
-        self.end_headers()
-        if not has_body:
-            return
-        if hub.cut_after is None:
-            self.wfile.write(content[first:])
-            return
-        self.wfile.write(content[first : first + hub.cut_after])
-        self.wfile.flush()
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    hub = Hub()
-    handler = type("HubHandler", (Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield hub
-    server.shutdown()
-    server.server_close()
+    for name in ("HF_HUB_CACHE", "HF_ASSETS_CACHE"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(tmp_path / "hf" / name.lower()))
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1,localhost")
+    monkeypatch.delenv("SEMLA_MODEL_DIR", raising=False)
+    with serving() as hub:
+        yield hub
+
+
+def publish(hub: Hub, item: PublishedItem, content: bytes) -> bytes:
+    return hub.put(item.repository, item.files[0], content, item.kind)
 
 
 @pytest.fixture
@@ -144,7 +56,7 @@ def semla(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 def test_a_model_is_put_where_it_is_looked_for(
     hub: Hub, weights: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.put(BASE, weights)
+    publish(hub, BASE, weights)
     status, out, _ = semla(capsys, "catseg-l", "--dest", tmp_path / "models", "--endpoint", hub.endpoint)
     assert status == 0
     assert hashlib.sha256(weights).hexdigest() in out
@@ -160,9 +72,8 @@ def test_content_of_another_host_is_fetched_without_the_token(
     hub: Hub, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    hub.put(BASE, weights)
-    hub.files["/content"] = weights
+    publish(hub, BASE, weights)
+    hub.content["/content"] = weights
     hub.redirects = True
     (file,) = fetch(BASE, tmp_path, endpoint=hub.endpoint)
     assert file.path.read_bytes() == weights
@@ -170,7 +81,7 @@ def test_content_of_another_host_is_fetched_without_the_token(
 
 
 def test_what_is_there_needs_no_network(hub: Hub, weights: bytes, tmp_path: Path) -> None:
-    hub.put(BASE, weights)
+    publish(hub, BASE, weights)
     fetch(BASE, tmp_path, endpoint=hub.endpoint)
     hub.requests.clear()
     (again,) = fetch(BASE, tmp_path, endpoint="http://127.0.0.1:9")
@@ -179,7 +90,7 @@ def test_what_is_there_needs_no_network(hub: Hub, weights: bytes, tmp_path: Path
 
 
 def test_a_file_that_was_changed_is_fetched_again(hub: Hub, weights: bytes, tmp_path: Path) -> None:
-    hub.put(BASE, weights)
+    publish(hub, BASE, weights)
     (first,) = fetch(BASE, tmp_path, endpoint=hub.endpoint)
     first.path.write_bytes(weights[:-5])
     (second,) = fetch(BASE, tmp_path, endpoint=hub.endpoint)
@@ -190,9 +101,7 @@ def test_a_file_that_was_changed_is_fetched_again(hub: Hub, weights: bytes, tmp_
 def test_an_interrupted_download_is_gone_on_with(
     hub: Hub, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)  # between retries
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)  # what is not a whole chunk is lost
-    hub.put(BASE, weights)
+    publish(hub, BASE, weights)
     hub.cut_after = 0
     original = Handler.answer
 
@@ -216,7 +125,7 @@ def test_an_interrupted_download_is_gone_on_with(
 def test_a_wrong_digest_leaves_nothing_behind(
     hub: Hub, weights: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hub.put(BASE, weights)
+    publish(hub, BASE, weights)
     hub.wrong_digest = True
     status, out, err = semla(capsys, "catseg-l", "--dest", tmp_path, "--endpoint", hub.endpoint)
     assert status == 2
@@ -228,9 +137,9 @@ def test_a_wrong_digest_leaves_nothing_behind(
 
 
 def test_a_wrong_digest_leaves_the_file_that_was_there(hub: Hub, weights: bytes, tmp_path: Path) -> None:
-    hub.put(BASE, weights)
+    publish(hub, BASE, weights)
     (file,) = fetch(BASE, tmp_path, endpoint=hub.endpoint)
-    hub.put(BASE, weights[::-1])
+    publish(hub, BASE, weights[::-1])
     hub.wrong_digest = True
     with pytest.raises(FetchError, match="SHA-256"):
         fetch(BASE, tmp_path, revision="v1", endpoint=hub.endpoint)
@@ -238,7 +147,7 @@ def test_a_wrong_digest_leaves_the_file_that_was_there(hub: Hub, weights: bytes,
 
 
 def test_another_revision_is_fetched_though_a_file_is_there(hub: Hub, weights: bytes, tmp_path: Path) -> None:
-    hub.put(BASE, weights)
+    publish(hub, BASE, weights)
     fetch(BASE, tmp_path, endpoint=hub.endpoint)
     (file,) = fetch(BASE, tmp_path, revision="v1", endpoint=hub.endpoint)
     assert not file.was_there
@@ -249,9 +158,9 @@ def test_another_revision_is_fetched_though_a_file_is_there(hub: Hub, weights: b
 def test_small_files_are_held_to_gits_digest(tmp_path: Path) -> None:
     file = tmp_path / "small"
     file.write_bytes(b"hello\n")
-    assert fetching._has_digest(file, "", "ce013625030ba8dba906f756967f9e9ca394464a")  # git hash-object
-    assert not fetching._has_digest(file, "", "0" * 40)
-    assert not fetching._has_digest(file, file_sha256(file), "no digest at all")
+    assert hub_module._has_digest(file, "", "ce013625030ba8dba906f756967f9e9ca394464a")  # git hash-object
+    assert not hub_module._has_digest(file, "", "0" * 40)
+    assert not hub_module._has_digest(file, file_sha256(file), "no digest at all")
 
 
 def test_without_a_network_one_line_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,13 +222,13 @@ def adapter_archive(
 def test_the_published_adapters_become_a_library(
     hub: Hub, weights: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], root: str
 ) -> None:
-    hub.put(BASE, weights)
-    hub.put(ADAPTERS, adapter_archive(root))
+    publish(hub, BASE, weights)
+    publish(hub, ADAPTERS, adapter_archive(root))
     options = ("--dest", tmp_path, "--endpoint", hub.endpoint)
     status, out, _ = semla(capsys, "semla-adapters", "catseg-l", *options)
     assert status == 0
     assert "library of 2 adapters" in out
-    folder = tmp_path / "semla-adapters" / "library"
+    folder = tmp_path / "adapters" / "catseg-l"
     library = AdapterLibrary.load(folder, encoder_id="ViT-L-14/openai")
     assert library.names == ("acdc-fog", "acdc-night")
     assert library.problems == {}
@@ -337,7 +246,7 @@ def test_adapters_without_centroids_are_unpacked_and_what_they_lack_is_said(
         for name in source.namelist():
             if not name.endswith(".npz"):
                 archive.writestr(name, source.read(name))
-    hub.put(ADAPTERS, stripped.getvalue())
+    publish(hub, ADAPTERS, stripped.getvalue())
     status, out, _ = semla(capsys, "semla-adapters", "--dest", tmp_path, "--endpoint", hub.endpoint)
     assert status == 0
     assert "not yet a library" in out

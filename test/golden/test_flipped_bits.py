@@ -21,7 +21,7 @@ from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.importing import import_library
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.pipeline_parts import PipelineParts
-from semla_ros.resources import find_model, shipped_library
+from semla_ros.resources import find_model, model_library
 from semla_ros.results import Frame
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model
 from semla_ros.segmentation.inference import segment_probabilities
@@ -118,7 +118,7 @@ def source(request: pytest.FixtureRequest, golden_dir: Path, tmp_path: Path) -> 
         return loaded, tokens, Path(shutil.copytree(golden_dir / "adapters", tmp_path / "library"))
     loaded = load_model(find_model("semla-tiny", ""))
     tokens = loaded.tokenizer.tokenize(loaded.class_names[:4], loaded.template)
-    for path in sorted(path for path in shipped_library("semla-tiny").iterdir() if path.is_dir())[:4]:
+    for path in sorted(path for path in model_library("semla-tiny").iterdir() if path.is_dir())[:4]:
         shutil.copytree(path, tmp_path / "library" / path.name)
     return loaded, tokens, tmp_path / "library"
 
@@ -128,7 +128,7 @@ def test_sound_adapters_stay_within_half_of_the_bounds_for_damaged_ones(
 ) -> None:
     loaded, _, library = source
     targets = lora_signature(loaded.model)
-    folder = shipped_library("semla-tiny") if loaded.model_id == "semla-tiny" else library
+    folder = model_library("semla-tiny") if loaded.model_id == "semla-tiny" else library
     for name in ("OUTLIER_RMS", "OUTLIER_SECOND"):
         monkeypatch.setattr(adapter_files, name, getattr(adapter_files, name) / 2)
     assert AdapterLibrary.load(folder, targets=targets).problems == {}
