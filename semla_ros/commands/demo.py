@@ -74,15 +74,18 @@ def run(arguments: argparse.Namespace) -> int:
 def _report(summary: Mapping[str, Any], out: Path, console: Console) -> None:
     if (table := stretch_table(summary)) is not None:
         led = summary["right_adapter_led"]
-        right = [f"{led[name]:.0%}" if name in led else "–" for name in summary["variants"]["semla"]["per_segment"]]
+        stretches = [visit["segment"] for visit in summary["variants"]["semla"]["visits"]]
+        right = [f"{led[name]:.0%}" if name in led else "–" for name in stretches]
         rows = [[*row, share] for row, share in zip(table.rows, right, strict=True)]
         table = replace(table, head=[*table.head, "right adapter led"], rows=rows)
         console.print(terminal_table(table, without=["heaviest"]))
     variants = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
     console.print("", terminal_table(variants, without=["frames"]), "")
     for check in summary["checks"]:
-        mark = "[green]kept  [/]" if check["passed"] else "[bold red]BROKEN[/]"
+        broken = "[yellow]BROKEN[/]" if check["explanation"] else "[bold red]BROKEN[/]"
+        mark = "[green]kept  [/]" if check["passed"] else broken
         note = " [grey62](relaxed for --fast)[/]" if check["is_relaxed"] else ""
+        note += f": [yellow]{check['explanation']}[/]" if check["explanation"] else ""
         console.print(f"{mark} {check['sentence']}{note}", highlight=False, soft_wrap=True)
     if summary["interrupted"]:
         console.print("interrupted; the results are those of the frames done so far", style="yellow")

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
@@ -59,6 +59,24 @@ class _Mean:
         return round(self.total / self.count, 6) if self.count else None
 
 
+@dataclass
+class _Visit:
+    """A stretch of the drive from its first frame to its last; where it comes back, that is another visit."""
+
+    segment: str
+    meter: MiouMeter
+    shares: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def summary(self) -> dict[str, Any]:
+        heaviest = max(self.shares, key=self.shares.__getitem__)
+        return {
+            "segment": self.segment,
+            "miou": six_digits(self.meter.mean),
+            "frames": self.meter.frames,
+            "adapter": heaviest,
+        }
+
+
 class VariantScore:
     """Everything that is measured of one variant.
 
@@ -77,6 +95,8 @@ class VariantScore:
         self._segments: dict[str, MiouMeter] = defaultdict(self._meter)
         self._shares: dict[str, float] = defaultdict(float)
         self._segment_shares: dict[str, dict[str, float]] = {}
+        self._visits: list[_Visit] = []
+        self._segment = ""
         self._frames = self._masks = 0
         self._actions: Counter[str] = Counter()  # of the adaptation path
         self._generations: set[int] = set()
@@ -101,11 +121,14 @@ class VariantScore:
         self.add_made(outcome.made)
         self._frames += 1
         segment = self._segment_name(item.segment)
-        self._add_generation(item, outcome, segment)
+        visit = self._visit(segment)
+        self._add_generation(item, outcome, segment, visit)
         counts = self._compare(item.truth, outcome.mask) if item.truth is not None else None
         if counts is not None:
             self._whole.add_counts(counts)
             self._segments[segment].add_counts(counts)
+            if visit is not None:
+                visit.meter.add_counts(counts)
         confidence = outcome.answer.segmentation.confidence if outcome.answer else None
         score = FrameScore(
             miou=math.nan if counts is None else mean_iou(counts),
@@ -134,6 +157,7 @@ class VariantScore:
             "per_segment": {
                 name: {"miou": six_digits(meter.mean), "frames": meter.frames} for name, meter in named.items()
             },
+            "visits": [visit.summary() for visit in self._visits if visit.meter.frames],
             "shifted_miou": self._shifted_miou(),
             "pixels": overlaps(self._whole.counts).tolist(),
             "segment_pixels": {name: overlaps(meter.counts).tolist() for name, meter in named.items()},
@@ -167,13 +191,24 @@ class VariantScore:
         is_known = name in self._segment_shares or len(self._segment_shares) < MAX_SEGMENTS
         return name if is_known else "others"
 
-    def _add_generation(self, item: ReplayFrame, outcome: Outcome, segment: str) -> None:
+    def _visit(self, segment: str) -> _Visit | None:
+        """The time in a named stretch that goes on, or begins; None between stretches and where there were too many."""
+        has_changed, self._segment = segment != self._segment, segment
+        if segment in BETWEEN:
+            return None
+        if has_changed and len(self._visits) < MAX_SEGMENTS:
+            self._visits.append(_Visit(segment, self._meter()))
+        return self._visits[-1] if self._visits[-1].segment == segment else None
+
+    def _add_generation(self, item: ReplayFrame, outcome: Outcome, segment: str, visit: _Visit | None) -> None:
         mix = outcome.generation.mix
         self._generations.add(outcome.generation.number)
         in_segment = self._segment_shares.setdefault(segment, defaultdict(float))
         for name, share in mix.shares().items():
             self._shares[name] += share
             in_segment[name] += share
+            if visit is not None:
+                visit.shares[name] += share
         if self._previous_ns is not None and mix.is_out_of_library:
             # A pause of the recording is no time in which the vehicle drove.
             self._out_of_library_s += min(max(0, item.log_ns - self._previous_ns) / 1e9, 1.0)

@@ -57,7 +57,9 @@ DOMAIN_COLOURS: dict[str, Colour] = {
     "day": (240, 200, 70),
     "dusk": (226, 122, 62),
     "night": (58, 66, 138),
-    "night-rain": (112, 80, 168),
+    "night-rain": (128, 72, 172),
+    "night-fog": (92, 112, 148),
+    "night-snow": (84, 138, 206),
     "fog": (140, 160, 158),
     "rain": (52, 132, 200),
     "snow": (136, 208, 232),
@@ -75,8 +77,10 @@ def domain_colour(name: str) -> Colour:
         return DOMAIN_COLOURS[name]
     digest = hashlib.sha256(name.encode()).digest()
     if name in BENCHMARK:
-        shade = 0.8 + 0.35 * digest[1] / 255
-        red, green, blue = (min(255, round(shade * value)) for value in DOMAIN_COLOURS[BENCHMARK[name].family])
+        family, shade = BENCHMARK[name].family, 0.8 + 0.35 * digest[1] / 255
+        # A night with weather is another sight than a clear one.
+        kinds = [f"{family}-{part}" for part in name.split("-") if f"{family}-{part}" in DOMAIN_COLOURS]
+        red, green, blue = (min(255, round(shade * value)) for value in DOMAIN_COLOURS[next(iter(kinds), family)])
         return red, green, blue
     return _rgb(colorsys.hsv_to_rgb(digest[0] / 256, 0.55, 0.8))
 

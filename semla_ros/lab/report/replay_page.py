@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -328,20 +329,28 @@ def _by_segment(summary: Mapping[str, Any]) -> Section:
     return Section(title="By stretch", note=note, parts=[stretch_table(summary)])
 
 
+def named_visits(visits: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Visits of a drive's stretches, each under a name of its own: "clear", "clear, time 2"."""
+    seen: Counter[str] = Counter()
+    named = []
+    for visit in visits:
+        seen[visit["segment"]] += 1
+        time = seen[visit["segment"]]
+        named.append((visit["segment"] if time == 1 else f"{visit['segment']}, time {time}", visit))
+    return named
+
+
 def stretch_table(summary: Mapping[str, Any]) -> Table | None:
-    """A line per named stretch; None where the recording names none, or has no truth."""
-    primary = summary["variants"][summary["primary"]]
+    """A line per named stretch, one that comes back apart; None where the recording names none, or has no truth."""
+    visits = {key: item["visits"] for key, item in summary["variants"].items()}
     rows: list[dict[str, Cell | str]] = [
         {
             "stretch": name,
-            "frames": str(entry["frames"]),
-            **_compared(
-                summary,
-                {key: item["per_segment"].get(name, {}).get("miou") for key, item in summary["variants"].items()},
-            ),
-            "heaviest": primary["segment_adapters"].get(name, "–"),
+            "frames": str(first["frames"]),
+            **_compared(summary, {key: items[index]["miou"] for key, items in visits.items()}),
+            "heaviest": first["adapter"],
         }
-        for name, entry in primary["per_segment"].items()
+        for index, (name, first) in enumerate(named_visits(visits[summary["primary"]]))
     ]
     return table_of(rows, left=("heaviest",)) if rows else None
 

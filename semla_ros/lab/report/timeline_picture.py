@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -128,7 +129,10 @@ def _draw_miou(axes: Any, seconds: NDArray[np.float64], lines: Mapping[str, NDAr
 def _draw_segments(upper: Any, lower: Any, timeline: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
     """Shade the transitions, and write each segment's name and its figures into the lower plot."""
     seconds, names = timeline["t"], timeline["segment"]
-    variants = [summary["variants"][name]["per_segment"] for name in (summary["reference"], summary["primary"]) if name]
+    variants = [summary["variants"][name]["visits"] for name in (summary["reference"], summary["primary"]) if name]
+    visits = defaultdict(list)
+    for together in zip(*variants, strict=True):
+        visits[together[0]["segment"]].append(" → ".join(f"{visit['miou']:.2f}" for visit in together))
     start, top = 0, lower.get_ylim()[1]
     for name, group in groupby(names):
         first, start = start, start + len(list(group))
@@ -139,7 +143,7 @@ def _draw_segments(upper: Any, lower: Any, timeline: Mapping[str, Any], summary:
         if name in BETWEEN:
             lower.axvspan(left, right, color="#eef0f3" if name else "none", zorder=0, linewidth=0)
             continue
-        figures = " → ".join(f"{segments[name]['miou']:.2f}" for segments in variants if name in segments)
+        figures = visits[name].pop(0) if visits[name] else ""
         middle = (left + right) / 2
         lower.text(middle, top * 0.955, name, ha="center", va="center", fontsize=10.5, color=INK, fontweight="bold")
         lower.text(middle, top * 0.89, figures, ha="center", va="center", fontsize=9, color=FAINT)

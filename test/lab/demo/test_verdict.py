@@ -8,13 +8,21 @@ from semla_ros.results import BASE_MODEL
 RIGHT = {"clear": 1.0, "night": 1.0, "fog": 0.9}
 
 
+def visits(**figures: float) -> list[dict[str, Any]]:
+    return [{"segment": segment, "miou": miou} for segment, miou in figures.items()]
+
+
 def summary(**adapted: Any) -> dict[str, Any]:
     """Of a drive on which every promise was kept, but for what is given."""
     entry = {
         "sent": 450, "received_by_node": 450, "dropped": 0, "dropped_by_node": {}, "masks_of_no_image": 0,
         "fusions": 12, "shifted_miou": 0.45, "shifted_gain_over_base": 0.3,
     }  # fmt: skip
-    variants = {"base": {"shifted_miou": 0.15}, "semla": {**entry, **adapted}}
+    before, after = visits(clear=0.7, night=0.05), visits(clear=0.69, night=0.4)
+    variants = {
+        "base": {"shifted_miou": 0.15, "visits": before},
+        "semla": {**entry, "visits": after, **adapted},
+    }
     return {"primary": "semla", "reference": "base", "variants": variants}
 
 
@@ -27,6 +35,7 @@ def test_a_good_drive_keeps_every_promise() -> None:
     assert [check.name for check in checks] == [
         "masks",
         "gain",
+        "harm",
         "fusions",
         "right adapter: night",
         "right adapter: fog",
@@ -47,6 +56,7 @@ def test_a_good_drive_keeps_every_promise() -> None:
         ({"shifted_gain_over_base": 0.05}, ["gain"]),
         ({"shifted_gain_over_base": None}, ["gain"]),
         ({"fusions": 4}, ["fusions"]),
+        ({"visits": visits(clear=0.65, night=0.4)}, ["harm"]),
     ],
 )
 def test_what_is_missing_breaks_the_promise_that_it_belongs_to(changes: dict[str, Any], names: list[str]) -> None:
@@ -63,6 +73,19 @@ def test_a_fast_drive_is_judged_by_lower_limits_and_says_so() -> None:
     assert broken(is_fast=True, shifted_gain_over_base=-0.01) == ["gain"]
     relaxed = [check.name for check in judge(summary(), RIGHT, is_fast=True) if check.is_relaxed]
     assert relaxed == ["gain", "fusions"]
+
+
+def test_harm_on_a_fast_drive_is_explained_instead_and_never_called_kept() -> None:
+    harmed = summary(visits=visits(clear=0.61, night=0.4))
+    (check,) = [check for check in judge(harmed, RIGHT, is_fast=True) if check.name == "harm"]
+    assert not check.passed
+    assert not check.is_broken
+    assert "'clear' adaptation cost 0.09 mIoU, 0.70 → 0.61" in check.sentence
+    assert "without --fast" in check.explanation
+    (check,) = [check for check in judge(harmed, RIGHT, is_fast=False) if check.name == "harm"]
+    assert check.is_broken
+    (check,) = [check for check in judge(summary(), RIGHT, is_fast=True) if check.name == "harm"]
+    assert check.passed
 
 
 def led(families: dict[str, str], *masks: tuple[str, str]) -> dict[str, float]:

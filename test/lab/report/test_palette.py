@@ -1,11 +1,14 @@
 import itertools
 
+import cv2
+import numpy as np
 import pytest
 
 from semla_ros.lab.report.palette import (
     DARK,
     DOMAIN_COLOURS,
     LIGHT,
+    Colour,
     contrast,
     domain_colour,
     from_hex,
@@ -47,6 +50,20 @@ def test_a_domain_has_one_colour_everywhere() -> None:
     assert domain_colour("desert-storm") != domain_colour("jungle")
     assert domain_colour("night") != domain_colour("fog")
     assert from_hex(to_hex((1, 128, 255))) == (1, 128, 255)
+
+
+def test_a_clear_night_and_one_with_weather_are_told_apart() -> None:
+    nights = [domain_colour(f"boulevard-{weather}-night") for weather in ("clear", "fog", "rain", "snow")]
+    for one, other in itertools.combinations(nights, 2):
+        assert difference(one, other) > 12, (one, other)
+    assert difference(domain_colour("night"), domain_colour("night-rain")) > 12
+
+
+def difference(one: Colour, other: Colour) -> float:
+    """Euclidean distance in CIELAB; some 2 can be seen side by side."""
+    pixels = np.array([[one, other]], np.float32) / 255
+    first, second = cv2.cvtColor(pixels, cv2.COLOR_RGB2Lab)[0]
+    return float(np.linalg.norm(first - second))
 
 
 def test_variants_differ_in_colour_and_keep_the_usual_one() -> None:

@@ -1,11 +1,15 @@
+from typing import Any
+
 import numpy as np
+from matplotlib.axes import Axes
 from PIL import Image
 
 from semla_ros.lab.report.palette import domain_colour
 from semla_ros.lab.report.timeline_picture import draw_timeline, most_used
 from semla_ros.results import BASE_MODEL
 
-SEGMENTS = ["clear"] * 10 + ["transition"] * 3 + ["night"] * 10
+SEGMENTS = ["clear"] * 10 + ["transition"] * 3 + ["night"] * 10 + ["transition"] * 3 + ["clear"] * 10
+VISITS = [{"segment": "clear", "miou": 0.61}, {"segment": "night", "miou": 0.3}, {"segment": "clear", "miou": 0.72}]
 
 
 def variant(miou: float, **weights: list[float]) -> dict:
@@ -14,7 +18,7 @@ def variant(miou: float, **weights: list[float]) -> dict:
 
 def drawn(path, reference: str | None = "base") -> np.ndarray:
     count = len(SEGMENTS)
-    night = [0.0] * 10 + [0.8] * 13
+    night = [0.0] * 10 + [0.8] * 13 + [0.0] * 13
     timeline = {
         "bin_s": 0.5,
         "t": [0.25 + 0.5 * index for index in range(count)],
@@ -24,7 +28,7 @@ def drawn(path, reference: str | None = "base") -> np.ndarray:
             "semla": variant(0.5, night=night, fog=[0.1] * count, **{BASE_MODEL: [0.9 - share for share in night]}),
         },
     }
-    entry = {"miou": 0.4, "shifted_miou": 0.3, "per_segment": {"clear": {"miou": 0.6}, "night": {"miou": 0.3}}}
+    entry = {"miou": 0.4, "shifted_miou": 0.3, "visits": VISITS}
     summary = {"primary": "semla", "reference": reference, "variants": {"base": entry, "semla": entry}}
     draw_timeline(path, summary, {"timeline": timeline, "changes": [{"t": 5.0}, {"t": 6.0}]})
     with Image.open(path) as picture:
@@ -38,6 +42,18 @@ def test_the_picture_shows_the_colours_of_the_adapters_in_use_and_both_lines(tmp
         assert (np.abs(pixels - domain_colour(name)).max(axis=2) <= 2).mean() > 0.005, name
     for colour in ((0x0F, 0x76, 0x6E), (0x9A, 0xA3, 0xAF)):
         assert (np.abs(pixels - colour).max(axis=2) <= 2).mean() > 0.0005, colour
+
+
+def test_a_stretch_that_comes_back_has_figures_of_its_own(tmp_path, monkeypatch) -> None:
+    written, write = [], Axes.text
+
+    def noted(axes: Axes, x: float, y: float, words: str, **style: Any) -> Any:
+        written.append(words)
+        return write(axes, x, y, words, **style)
+
+    monkeypatch.setattr(Axes, "text", noted)
+    drawn(tmp_path / "timeline.png")
+    assert [words for words in written if "→" in words] == ["0.61 → 0.61", "0.30 → 0.30", "0.72 → 0.72"]
 
 
 def test_one_variant_alone_is_drawn_as_well(tmp_path) -> None:
