@@ -94,6 +94,14 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Small ones beside each other."""
+
+    pictures: Sequence[Picture]
+    kind: str = field(default="pictures", init=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Frame:
     """One moment: closed it shows its first picture, opened all of them and why they look like this."""
 
@@ -112,7 +120,7 @@ class Frames:
     kind: str = field(default="frames", init=False)
 
 
-Part = Chart | Table | Facts | Legend | Words | Picture | Frames
+Part = Chart | Table | Facts | Legend | Words | Picture | Pictures | Frames
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,75 @@
+"""Every report page by axe-core and by its screenshot: light and dark, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from headless_browser import Page, find_chromium
+from PIL import Image
+
+from semla_ros.lab.report.palette import DARK, LIGHT, from_hex
+
+PAGES = ("evaluation_page", "replay_page", "replay_page_without_truth", "many_page", "map_page", "why_page")
+READY = "document.readyState === 'complete'"
+SCHEMES = {"light": LIGHT, "dark": DARK}
+PHONE = 420
+
+
+@pytest.fixture(params=PAGES)
+def path(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture(scope="module", params=[1280, PHONE])
+def browser(request: pytest.FixtureRequest) -> Iterator[Page]:
+    program = find_chromium()
+    if program is None:
+        pytest.skip("no Chromium found and tools/ensure-chromium could not install one")
+    with Page(program, width=request.param) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The program of axe-core; the package that brings it is not imported, for it wants a driver of its own."""
+    found = importlib.util.find_spec("axe_playwright_python")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("axe-core (pip install --no-deps axe-playwright-python) is not installed")
+    return (Path(found.submodule_search_locations[0]) / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_axe_finds_no_serious_fault(browser: Page, axe: str, path: Path, scheme: str) -> None:
+    browser.emulate(color_scheme=scheme)
+    browser.open(path, READY)
+    browser.evaluate(axe + ";0")
+    faults = browser.evaluate(
+        "axe.run().then(found => found.violations.filter(fault => ['serious', 'critical'].includes(fault.impact))"
+        ".map(fault => [fault.id, fault.help, fault.nodes.length, fault.nodes[0].html.slice(0, 160)]))"
+    )
+    assert faults == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_screenshot_has_the_grounds_of_its_scheme_and_is_no_wider_than_the_screen(
+    browser: Page, path: Path, scheme: str, tmp_path: Path
+) -> None:
+    browser.emulate(color_scheme=scheme)
+    browser.open(path, READY)
+    browser.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    assert pixels.shape[1] == browser.evaluate("window.innerWidth")
+
+    def share(colour: str) -> float:
+        return float((np.abs(pixels - from_hex(colour)).max(axis=2) <= 2).mean())
+
+    own, other = SCHEMES[scheme], SCHEMES["dark" if scheme == "light" else "light"]
+    assert share(own["card"]) + share(own["ground"]) > 0.4
+    assert share(other["card"]) + share(other["ground"]) < 0.02
+    assert share(own["ink"]) > 0.0005
