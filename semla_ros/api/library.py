@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from semla_ros.adaptation.explanation import Explanation, explain
 from semla_ros.adaptation.scene_embedding import SceneEncoder
@@ -21,6 +22,8 @@ from semla_ros.library.manifest import ModelReference
 from semla_ros.library.publishing import Publication, publication, push
 from semla_ros.resources import find_model
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
+
+THUMBNAIL_PIXELS = 240  # its longer side
 
 if TYPE_CHECKING:  # matplotlib, imported where something is drawn
     from semla_ros.lab.report.embedding_map import Scenery
@@ -93,6 +96,13 @@ class Why(Report):
         )
         self.mix: AdapterMix = explanation.mix
         self.distances = {reason.name: reason.distance for reason in explanation.reasons}
+
+
+def _small(pixels: ImageArray) -> ImageArray:
+    """A thumbnail."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    return np.asarray(picture)
 
 
 class Library:
@@ -180,8 +190,10 @@ class Library:
         """
         from semla_ros.lab.report.library_report import map_page, map_picture
 
-        found = [self._explained(image)[1] for image in images]
+        looked_at = [self._explained(image) for image in images]
+        found = [item for _, item in looked_at]
         scenery, rows = self._scenery(found), self._rows()
+        thumbnails = {name: _small(pixels) for name, (pixels, _) in zip(scenery.images, looked_at, strict=True)}
         figures = [item.as_json() for item in found]
         words = [f"{len(self)} adapters in {self.folder}"]
         words += [
@@ -191,8 +203,8 @@ class Library:
         ]
         words += [f"{item.name} {item.verdict}; mix: {item.mix}" for item in found]
         return Report(
-            map_picture(scenery, words[0]),
-            map_page(scenery, rows, str(self.folder), figures),
+            map_picture(scenery, words[0], thumbnails),
+            map_page(scenery, rows, str(self.folder), figures, thumbnails),
             "\n".join(words),
             {"library": str(self.folder), "adapters": rows, "images": figures},
         )
@@ -229,24 +241,12 @@ class Library:
         return pixels, explain(name, self._encoder.embed(pixels), self._inner)
 
     def _scenery(self, explanations: list[Explanation]) -> Scenery:
-        from semla_ros.lab.report.embedding_map import Scenery
+        from semla_ros.lab.report.embedding_map import scenery_of
 
-        library = self._inner
-        known = {name: library.files(name).statistics.scenes("known") for name in library.names}
         images: dict[str, FloatArray] = {}
         for number, item in enumerate(explanations, 1):
             images[f"{item.name} ({number})" if item.name in images else item.name] = item.embedding
-        return Scenery(
-            points={name: rows for name, rows in known.items() if len(rows)},
-            centroids=dict(zip(library.names, library.centroids, strict=True)),
-            families={name: family for name in library.names if (family := library.entry(name).family)},
-            spreads={
-                name: float(spread)
-                for name, spread in zip(library.names, library.spread, strict=True)
-                if np.isfinite(spread)
-            },
-            images=images,
-        )
+        return scenery_of(self._inner, images)
 
     def _rows(self) -> list[dict[str, Any]]:
         """What a table of the map says of each adapter."""

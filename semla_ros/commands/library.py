@@ -31,7 +31,7 @@ from rich.text import Text
 
 from semla_ros.commands import library_views
 from semla_ros.commands.options import add_model_options, output_folder
-from semla_ros.errors import ConfigError, LibraryError
+from semla_ros.errors import ConfigError, DatasetError, LibraryError
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
 from semla_ros.library.adapter_library import AdapterLibrary
@@ -180,6 +180,12 @@ def _index(arguments: argparse.Namespace) -> int:
     if not arguments.library.is_dir():
         raise LibraryError(f"adapter library {arguments.library}: no such folder")
     encoder = SceneEncoder.load(arguments.encoder, model_dir=arguments.model_dir, device=arguments.device)
+    failed = []
+
+    def tell(error: DatasetError) -> None:
+        failed.append(error)
+        print(f"semla library: left out: {error}", file=sys.stderr)
+
     with progress() as bars:
         task = bars.add_task(f"index {arguments.name}", total=None)
         statistics = index_adapter(
@@ -188,6 +194,7 @@ def _index(arguments: argparse.Namespace) -> int:
             encoder,
             batch_size=arguments.batch_size,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_problem=tell,
         )
     if arguments.json:
         spread = {
@@ -201,7 +208,7 @@ def _index(arguments: argparse.Namespace) -> int:
             f"adapter '{arguments.name}': centroid of {statistics.images} images, "
             f"mean distance {statistics.spread_mean:.4g}, 95 % within {statistics.spread_p95:.4g}"
         )
-    return 0
+    return 1 if failed else 0
 
 
 def _import(arguments: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.lab.report.charts import Chart, scatter
+from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import FloatArray
 
 MOST_POINTS = 60  # embeddings drawn per domain; more hide each other
@@ -83,6 +84,19 @@ class Plane:
         """What the axes show."""
         first, second = self.explained
         return f"first axis, {first:.0%} of the variance", f"second axis, {second:.0%}"
+
+
+def scenery_of(library: AdapterLibrary, images: Mapping[str, FloatArray] | None = None) -> Scenery:
+    """What a library knows of where its domains lie, and where images fall in it."""
+    known = {name: library.files(name).statistics.scenes("known") for name in library.names}
+    spreads = zip(library.names, library.spread, strict=True)
+    return Scenery(
+        points={name: rows for name, rows in known.items() if len(rows)},
+        centroids=dict(zip(library.names, library.centroids, strict=True)),
+        families={name: family for name in library.names if (family := library.entry(name).family)},
+        spreads={name: float(spread) for name, spread in spreads if np.isfinite(spread)},
+        images=images or {},
+    )
 
 
 def embedding_map(

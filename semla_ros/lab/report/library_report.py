@@ -19,13 +19,14 @@ from PIL import Image
 from semla_ros.lab.report.charts import Value, bars
 from semla_ros.lab.report.embedding_map import Scenery, embedding_map
 from semla_ros.lab.report.label_places import label_places
-from semla_ros.lab.report.page import Cell, Page, Picture, Section, Table, Tile, Words
+from semla_ros.lab.report.page import Cell, Page, Picture, Pictures, Section, Table, Tile, Words
 from semla_ros.lab.report.palette import domain_colour, to_hex
 from semla_ros.results import BASE_MODEL, ImageArray
 
 Explained = Mapping[str, Any]
 
 INK, FAINT, GRID = "#1d2430", "#5b6472", "#dfe3e8"
+MOST_THUMBNAILS = 8
 MOST_BARS = 8  # adapters with a bar of their own
 MAP_NOTE = (
     "Scene embeddings on their two axes of greatest variance. Ringed: centroids, which retrieval measures distance to; "
@@ -39,10 +40,24 @@ _plainly = rc_context({"text.parse_math": False})  # a "$" in the name of a file
 
 
 @_plainly
-def map_picture(scenery: Scenery, title: str) -> bytes:
-    """The map as PNG, 1100 x 880 pixels."""
+def map_picture(scenery: Scenery, title: str, thumbnails: Mapping[str, ImageArray]) -> bytes:
+    """The map as PNG, 1100 x 880 pixels, and below it what the images show.
+
+    Args:
+        scenery: What is drawn.
+        title: Above it.
+        thumbnails: Image of the scenery -> picture; those beyond `MOST_THUMBNAILS` are left out.
+    """
     figure = Figure(figsize=(10, 8), dpi=_DPI, facecolor="white")
-    _draw_map(figure.add_axes((0.06, 0.06, 0.92, 0.88)), scenery)
+    foot = 0.16 if thumbnails else 0.0
+    _draw_map(figure.add_axes((0.06, 0.06 + foot, 0.92, 0.88 - foot)), scenery)
+    width = 0.92 / MOST_THUMBNAILS
+    for index, (name, picture) in enumerate(list(thumbnails.items())[:MOST_THUMBNAILS]):
+        axes = figure.add_axes((0.06 + index * width, 0.035, 0.94 * width, foot - 0.045))
+        axes.imshow(picture)
+        axes.set_axis_off()
+        short = name if len(name) <= 18 else f"{name[:8]}…{name[-9:]}"
+        axes.set_title(short, fontsize=7.5, color=INK, y=-0.22)
     figure.suptitle(title, x=0.06, ha="left", fontsize=13, fontweight="bold", color=INK)
     return _png(figure)
 
@@ -61,7 +76,13 @@ def explanation_picture(image: ImageArray, explained: Explained, verdict: str, s
     return _png(figure)
 
 
-def map_page(scenery: Scenery, rows: Sequence[Mapping[str, Any]], folder: str, explained: Sequence[Explained]) -> Page:
+def map_page(
+    scenery: Scenery,
+    rows: Sequence[Mapping[str, Any]],
+    folder: str,
+    explained: Sequence[Explained],
+    thumbnails: Mapping[str, ImageArray],
+) -> Page:
     """A page with the map and a table of the adapters.
 
     Args:
@@ -69,7 +90,11 @@ def map_page(scenery: Scenery, rows: Sequence[Mapping[str, Any]], folder: str, e
         rows: Per adapter "name", "family", "images", "spread" and "neighbour" in words, and "gap", the distance to it.
         folder: Of the library.
         explained: The images.
+        thumbnails: Image of the scenery -> picture.
     """
+    pictures = [
+        Picture(images=[(_uri(pixels), f"what {name} shows")], title=name) for name, pixels in thumbnails.items()
+    ]
     cells: list[list[Cell | str]] = [
         [
             Cell(text=row["name"], colour=domain_colour(row["family"] or row["name"])),
@@ -88,7 +113,7 @@ def map_page(scenery: Scenery, rows: Sequence[Mapping[str, Any]], folder: str, e
         subtitle=folder,
         sections=[
             Section(title="Map", note=MAP_NOTE, parts=[embedding_map(scenery, "Map of the adapter library")]),
-            Section(title="Images", parts=[_images_table(explained)] if explained else []),
+            Section(title="Images", parts=[_images_table(explained), Pictures(pictures=pictures)] if explained else []),
             Section(
                 title="Adapters",
                 note="Distances between centroids; ~ marks a spread that is estimated.",

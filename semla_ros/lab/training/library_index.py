@@ -6,14 +6,14 @@ import dataclasses
 import fcntl
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.errors import AdapterError, LibraryError
+from semla_ros.errors import AdapterError, DatasetError, LibraryError
 from semla_ros.file_integrity import file_sha256
 from semla_ros.lab.training.adapter_training import domain_statistics
 from semla_ros.lab.training.samples import image_files, training_image
@@ -29,6 +29,7 @@ from semla_ros.library.manifest import (
     change_manifest,
     read_manifest,
 )
+from semla_ros.results import ImageArray
 
 STATE_NAME = ".index.part"  # in the adapter's folder until its centroid is written
 
@@ -40,6 +41,7 @@ def index_adapter(
     *,
     batch_size: int = 16,
     on_progress: Callable[[int, int], None] | None = None,
+    on_problem: Callable[[DatasetError], object] = lambda _error: None,
 ) -> DomainStatistics:
     """Embed a domain's images and write `<name>_statistics.npz` into the adapter's folder.
 
@@ -53,6 +55,7 @@ def index_adapter(
         encoder: The library's scene encoder.
         batch_size: Images embedded at once.
         on_progress: Called with the number of images done, and of all.
+        on_problem: Told of each image that cannot be read; it is left out.
 
     Returns:
         Mean and spread; they do not depend on the order of the files.
@@ -60,7 +63,7 @@ def index_adapter(
     Raises:
         AdapterError: There is no such folder.
         LibraryError: The library was made with another scene encoder.
-        DatasetError: There is no image, or one cannot be read; finished embeddings are kept.
+        DatasetError: There is no image, or none that can be read.
     """
     name = folder.name
     if not folder.is_dir():
@@ -70,8 +73,10 @@ def index_adapter(
     _check_encoder(library, read_manifest(library), used)
     files = image_files(images, "images")
     with _State(folder / STATE_NAME, encoder) as state:
-        embeddings = _embed_files(files, images, encoder, state, batch_size, on_progress)
-        statistics = domain_statistics(encoder, embeddings, lambda index: training_image(files[index]))
+        readable = _embed_files(files, images, encoder, state, batch_size, on_progress, on_problem)
+        embeddings = np.stack(list(readable.values()))
+        sound = list(readable)
+        statistics = domain_statistics(encoder, embeddings, lambda index: training_image(sound[index]))
         file = folder / statistics_name(name)
         write_statistics(file, statistics)
         change_manifest(library, lambda manifest: _with_statistics(manifest, library, file, statistics, used))
@@ -109,8 +114,19 @@ def _embed_files(
     state: _State,
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
-) -> NDArray[np.float32]:
-    """Embeddings of all files, shape (N, D); those of an interrupted run are not computed again."""
+    on_problem: Callable[[DatasetError], object],
+) -> dict[Path, NDArray[np.float32]]:
+    """Embedding of each file that can be read, shape (D,); those of an interrupted run are not computed again."""
+    problems: list[DatasetError] = []
+
+    def sound_images(batch: Sequence[int]) -> Iterator[tuple[str, ImageArray]]:
+        for index in batch:
+            try:
+                yield keys[index], training_image(files[index])
+            except DatasetError as error:
+                problems.append(error)
+                on_problem(error)
+
     keys = [_file_key(path, root) for path in files]
     done = state.done
     todo = [index for index, key in enumerate(keys) if key not in done]
@@ -118,11 +134,13 @@ def _embed_files(
     if on_progress:
         on_progress(len(files) - len(todo), len(files))
     for number, batch in enumerate(batches, start=1):
-        vectors = encoder.embed_batch([training_image(files[index]) for index in batch])
-        state.add([keys[index] for index in batch], vectors)
+        if sound := list(sound_images(batch)):
+            state.add([key for key, _ in sound], encoder.embed_batch([image for _, image in sound]))
         if on_progress:
             on_progress(len(files) - len(todo) + sum(map(len, batches[:number])), len(files))
-    return np.stack([done[key] for key in keys])
+    if not done.keys() & set(keys):
+        raise problems[0]
+    return {file: done[key] for file, key in zip(files, keys, strict=True) if key in done}
 
 
 def _file_key(path: Path, root: Path) -> str:

@@ -58,4 +58,4 @@ def test_spreads_and_images_are_drawn_and_named() -> None:
     assert "spread of fog" in svg
     assert "photo &amp; co.jpg" in svg
     assert "&lt;night&gt;" in svg
-    assert map_picture(scenery, r"$\frac$ is no formula here").startswith(b"\x89PNG")
+    assert map_picture(scenery, r"$\frac$ is no formula here", {}).startswith(b"\x89PNG")
