@@ -415,6 +415,11 @@ class PerceptionPipeline:
         """Drift settings in use."""
         return self._drift
 
+    @property
+    def scene(self) -> FloatArray | None:
+        """Embedding that the mix in use was retrieved for, shape (D,); None where it was not retrieved."""
+        return self._scene
+
     def scene_distances(self) -> dict[str, float]:
         """Distance to every adapter of the scene that the present mix was retrieved for, nearest first.
 

@@ -18,7 +18,7 @@ from semla_ros.cli import COMMANDS, build_parser, main
 from semla_ros.commands.options import Listed, output_file, output_folder, unique_stems
 from semla_ros.errors import ConfigError
 
-OUTPUTS = {"--out", "--dest", "--html", "--markdown", "--work", "--model-out", "--library-out"}
+OUTPUTS = {"--out", "--dest", "--html", "--markdown", "--work", "--model-out", "--library-out", "--log-dir"}
 LISTINGS = (
     ["--help"],
     ["--version"],

@@ -28,9 +28,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_file
+from semla_ros.commands.options import (
+    Listed,
+    add_library_option,
+    add_log_option,
+    add_model_options,
+    logging_to,
+    output_file,
+)
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, DatasetError, ImageError
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.drives import KINDS, make_drives
 from semla_ros.lab.evaluation.protocol import Benchmark, JobResult, Plan, make_plan
@@ -38,6 +45,7 @@ from semla_ros.lab.evaluation.protocol import run as run_plan
 from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
 from semla_ros.lab.processes import terminate_like_interrupt
+from semla_ros.lab.report.experiment_log import log_scalars
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.fetching import find_library
 from semla_ros.resources import find_model
@@ -96,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"paper (default), extra, all, or any of: {', '.join(VARIANTS)}",
     )
+    add_log_option(parser)
     subject = parser.add_argument_group("model and library")
     add_model_options(subject)
     add_library_option(subject)
@@ -127,6 +136,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, *, spec: PipelineSpec | None = None, benchmark: Benchmark | None = None) -> int:
     """Run the command; `spec` and `benchmark` stand in for what the options describe."""
     check(arguments)
+    with logging_to(arguments, "evaluate"):
+        return _run(arguments, spec, benchmark)
+
+
+def _run(arguments: argparse.Namespace, spec: PipelineSpec | None, benchmark: Benchmark | None) -> int:
     if arguments.drive is not None:
         return _run_drives(arguments, spec or make_spec(arguments, WorldBenchmark()))
     if benchmark is None and arguments.benchmark != "world":
@@ -245,6 +259,7 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
     for line in _wrong_orders(evaluation):
         print(f"warning: {line}", file=sys.stderr)
     print_tables(terminal_tables(results))
+    log_scalars(_figures(results), 0)
     if arguments.json:
         write_json(results, arguments.json)
     if arguments.html:
@@ -260,6 +275,15 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
         kept.remove()
     _say_written(arguments)
     return 0
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, float]:
+    """What a log is told: mIoU by domain and variant, and the means over the domains."""
+    figures = {f"h_mean/{variant}": value for variant, value in results["h_mean"].items()}
+    for group in ("domains", "unseen", "source"):
+        for domain, scores in results[group].items():
+            figures |= {f"{domain}/{variant}": value for variant, value in scores.items()}
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _wrong_orders(evaluation: Evaluation) -> Iterator[str]:
@@ -336,9 +360,15 @@ def _photographs(arguments: argparse.Namespace, subject: PipelineSubject) -> lis
     retriever = subject.retriever(subject.recommended)
     looks = []
     for index, path in enumerate(image_files(arguments.frames.expanduser(), "photograph")):
-        embedding = subject.embed(read_image(path))
+        try:
+            embedding = subject.embed(read_image(path))
+        except ImageError as error:
+            print(f"warning: left out: {error}", file=sys.stderr)
+            continue
         stamp_ns = round(index / arguments.frame_rate * 1e9)
         looks.append(Look(stamp_ns=stamp_ns, embedding=embedding, mix=retriever.retrieve(embedding)))
+    if not looks:
+        raise DatasetError(f"{arguments.frames}: none of its images can be read")
     return looks
 
 

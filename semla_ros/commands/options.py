@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,36 @@ def output_file(text: str) -> Path:
     if not path.exists() or path.is_file():  # a device or a pipe says itself what is wrong
         _try_to_write(path.parent, path)
     return path
+
+
+def add_log_option(parser: Any) -> None:
+    """`--log-to`, for `logging_to`."""
+    parser.add_argument(
+        "--log-to",
+        choices=("tensorboard", "wandb", "mlflow"),
+        default="",
+        help="tell losses and figures to it, too (default: none)",
+    )
+    parser.add_argument(
+        "--log-dir",
+        type=output_folder,
+        metavar="DIR",
+        help="for the files of tensorboard and wandb (default: out/log)",
+    )
+
+
+def logging_to(arguments: argparse.Namespace, name: str) -> AbstractContextManager[None]:
+    """The log that was asked for, if any; `name` says what runs."""
+    from semla_ros.lab.report.experiment_log import experiment_log
+
+    settings = {key: value for key, value in vars(arguments).items() if not callable(value)}
+    folder = arguments.log_dir or Path("out/log")
+    return experiment_log(arguments.log_to, folder, f"{name}-{datetime.now():%Y%m%d-%H%M%S}", settings)
+
+
+def rerun_target(text: str) -> str:
+    """Where a Rerun recording goes; a file is tried as `output_file` does."""
+    return str(output_file(text)) if text.endswith(".rrd") else text
 
 
 def _try_to_write(folder: Path, path: Path) -> None:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_folder
+from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_folder, rerun_target
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
@@ -113,6 +114,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pictures", action="store_true", help="write contact_sheet.png and timeline.png, where there is truth"
     )
     results.add_argument(
+        "--rerun",
+        type=rerun_target,
+        default="",
+        metavar="FILE.rrd",
+        help="for the Rerun viewer; or 'viewer', which is started, or the address of one (needs rerun-sdk)",
+    )
+    results.add_argument(
         "--propose-adapter", action="store_true", help="list the stretches that no adapter covers, with example frames"
     )
 
@@ -128,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
     bags = find_bags(arguments.bags)
     terminate_like_interrupt()  # it keeps what it has
     if len(bags) > 1 or arguments.ray:
+        if arguments.rerun:
+            raise ConfigError("--rerun takes one bag, without --ray")
         if arguments.through_node or options.rate == "live":
             raise ConfigError("through the node one bag is replayed, without --ray")
         return _run_many(arguments, bags, options)
@@ -178,8 +188,8 @@ def _run_one(arguments: argparse.Namespace, bag: Path, options: ReplayOptions) -
     make_runner = None
     if arguments.through_node or options.rate == "live":
         make_runner = _node_runner(bag, options, arguments.out)
-    replay = Replay(bag, arguments.out, options, make_runner=make_runner)
-    with progress(console) as bars:
+    with _rerun(arguments.rerun, options) as hooks, progress(console) as bars:
+        replay = Replay(bag, arguments.out, options, make_runner=make_runner, **hooks)
         task = bars.add_task(f"replaying {bag.name}", total=None)
         summary = replay.run(lambda done, total: bars.update(task, completed=done, total=total))
     if arguments.json:
@@ -190,6 +200,20 @@ def _run_one(arguments: argparse.Namespace, bag: Path, options: ReplayOptions) -
         console.print("interrupted; the results are those of the frames done so far", style="yellow")
         return 130
     return 0
+
+
+@contextmanager
+def _rerun(target: str, options: ReplayOptions) -> Iterator[dict[str, Any]]:
+    """What makes a replay write a Rerun recording as well; nothing without a target."""
+    if not target:
+        yield {}
+        return
+    from semla_ros.lab.replay.rerun_watch import RerunWatch
+    from semla_ros.lab.report.rerun_log import RerunLog
+
+    with closing(RerunLog(target)) as log:
+        watch = RerunWatch(log, options.compare)
+        yield {"load": watch.load, "watch": watch.watch}
 
 
 def _node_runner(bag: Path, options: ReplayOptions, out: Path) -> Any:

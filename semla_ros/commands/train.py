@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from semla_ros.commands.options import add_model_options, output_folder
+from semla_ros.commands.options import add_log_option, add_model_options, logging_to, output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, VocabularyError
 from semla_ros.lab.processes import terminate_like_interrupt
@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     everything.add_argument("--model-out", type=output_folder, default="out/training/models/semla-tiny")
     everything.add_argument("--library-out", type=output_folder, default="out/training/adapters/semla-tiny")
     everything.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_log_option(everything)
     _add_library_arguments(parts)
     adapter = parts.add_parser(
         "adapter",
@@ -99,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     adapter.add_argument("--batch-size", type=int, help="images a step (default: the recipe's, as published 2)")
     adapter.add_argument("--seed", type=int, help="of everything random (default: the recipe's, else 0)")
     adapter.add_argument("--device", default="auto")
+    add_log_option(adapter)
 
 
 def _add_library_arguments(parts: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -126,6 +128,7 @@ def _add_library_arguments(parts: argparse._SubParsersAction[argparse.ArgumentPa
     library.add_argument("--jobs", type=int, default=0, help="adapters at once (default: one per core; 1 on a GPU)")
     library.add_argument("--ray", default="", metavar="ADDRESS", help="on a Ray cluster that shares the folders")
     library.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    add_log_option(library)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -134,6 +137,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     terminate_like_interrupt()  # what was done is kept
     device = choose_device(arguments.device)
+    with logging_to(arguments, f"train-{arguments.part}"):
+        return _train(arguments, device)
+
+
+def _train(arguments: argparse.Namespace, device: torch.device) -> int:
     if arguments.part == "adapter":
         return _train_adapter(arguments, device)
     if arguments.part == "library":

@@ -1,28 +1,39 @@
-"""Show a running node's images, weights and diagnostics live in Foxglove, in a browser or on the desktop.
+"""Show a running node's images, weights and diagnostics live, in Foxglove or in Rerun.
 
 Example:
   pip install -r requirements-view.txt
   semla view
   semla view --node /car/perception --host 0.0.0.0 --port 9000
   semla view --topics '/ground_truth|/segment'
+  semla view --rerun viewer
+  semla view --rerun drive.rrd
 
 Then open the link that it prints, or Foxglove on another machine with "Open connection" and the ws:// address, and
 import the layout file that it names. No ROS tools are needed on the viewing side. Ctrl-C ends it.
+
+With --rerun images, masks in class colours, the mix over time and the map of the library go to the Rerun viewer
+instead, or into a file: pip install rerun-sdk.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from semla_ros.commands.options import add_library_option, rerun_target
 from semla_ros.errors import ConfigError
+from semla_ros.library.adapter_library import AdapterLibrary
+from semla_ros.library.fetching import find_library
 from semla_ros.resources import share_folder
 
 if TYPE_CHECKING:
+    from semla_ros.nodes.rerun_bridge import RerunBridge
     from semla_ros.nodes.view_bridge import ViewBridge
 
 
@@ -33,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: other machines, too (default: %(default)s)"
     )
     parser.add_argument("--port", type=int, default=8765, help="port; 0: any that is free (default: %(default)s)")
+    parser.add_argument(
+        "--rerun",
+        type=rerun_target,
+        default="",
+        metavar="TARGET",
+        help="FILE.rrd, 'viewer', which is started, or the address of one: rerun+http://HOST:9876/proxy",
+    )
+    add_library_option(parser, "the one shipped with semla-tiny, for the map that --rerun draws")
     parser.add_argument("--topics", metavar="REGEX", help="show topics that this matches, too")
     parser.add_argument(
         "--duration", type=float, default=float("inf"), metavar="S", help="end after so many seconds (default: never)"
@@ -43,30 +62,57 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(f"--port must be 0 to 65535, got {arguments.port}")
+    if arguments.rerun:
+        return _run_rerun(arguments)
     try:
         from semla_ros.nodes.view_bridge import ViewBridge
     except ImportError as error:
         if (error.name or "").split(".")[0] == "foxglove":
             raise ConfigError("foxglove-sdk is not installed: pip install -r requirements-view.txt") from None
-        raise ConfigError(
-            f"ROS 2 is not to be found ({error.name}): source it, or install requirements-ros.txt"
-        ) from None
+        raise _without_ros(error) from None
     with ViewBridge(arguments.node, arguments.host, arguments.port, arguments.topics) as bridge:
         console = Console(highlight=False)
         for line in introduction(bridge):
             console.print(line, soft_wrap=True)
-        end_s = time.monotonic() + arguments.duration
         offered = 0
-        try:
-            while time.monotonic() < end_s:
-                bridge.spin()
-                if len(bridge.shown) > offered:
-                    offered = len(bridge.shown)
-                    console.print(f"topics: {' '.join(sorted(bridge.shown))}", soft_wrap=True)
-        except KeyboardInterrupt:
-            pass
+        for _ in _turns(bridge, arguments.duration):
+            if len(bridge.shown) > offered:
+                offered = len(bridge.shown)
+                console.print(f"topics: {' '.join(sorted(bridge.shown))}", soft_wrap=True)
         console.print(f"passed on {sum(bridge.sent.values())} messages")
     return 0
+
+
+def _run_rerun(arguments: argparse.Namespace) -> int:
+    try:
+        from semla_ros.nodes.rerun_bridge import RerunBridge
+    except ImportError as error:
+        raise _without_ros(error) from None
+    from semla_ros.lab.report.embedding_map import scenery_of
+    from semla_ros.lab.report.rerun_log import RerunLog
+
+    library = AdapterLibrary.load(find_library(arguments.library), eager_bytes=0)
+    with closing(RerunLog(arguments.rerun)) as log:
+        log.library(scenery_of(library))
+        with closing(RerunBridge(arguments.node, log)) as bridge:
+            print(f"{bridge.node_name} to {arguments.rerun}; Ctrl-C ends it")
+            for _ in _turns(bridge, arguments.duration):
+                pass
+            print(f"passed on {sum(bridge.sent.values())} messages")
+    return 0
+
+
+def _turns(bridge: ViewBridge | RerunBridge, duration_s: float) -> Iterator[None]:
+    """Let a bridge work until the time is over or Ctrl-C."""
+    end_s = time.monotonic() + duration_s
+    with suppress(KeyboardInterrupt):
+        while time.monotonic() < end_s:
+            bridge.spin()
+            yield
+
+
+def _without_ros(error: ImportError) -> ConfigError:
+    return ConfigError(f"ROS 2 is not to be found ({error.name}): source it, or install requirements-ros.txt")
 
 
 def introduction(bridge: ViewBridge) -> list[str]:

@@ -78,6 +78,7 @@ class ToyPipeline:
         self.library = SimpleNamespace(names=ADAPTERS)
         self.drift, self.retrieval = DriftConfig(), RetrievalConfig()
         self.generation = Generation(number=0, mix=AdapterMix(), class_names=CLASSES, vocabulary_version=1)
+        self.scene = np.eye(4)[0]
         self.is_closed = False
         self._is_frozen = False
         self._latency_ms = latency_ms
