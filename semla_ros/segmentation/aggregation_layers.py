@@ -102,23 +102,32 @@ def split_linear(module: nn.Module, x: Tensor, guidance: Tensor, *, exact_rewrit
     return F.linear(x, weight[:, :channels]) + shared
 
 
-def split_convolution(module: nn.Module, x: Tensor, guidance: Tensor, *, exact_rewrites: bool) -> Tensor:
-    """3x3 convolution without bias of the concatenation [x ; guidance] along the channels.
+def split_convolution(
+    module: nn.Module, x: Tensor, guidance: Tensor, own_guidance: Tensor | None = None, *, exact_rewrites: bool
+) -> Tensor:
+    """3x3 convolution without bias of the concatenation [x ; guidance ; own guidance] along the channels.
 
     Args:
         module: nn.Conv2d or a wrapper of one.
         x: Class maps, shape (B*T, C, H, W).
         guidance: Shared by the T maps of an image, shape (B, G, H, W).
+        own_guidance: Of each class map, shape (B*T, E, H, W), where there is any.
         exact_rewrites: Convolve the guidance once for each image instead of once for each map.
     """
     images = guidance.shape[0]  # unlike len(), it may stay a variable where the model is exported
+    own_parts = [x] if own_guidance is None else [x, own_guidance]
     if not exact_rewrites or type(module) is not nn.Conv2d:
         repeated = guidance.repeat_interleave(x.shape[0] // images, dim=0)
-        literal: Tensor = module(torch.cat([x, repeated.to(x.dtype)], dim=1))
+        literal: Tensor = module(torch.cat([x, repeated.to(x.dtype), *own_parts[1:]], dim=1))
         return literal
-    channels = x.shape[1]
-    shared = F.conv2d(guidance, module.weight[:, channels:], padding=1)
-    own = F.conv2d(x, module.weight[:, :channels], padding=1)
+    start = x.shape[1]
+    end = start + guidance.shape[1]
+    shared = F.conv2d(guidance, module.weight[:, start:end], padding=1)
+    if own_guidance is None:
+        own = F.conv2d(x, module.weight[:, :start], padding=1)
+    else:
+        weight = torch.cat([module.weight[:, :start], module.weight[:, end:]], dim=1)
+        own = F.conv2d(torch.cat(own_parts, dim=1), weight, padding=1)
     return (own.view(images, -1, *own.shape[1:]) + shared[:, None]).flatten(0, 1)
 
 
@@ -311,19 +320,28 @@ class LinearAttention(nn.Module):
 
 
 class ClassPart(nn.Module):
-    """Aggregation over the classes, for each pixel apart."""
+    """Aggregation over the classes, for each pixel apart.
 
-    def __init__(self, config: AggregatorConfig) -> None:
+    Args:
+        dim: Channels of the class maps.
+        heads: Of the attention, divides `dim`.
+        guidance_dim: Channels of the text guidance; 0 = none.
+        pad_len: Classes are padded to this length; 0 = not.
+        pooling: Average pooling before the attention, (rows, columns).
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, guidance_dim: int = 0, pad_len: int = 0, pooling: tuple[int, int] = (1, 1)
+    ) -> None:
         super().__init__()
-        dim = config.hidden_dim
-        self.pad_len, self.pooling = config.pad_len, config.pooling
-        self.attention = LinearAttention(dim, config.text_guidance_dim, config.heads)
+        self.pad_len, self.pooling = pad_len, pooling
+        self.attention = LinearAttention(dim, guidance_dim, heads)
         self.MLP = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
         self.norm1 = nn.LayerNorm(dim)
         self.norm2 = nn.LayerNorm(dim)
-        if config.pad_len:
+        if pad_len:
             self.padding_tokens = nn.Parameter(torch.zeros(1, 1, dim))
-            self.padding_guidance = nn.Parameter(torch.zeros(1, 1, config.text_guidance_dim))
+            self.padding_guidance = nn.Parameter(torch.zeros(1, 1, guidance_dim))
 
     def forward(
         self, x: Tensor, text_guidance: Tensor, presence: Tensor | None = None, *, exact_rewrites: bool
@@ -362,7 +380,7 @@ class ClassPart(nn.Module):
 
 
 class DoubleConvolution(nn.Module):
-    """Twice: 3x3 convolution, group norm, ReLU; the first reads [x ; guidance]."""
+    """Twice: 3x3 convolution, group norm, ReLU; the first reads [x ; guidance ; own guidance]."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -376,10 +394,12 @@ class DoubleConvolution(nn.Module):
             nn.ReLU(),
         )
 
-    def forward(self, x: Tensor, guidance: Tensor, *, exact_rewrites: bool) -> Tensor:
-        """Map (B*T, C, H, W) and guidance (B, G, H, W) to (B*T, C_out, H, W)."""
+    def forward(
+        self, x: Tensor, guidance: Tensor, own_guidance: Tensor | None = None, *, exact_rewrites: bool
+    ) -> Tensor:
+        """Map (B*T, C, H, W), guidance (B, G, H, W) and own guidance (B*T, E, H, W) to (B*T, C_out, H, W)."""
         first, *rest = self.double_conv
-        x = split_convolution(first, x, guidance, exact_rewrites=exact_rewrites)
+        x = split_convolution(first, x, guidance, own_guidance, exact_rewrites=exact_rewrites)
         for module in rest:
             x = module(x)
         return x

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from semla_ros.errors import ConfigError
 
 HEAD_DIM = 64  # CLIP's head size at every model size
+_PROMPTS_AT_ONCE = 1024  # of an ensemble; more would only hold more memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,12 +152,12 @@ class QuickGelu(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a QuickGELU between them."""
+    """Two linear layers with an activation between them, OpenAI's QuickGELU unless told otherwise."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: type[nn.Module] = QuickGelu) -> None:
         super().__init__()
         self.c_fc = nn.Linear(width, 4 * width)
-        self.gelu = QuickGelu()
+        self.gelu = activation()
         self.c_proj = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,12 +169,12 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One residual attention block, pre-norm."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, activation: type[nn.Module] = QuickGelu) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = SelfAttention(width)
         self.ln_2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, activation)
 
     def forward(self, x: Tensor, *, is_causal: bool = False) -> Tensor:
         """Transform tokens of shape (B, N, width)."""
@@ -192,9 +193,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks, under the name that the checkpoints give it."""
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, activation: type[nn.Module] = QuickGelu) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(Block(width) for _ in range(layers))
+        self.resblocks = nn.ModuleList(Block(width, activation) for _ in range(layers))
 
 
 class ConvStem(nn.Module):
@@ -312,19 +313,38 @@ class VisualTower(nn.Module):
         return DenseFeatures(tokens, tuple(guidance[index] for index in guidance_layers), grid, details)
 
 
-class Clip(nn.Module):
-    """Both towers; the text tower's modules stand directly below, as in the checkpoints."""
+class TextTower(nn.Module):
+    """A CLIP model's text side; its modules stand directly below, beside the visual tower, as in the checkpoints.
 
-    def __init__(self, config: ClipConfig) -> None:
+    Args:
+        visual: The visual tower.
+        width: Of the text tower, a multiple of 64.
+        layers: Of the text tower.
+        embed_dim: Joint image-text dimension.
+        context_length: Longest prompt in tokens.
+        vocab_rows: Rows of the token table.
+        activation: Of the MLPs.
+    """
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        *,
+        width: int,
+        layers: int,
+        embed_dim: int,
+        context_length: int,
+        vocab_rows: int,
+        activation: type[nn.Module] = QuickGelu,
+    ) -> None:
         super().__init__()
-        width = config.text_width
-        self.config = config
-        self.visual = VisualTower(config)
-        self.token_embedding = nn.Embedding(config.vocab_rows, width)
-        self.positional_embedding = nn.Parameter(torch.randn(config.context_length, width) * 0.01)
-        self.transformer = Transformer(width, config.text_layers)
+        self.context_length = context_length
+        self.visual = visual
+        self.token_embedding = nn.Embedding(vocab_rows, width)
+        self.positional_embedding = nn.Parameter(torch.randn(context_length, width) * 0.01)
+        self.transformer = Transformer(width, layers, activation)
         self.ln_final = nn.LayerNorm(width)
-        self.text_projection = nn.Parameter(torch.randn(width, config.embed_dim) * width**-0.5)
+        self.text_projection = nn.Parameter(torch.randn(width, embed_dim) * width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
@@ -341,10 +361,9 @@ class Clip(nn.Module):
         Returns:
             Shape (T, embed_dim), unit length.
         """
-        if token_ids.ndim != 2 or token_ids.shape[1] > self.config.context_length:
+        if token_ids.ndim != 2 or token_ids.shape[1] > self.context_length:
             raise ConfigError(
-                f"token ids must have shape (T, L) with L at most {self.config.context_length}, "
-                f"got {tuple(token_ids.shape)}"
+                f"token ids must have shape (T, L) with L at most {self.context_length}, got {tuple(token_ids.shape)}"
             )
         end = token_ids.argmax(dim=-1)  # (T,)
         length = int(end.max()) + 1
@@ -365,11 +384,29 @@ class Clip(nn.Module):
             Shape (T, P, embed_dim), unit length.
         """
         present = token_ids.any(dim=-1)  # (T, P, S)
-        every = torch.zeros(*present.shape, self.config.embed_dim, device=token_ids.device)
-        embeddings = self.encode_text(token_ids[present])
+        every = torch.zeros(*present.shape, self.text_projection.shape[1], device=token_ids.device)
+        parts = torch.split(token_ids[present], _PROMPTS_AT_ONCE)  # type: ignore[no-untyped-call]
+        embeddings = torch.cat([self.encode_text(some) for some in parts])
         every = every.to(embeddings.dtype).index_put((present,), embeddings)
         mean: Tensor = F.normalize(every.sum(dim=2), dim=-1)  # the sum and the mean point the same way
         return mean
+
+
+class Clip(TextTower):
+    """Both towers of OpenAI's kind."""
+
+    visual: VisualTower
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__(
+            VisualTower(config),
+            width=config.text_width,
+            layers=config.text_layers,
+            embed_dim=config.embed_dim,
+            context_length=config.context_length,
+            vocab_rows=config.vocab_rows,
+        )
+        self.config = config
 
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,13 @@ class AggregatorLayer(nn.Module):
     def __init__(self, config: AggregatorConfig) -> None:
         super().__init__()
         self.swin_block = GroupedSpatialPart(config)
-        self.attention = GroupedClassPart(config)
+        self.attention = GroupedClassPart(
+            config.hidden_dim,
+            config.heads,
+            guidance_dim=config.text_guidance_dim,
+            pad_len=config.pad_len,
+            pooling=config.pooling,
+        )
 
     def forward(
         self, x: Tensor, appearance: Tensor, text_guidance: Tensor, presence: Tensor | None, *, exact_rewrites: bool
