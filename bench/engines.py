@@ -20,7 +20,7 @@ from semla_ros.config import RetrievalConfig
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.choice import find_runtimes
 from semla_ros.engines.component_engine import ComponentEngine, Runner
-from semla_ros.engines.components import FixedComponent, fixed_components
+from semla_ros.engines.components import fixed_components
 from semla_ros.engines.gates import largest_deviation, parity_problem, smallest_cosine
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.lab.world.cities import CITIES
@@ -30,6 +30,7 @@ from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.resources import find_model, model_library
 from semla_ros.results import ImageArray
 from semla_ros.segmentation.checkpoint import load_model
+from semla_ros.segmentation.fixed_component import FixedComponent
 
 SHIPPED = "semla-tiny"
 CLASSES = 19

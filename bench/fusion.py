@@ -21,7 +21,7 @@ from semla_ros.adaptation.fusion import Fuser
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.segmentation.targets import lora_signature, lora_targets
+from semla_ros.segmentation.targets import lora_signature
 
 ENDURANCE = {"toy": 20, "tiny": 1000, "b": 50, "l": 20}  # fusions with class embeddings: half a second each at B size
 
@@ -60,7 +60,7 @@ def measure(size: Size, repeats: int = 7) -> dict[str, object]:
                     by_threads[str(threads)] = _comparison(fuser, loop, mixes, repeats)
     return {
         "weights": sum(out * inner for out, inner in lora_signature(model).values()),
-        "modules": len(lora_targets(model)),
+        "modules": len(model.lora_targets()),
         "threads": max(thread_counts()),
         **by_threads[str(max(thread_counts()))],
         "by_threads": by_threads,
@@ -131,7 +131,7 @@ def _error_of_a_fusion(
 def _largest_error(model: CatSeg, reference: CatSeg, library: AdapterLibrary, mix: AdapterMix) -> float:
     """Largest deviation of a fused weight from the float64 sum, relative to its matrix' largest value."""
     largest = 0.0
-    for path in lora_targets(model):
+    for path in model.lora_targets():
         expected = reference.get_submodule(path).weight.double()  # type: ignore[union-attr, operator]
         for name, weight in zip(mix.names, mix.weights, strict=True):
             adapter = library.adapter(name)

@@ -32,7 +32,7 @@ from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.pipeline_status import GenerationLog, PipelineStatus, Tally
 from semla_ros.results import AdaptationStep, AdapterMix, FloatArray, Frame, Generation, Segmentation
-from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.protocol import SegmentationModel
 from semla_ros.timing import RestartWatch, Stopwatch
 
 logger = logging.getLogger(__name__)
@@ -386,7 +386,7 @@ class PerceptionPipeline:
         return self._fuser.in_use.text_features
 
     @property
-    def model(self) -> CatSeg:
+    def model(self) -> SegmentationModel:
         """The segmentation model; its weights change with each generation."""
         return self._parts.model
 

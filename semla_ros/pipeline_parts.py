@@ -22,7 +22,7 @@ from semla_ros.library.fetching import find_library
 from semla_ros.library.manifest import read_manifest
 from semla_ros.resources import find_model
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model, model_file
-from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.protocol import SegmentationModel
 from semla_ros.segmentation.targets import lora_signature
 
 
@@ -44,7 +44,7 @@ class PipelineParts:
         own_class_names: The model's own vocabulary; empty where it has none.
     """
 
-    model: CatSeg
+    model: SegmentationModel
     engine: Engine
     encoder: SceneEncoder
     library: AdapterLibrary

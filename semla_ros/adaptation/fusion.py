@@ -22,15 +22,12 @@ from semla_ros.adaptation.background import background_stream
 from semla_ros.adaptation.weight_slabs import LayerStack, Scratch, WeightSlab
 from semla_ros.errors import AdapterError, first_line, is_out_of_memory
 from semla_ros.results import AdapterMix
-from semla_ros.segmentation.model import CatSeg
-from semla_ros.segmentation.targets import lora_targets
+from semla_ros.segmentation.protocol import SegmentationModel
 
 if TYPE_CHECKING:
     from semla_ros.library.adapter_library import AdapterLibrary
 
 logger = logging.getLogger(__name__)
-TEXT_TOWER = "sem_seg_head.predictor.clip_model.transformer."
-
 
 Terms = list[tuple[LayerStack, float]]  # what a slab is fused from: stacks with their weights
 
@@ -53,7 +50,7 @@ class PreparedModel:
 
     Attributes:
         mix: What it is fused from.
-        text_features: Class embeddings of the fused text tower, shape (T, C), unit norm.
+        text_features: Class embeddings of the fused text tower, shape (T, ...).
         base_text: Those of the base model for the same classes.
         terms: What each slab is fused from.
         ticket: Which `prepare` made it; only the latest one can be committed.
@@ -91,16 +88,17 @@ class Fuser:
 
     def __init__(
         self,
-        model: CatSeg,
+        model: SegmentationModel,
         library: AdapterLibrary,
         token_ids: Tensor,
         *,
         memory: Literal["double", "single"] = "double",
     ) -> None:
         self._library = library
-        paths = lora_targets(model)
+        paths = model.lora_targets()
+        self._text_tower = model.text_tower
         self._device = next(model.parameters()).device
-        self._shadow = _shadow_model(model, [path for path in paths if path.startswith(TEXT_TOWER)])
+        self._shadow = _shadow_model(model, [path for path in paths if path.startswith(model.text_tower)])
         self._scratch = Scratch(self._device)
         self.notes: list[str] = []
         self._is_single = memory == "single"
@@ -120,7 +118,7 @@ class Fuser:
         """Change the vocabulary for the next `prepare`.
 
         Args:
-            token_ids: One prompt per class, shape (T, L), int64; see `CatSeg.encode_text`.
+            token_ids: Prompts of each class, shape (T, ...), int64; see `SegmentationModel.encode_text`.
         """
         self._token_ids = token_ids.to(self._device)
         self._base_text: Tensor | None = None
@@ -160,7 +158,8 @@ class Fuser:
     def _prepare(self, mix: AdapterMix) -> PreparedModel:
         with self._in_background():
             terms = self.fuse_standby(mix)
-            text_features = self._encode_text(mix) if mix.names else self._base_text
+            is_other_text = mix.names and any(slab.is_shadowed for slab in self.slabs)
+            text_features = self._encode_text(mix) if is_other_text else self._base_text
         assert text_features is not None
         assert self._base_text is not None
         return PreparedModel(mix, text_features, self._base_text, terms, self._ticket)
@@ -279,7 +278,7 @@ class Fuser:
             module = model.get_submodule(path)
             weight = module.weight
             assert isinstance(weight, Tensor)
-            groups[path.startswith(TEXT_TOWER), weight.flatten(1).shape, weight.dtype][path] = module
+            groups[path.startswith(self._text_tower), weight.flatten(1).shape, weight.dtype][path] = module
         for (is_text, *_), modules in groups.items():
             shadows = {path: self._shadow.get_submodule(path) for path in modules} if is_text else {}
             # Class embeddings are made before the commit, so the text tower has a standby copy even under "single".
@@ -373,12 +372,12 @@ class Fuser:
         self._resident = {name: stacks for name, stacks in self._resident.items() if name in names}
 
 
-def _shadow_model(model: CatSeg, own_paths: Sequence[str]) -> CatSeg:
+def _shadow_model(model: SegmentationModel, own_paths: Sequence[str]) -> SegmentationModel:
     """A second model that shares every tensor with `model` but the weights of `own_paths`."""
     own = {id(model.get_submodule(path).weight) for path in own_paths}
     memo: dict[int, object] = {id(buffer): buffer for buffer in model.buffers()}
     for parameter in model.parameters():
         # A new Parameter on the same memory: its `data` can later point elsewhere without moving the model's own.
         memo[id(parameter)] = nn.Parameter(parameter.data, requires_grad=False) if id(parameter) in own else parameter
-    shadow: CatSeg = copy.deepcopy(model, memo)
+    shadow: SegmentationModel = copy.deepcopy(model, memo)
     return shadow

@@ -35,10 +35,10 @@ from semla_ros.errors import ConfigError, EngineError, SemlaError
 
 if TYPE_CHECKING:  # torch and what stands on it, imported where a model is loaded
     from semla_ros.engines.component_engine import Runtime
-    from semla_ros.engines.components import FixedComponent
     from semla_ros.engines.gates import Verdict
     from semla_ros.engines.torch_engine import TorchEngine
     from semla_ros.results import ImageArray
+    from semla_ros.segmentation.fixed_component import FixedComponent
 
 ACTIONS = {  # name -> summary, description, example
     "build": (

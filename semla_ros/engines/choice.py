@@ -14,12 +14,12 @@ from semla_ros.engines.base import Engine
 from semla_ros.engines.torch_engine import TorchEngine, has_bf16, wanted_precision
 from semla_ros.errors import EngineError, first_line
 from semla_ros.resources import engine_folder
-from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.protocol import SegmentationModel
 
 if TYPE_CHECKING:
     from semla_ros.engines.cache import EngineCache
     from semla_ros.engines.component_engine import Runtime
-    from semla_ros.engines.components import FixedComponent
+    from semla_ros.segmentation.fixed_component import FixedComponent
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _HALF_WELCOME = {"cpu": ("auto", "bf16"), "cuda": ("auto", "fp16", "bf16")}
 
 
 def choose_engine(
-    model: CatSeg, encoder: SceneEncoder, config: InferenceConfig, *, cache: EngineCache | None = None
+    model: SegmentationModel, encoder: SceneEncoder, config: InferenceConfig, *, cache: EngineCache | None = None
 ) -> Engine:
     """The engine that the settings ask for.
 

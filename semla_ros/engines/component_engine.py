@@ -16,11 +16,12 @@ from typing import Protocol
 from torch import Tensor
 
 from semla_ros.engines.base import AGREEMENT, EngineOutput, Stage, agreement
-from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent, Forward
+from semla_ros.engines.components import SCENE_ENCODER
 from semla_ros.engines.gates import Measure, Verdict, judge, one_run_ms
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import first_line
 from semla_ros.results import ImageArray, MaskArray
+from semla_ros.segmentation.fixed_component import DECODER, FixedComponent, Forward
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from semla_ros.engines.cuda_graph import Forward, GraphedForward
 from semla_ros.engines.mask_from_maps import packed_mask, unpacked_mask
 from semla_ros.results import ImageArray
 from semla_ros.segmentation.inference import InferenceMode, PixelStatistics, merged, views
-from semla_ros.segmentation.model import CatSegConfig
+from semla_ros.segmentation.protocol import ModelConfig
 from semla_ros.timing import Stopwatch
 
 _SIZES_KEPT = 4  # sizes of images with graphs of their own, each of which holds its intermediate results
@@ -71,7 +71,7 @@ class CudaFrames:
         stream: Where frames run.
     """
 
-    def __init__(self, device: torch.device, config: CatSegConfig, mode: InferenceMode) -> None:
+    def __init__(self, device: torch.device, config: ModelConfig, mode: InferenceMode) -> None:
         self._device, self._config, self._mode = device, config, mode
         self.stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._statistics = PixelStatistics.of(config, device)

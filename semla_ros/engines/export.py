@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from semla_ros.engines.cache import EngineCache, EngineKey
 from semla_ros.engines.component_engine import Runtime
-from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.torch_engine import choose_threads
 from semla_ros.errors import EngineError, first_line
+from semla_ros.segmentation.fixed_component import FixedComponent
 
 # Raised when this module exports the same component in another way, or the code of a component computes something else:
 # graphs and plans made before are then made anew.
-EXPORT_REVISION = 4
+EXPORT_REVISION = 5
 OUTPUT_NAME = "output"
 _FOLDED = 8  # values at most of a constant that is folded: axes and shapes have as many as a tensor has dimensions
 

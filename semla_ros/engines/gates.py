@@ -15,7 +15,7 @@ from torch import Tensor
 from semla_ros.errors import first_line
 
 if TYPE_CHECKING:
-    from semla_ros.engines.components import FixedComponent, Forward
+    from semla_ros.segmentation.fixed_component import FixedComponent, Forward
 
 COSINE = 0.999  # smallest cosine similarity of each probe's output with torch's
 DEVIATION = 0.05  # largest RMS difference from torch, as a share of the standard deviation of torch's output

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from semla_ros.engines.component_engine import Maker, Runtime
-from semla_ros.engines.components import FixedComponent
+from semla_ros.segmentation.fixed_component import FixedComponent
 
 _NAMES = {torch.bfloat16: "torch bf16", torch.float16: "torch fp16"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from semla_ros.adaptation.fusion import TEXT_TOWER
+from semla_ros.segmentation.protocol import SegmentationModel
 
 _CAST = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)  # what autocast casts the weights and biases of
 
@@ -21,12 +21,12 @@ class HalfWeights:
         dtype: torch.float16 or torch.bfloat16.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: SegmentationModel, dtype: torch.dtype) -> None:
         self._model = model
         self._sources = {
             f"{path}.{name}": parameter
             for path, module in model.named_modules()
-            if type(module) in _CAST and not path.startswith(TEXT_TOWER)  # no frame reads that
+            if type(module) in _CAST and not path.startswith(model.text_tower)  # no frame reads that
             for name, parameter in module.named_parameters(recurse=False)
         }
         with torch.inference_mode(False), torch.no_grad():  # whoever calls: they are overwritten outside of it

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import Maker
-from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.export import GraphRuntime, exported
 from semla_ros.errors import EngineError, first_line
+from semla_ros.segmentation.fixed_component import FixedComponent
 
 _CUDA_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
 

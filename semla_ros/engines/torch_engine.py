@@ -25,8 +25,8 @@ from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.errors import EngineError, NotFiniteError, first_line
 from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
-from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view
-from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view, windows_of
+from semla_ros.segmentation.protocol import SegmentationModel
 from semla_ros.timing import Stopwatch
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def choose_threads(threads: int) -> int:
 
 
 class TorchEngine:
-    """Runs a `CatSeg` eagerly, compiled, or as a captured CUDA graph.
+    """Runs a segmentation model eagerly, compiled, or as a captured CUDA graph.
 
     The model's weights may be overwritten in place between two calls; in half precision on a GPU they act from the next
     `set_text` on. The model is moved to the device first, so make
@@ -108,14 +108,17 @@ class TorchEngine:
 
     Raises:
         EngineError: The device is not there, or the model does not fit on it.
+        ConfigError: The model has no sliding inference, and that was asked for.
     """
 
     name = "torch"
 
     def __init__(
-        self, model: CatSeg, config: InferenceConfig, *, probe_images: Sequence[ImageArray] | None = None
+        self, model: SegmentationModel, config: InferenceConfig, *, probe_images: Sequence[ImageArray] | None = None
     ) -> None:
         self.device = choose_device(config.device)
+        if config.inference == "sliding":
+            windows_of(model.config)
         self.notes: list[str] = []
         self.stage: Stage | None = None
         self._config = config
@@ -144,7 +147,7 @@ class TorchEngine:
             torch.set_num_threads(choose_threads(config.threads))
 
     def set_text(self, text_features: Tensor) -> None:
-        """Take over class embeddings (T, C).
+        """Take over class embeddings (T, ...).
 
         What was compiled or captured stays valid while T stays within its bucket, see `class_buckets`.
 
@@ -152,10 +155,11 @@ class TorchEngine:
             EngineError: The shape does not fit the model, a value is not finite, or there is no memory; the former
                 ones stay in use, with what was captured for them.
         """
-        width = self._model.config.clip.embed_dim
-        if text_features.ndim != 2 or text_features.shape[1] != width or not len(text_features):
-            raise EngineError(f"class embeddings must have shape (T, {width}), got {tuple(text_features.shape)}")
-        limit = self._model.config.aggregator.pad_len
+        expected = self._model.text_shape
+        if text_features.shape[1:] != expected or not len(text_features):
+            sizes = ", ".join(map(str, ("T", *expected)))
+            raise EngineError(f"class embeddings must have shape ({sizes}), got {tuple(text_features.shape)}")
+        limit = self._model.class_limit
         is_padded = not 0 < limit < len(text_features)  # of more classes the best are selected inside
         try:
             with self._in_stream_order():

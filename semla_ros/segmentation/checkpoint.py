@@ -10,7 +10,6 @@ import functools
 import json
 import math
 import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +23,18 @@ from torch.overrides import TorchFunctionMode
 
 from semla_ros.errors import CheckpointError, SemlaError
 from semla_ros.file_integrity import atomic_file, file_sha256, foreign, open_regular
-from semla_ros.segmentation.clip import from_open_clip
-from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.protocol import ModelConfig, SegmentationModel
+from semla_ros.segmentation.registry import model_class, recognised
 from semla_ros.segmentation.text_prompts import Vocabulary
 
 SEGMENTER_FILE = "segmenter.safetensors"  # in a model folder
 _HEADER_KEY = "semla"  # metadata of our own files: JSON with config, class names, token rows, template, model id
 _FORMAT_VERSION = 1
-_CLIP = "sem_seg_head.predictor.clip_model."
-_CONV1 = _CLIP + "visual.conv1.weight"
-_ALIAS = re.compile(r"\.attn\.([qkv])_proj_weight$")
+_FIRST_KIND = "catseg"  # of files written before there was another one
 _NAMES_SHOWN = 3
-_PUBLISHED = {"catseg-b": CatSegConfig.catseg_b(), "catseg-l": CatSegConfig.catseg_l()}
 # What a header holds, if it does: type of each entry, and of its parts or keys.
 _HEADER_TYPES: dict[str, tuple[type[dict[str, Any]] | type[list[Any]] | type[str], type]] = {
+    "kind": (str, str),
     "config": (dict, str),
     "class_names": (list, str),
     "token_rows": (list, int),
@@ -64,7 +61,7 @@ class LoadedModel:
         metadata: What else the header of one of our own files holds.
     """
 
-    model: CatSeg
+    model: SegmentationModel
     tokenizer: Vocabulary
     class_names: tuple[str, ...]
     template: str
@@ -101,14 +98,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def load_model(
-    path: str | Path, device: str | torch.device = "cpu", *, config: CatSegConfig | None = None
+    path: str | Path, device: str | torch.device = "cpu", *, config: ModelConfig | None = None
 ) -> LoadedModel:
     """Load a segmentation model.
 
     Args:
         path: A published checkpoint (`.pth`, `.pt`, `.safetensors`), a file made by `save_model`, or a folder with one.
         device: Where the weights go.
-        config: Its architecture; None = what the file's header says, else the published one of its visual width.
+        config: Its architecture; None = what the file's header says, else what its tensors' shapes do.
 
     Returns:
         The model and its vocabulary.
@@ -120,8 +117,9 @@ def load_model(
     tensors, metadata = read_weights(file)
     try:
         header = _header(metadata)
-        tensors = normalise_names(tensors)
-        model = _unfilled(config or header.get("config") or _published_config(tensors))
+        kind = _kind(header, tensors)
+        tensors = kind.own_names(tensors)
+        model = _unfilled(kind, header.get("config") if config is None else config.as_dict(), tensors)
         _check_whole(model, tensors)
         _check_finite(tensors)
     except SemlaError as error:
@@ -129,20 +127,19 @@ def load_model(
     state = {name: item.to(device, torch.float32, copy=True) for name, item in tensors.items()}
     model.load_state_dict(state, strict=False, assign=True)
     model.to(device).eval().requires_grad_(False)
-    published = next((name for name in _PUBLISHED if _PUBLISHED[name] == model.config), file.stem)
     return LoadedModel(
         model=model,
-        tokenizer=Vocabulary(header.get("token_rows"), model.config.clip.context_length),
+        tokenizer=Vocabulary(header.get("token_rows"), model.context_length, cuts_long_prompts=model.cuts_long_prompts),
         class_names=tuple(header.get("class_names") or ()),
-        template=header.get("template") or "single",
-        model_id=header.get("model_id") or published,
+        template=header.get("template") or model.template,
+        model_id=header.get("model_id") or model.published_id or file.stem,
         path=file,
         metadata=header.get("extra") or {},
     )
 
 
 def save_model(
-    model: CatSeg,
+    model: SegmentationModel,
     path: str | Path,
     *,
     class_names: Sequence[str],
@@ -172,15 +169,16 @@ def save_model(
     """
     derived = {name for name, _ in model.named_buffers()}
     tensors = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.published_names(model.state_dict()).items():
         if name in derived:
             continue
         half = tensor.detach().to("cpu", torch.float16).contiguous()
         if not half.isfinite().all():
             raise CheckpointError(f"'{name}' has values that are not finite in half precision; nothing was written")
-        tensors[_published_name(name)] = half
+        tensors[name] = half
     header = {
         "version": _FORMAT_VERSION,
+        "kind": model.kind,
         "config": model.config.as_dict(),
         "class_names": list(class_names),
         "token_rows": None if vocabulary.bpe_ids is None else list(vocabulary.bpe_ids),
@@ -272,25 +270,6 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     return {str(name): item for name, item in weights.items()}
 
 
-def normalise_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of `CatSeg`: alias names and fused projections become three linear modules.
-
-    Raises:
-        CheckpointError: A tensor and its alias differ.
-    """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in from_open_clip(tensors).items():
-        known = _ALIAS.sub(r".attn.\1_proj.weight", name)
-        if known in renamed and not (tensor.is_meta or torch.equal(renamed[known], tensor)):
-            raise CheckpointError(f"'{known}' and its alias '{_published_name(known)}' hold different values")
-        renamed[known] = tensor
-    return renamed
-
-
-def _published_name(name: str) -> str:
-    return re.sub(r"\.attn\.([qkv])_proj\.weight$", r".attn.\1_proj_weight", name) if _CLIP in name else name
-
-
 def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What one of our own files says of itself; empty of another."""
     try:
@@ -308,29 +287,25 @@ def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
     return header
 
 
-def _unfilled(config: CatSegConfig | Mapping[str, Any]) -> CatSeg:
+def _kind(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> type[SegmentationModel]:
+    """What kind of model a file holds: its header says it, or its tensors do."""
+    if header.get("config") is None:
+        return recognised(tensors)
+    return model_class(header.get("kind") or _FIRST_KIND)
+
+
+def _unfilled(
+    kind: type[SegmentationModel], settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]
+) -> SegmentationModel:
     """A model without weights, of an architecture or of what a header states as one."""
     try:
         with Unfilled():
-            return CatSeg(config if isinstance(config, CatSegConfig) else CatSegConfig.from_dict(config))
+            return kind.build(settings, tensors)
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"'config' of its header cannot be that of a model: {error}") from None
 
 
-def _published_config(tensors: Mapping[str, Tensor]) -> CatSegConfig:
-    """The published architecture of this visual width."""
-    if _CONV1 not in tensors:
-        raise CheckpointError(f"'{_CONV1}' is missing; this is not a CAT-Seg checkpoint")
-    width = tensors[_CONV1].shape[0] if tensors[_CONV1].ndim else 0
-    for config in _PUBLISHED.values():
-        if config.clip.visual_width == width:
-            return config
-    raise CheckpointError(
-        f"visual width {width} is of no published model and the file's header holds no config; say what it is"
-    )
-
-
-def _check_whole(model: CatSeg, tensors: Mapping[str, Tensor]) -> None:
+def _check_whole(model: SegmentationModel, tensors: Mapping[str, Tensor]) -> None:
     """Compare the names and shapes of a file with those of a model.
 
     Raises:

@@ -19,8 +19,8 @@ def bucket_size(count: int, limit: int = 0) -> int:
 
     Args:
         count: Number of classes, >= 1.
-        limit: `pad_len` of the model, which a vocabulary is not rounded past: of more classes the best are selected,
-            and a filler could be among them; 0 where there is none.
+        limit: `class_limit` of the model, which a vocabulary is not rounded past: of more classes the best are
+            selected, and a filler could be among them; 0 where there is none.
     """
     size = _SMALLEST
     while size < count:
@@ -33,13 +33,13 @@ def pad_vocabulary(text: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Fill class embeddings up with copies of the last one.
 
     Args:
-        text: Class embeddings, shape (T, C), unit length.
+        text: Class embeddings, shape (T, ...).
         size: T' >= T.
 
     Returns:
-        Embeddings (T', C), unit length; presence (T',), 1 for a class and 0 for a filler, of the same dtype.
+        Embeddings (T', ...); presence (T',), 1 for a class and 0 for a filler, of the same dtype.
     """
     missing = size - len(text)
-    padded = torch.cat([text, text[-1:].expand(missing, -1)])
+    padded = torch.cat([text, text[-1:].expand(missing, *text.shape[1:])])
     presence = F.pad(text.new_ones(len(text)), (0, missing))
     return padded, presence

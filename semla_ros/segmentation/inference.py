@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from semla_ros.errors import ImageError
-from semla_ros.segmentation.model import CatSeg, CatSegConfig, SlidingConfig
+from semla_ros.errors import ConfigError, ImageError
+from semla_ros.segmentation.protocol import ModelConfig, SegmentationModel, SlidingConfig
 
 InferenceMode = Literal["whole", "sliding"]
 Predict = Callable[[Tensor], Tensor]  # normalised images (B, 3, h, w) at the working resolution -> logits (B, T, ., .)
@@ -26,7 +26,7 @@ class PixelStatistics(NamedTuple):
     std: Tensor
 
     @classmethod
-    def of(cls, config: CatSegConfig, device: torch.device) -> PixelStatistics:
+    def of(cls, config: ModelConfig, device: torch.device) -> PixelStatistics:
         """Those that a model was trained with."""
         return cls(
             *(
@@ -36,7 +36,7 @@ class PixelStatistics(NamedTuple):
         )
 
 
-def normalise(images: Tensor, config: CatSegConfig, statistics: PixelStatistics | None = None) -> Tensor:
+def normalise(images: Tensor, config: ModelConfig, statistics: PixelStatistics | None = None) -> Tensor:
     """Subtract the pixel mean, divide by the deviation; (..., 3, H, W), 0..255, RGB.
 
     Args:
@@ -48,7 +48,7 @@ def normalise(images: Tensor, config: CatSegConfig, statistics: PixelStatistics 
     return (images.float() - mean) / std
 
 
-def probabilities(logits: Tensor, config: CatSegConfig) -> Tensor:
+def probabilities(logits: Tensor, config: ModelConfig) -> Tensor:
     """Logits (B, T, h, w) to probabilities, fp32, 0..1."""
     return logits.float().sigmoid() if config.probability == "sigmoid" else logits.float().softmax(dim=1)
 
@@ -60,7 +60,7 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def probability_maps(predict: Predict, config: CatSegConfig, image: Tensor, mode: InferenceMode = "whole") -> Tensor:
+def probability_maps(predict: Predict, config: ModelConfig, image: Tensor, mode: InferenceMode = "whole") -> Tensor:
     """Probability maps at the size that the chosen way works at, before the last resize.
 
     Args:
@@ -75,9 +75,7 @@ def probability_maps(predict: Predict, config: CatSegConfig, image: Tensor, mode
     return merged(predict(views(image, config, mode)), config, mode)
 
 
-def views(
-    image: Tensor, config: CatSegConfig, mode: InferenceMode, statistics: PixelStatistics | None = None
-) -> Tensor:
+def views(image: Tensor, config: ModelConfig, mode: InferenceMode, statistics: PixelStatistics | None = None) -> Tensor:
     """What the model sees of an image (3, H, W), 0..255, uint8 or float; see `normalise` for `statistics`.
 
     Returns:
@@ -90,7 +88,7 @@ def views(
         raise ImageError(f"expected an RGB image of shape (3, H, W) with H and W at least 1, got {tuple(image.shape)}")
     if mode == "whole":
         return whole_view(image, config, statistics)
-    windows = config.sliding_windows
+    windows = windows_of(config)
     height, width = windows.kernel
     whole = image[None].float()
     canvas = resize(whole, windows.canvas)
@@ -99,11 +97,11 @@ def views(
     return resize(normalise(seen, config, statistics), config.working_resolution)
 
 
-def merged(logits: Tensor, config: CatSegConfig, mode: InferenceMode) -> Tensor:
+def merged(logits: Tensor, config: ModelConfig, mode: InferenceMode) -> Tensor:
     """Probability maps (T, h, w), 0..1, from the logits (V, T, ., .) of the views of one image."""
     if mode == "whole":
         return probabilities(logits, config)[0]
-    windows, logits = config.sliding_windows, logits.float()
+    windows, logits = windows_of(config), logits.float()
     height, width = windows.kernel
     total = logits.new_zeros(logits.shape[1], *windows.canvas)
     count = logits.new_zeros(windows.canvas)
@@ -115,7 +113,14 @@ def merged(logits: Tensor, config: CatSegConfig, mode: InferenceMode) -> Tensor:
     return total.div_(count).add_(overview).div_(2)
 
 
-def whole_view(image: Tensor, config: CatSegConfig, statistics: PixelStatistics | None = None) -> Tensor:
+def windows_of(config: ModelConfig) -> SlidingConfig:
+    """Windows of the sliding inference; raises ConfigError where the model has none."""
+    if config.sliding_windows is None:
+        raise ConfigError("this model has one view of an image only: inference 'whole', not 'sliding'")
+    return config.sliding_windows
+
+
+def whole_view(image: Tensor, config: ModelConfig, statistics: PixelStatistics | None = None) -> Tensor:
     """One normalised view of a whole image (3, H, W), shape (1, 3, h, w); antialiased where it shrinks."""
     size = config.working_resolution
     if tuple(image.shape[-2:]) != size:
@@ -135,13 +140,13 @@ def _corners(windows: SlidingConfig) -> list[tuple[int, int]]:
     ]
 
 
-def _view_maps(logits: Tensor, config: CatSegConfig) -> Tensor:
+def _view_maps(logits: Tensor, config: ModelConfig) -> Tensor:
     """Probability maps of one view at the windows' size."""
-    return probabilities(resize(logits[None], config.sliding_windows.kernel), config)[0]
+    return probabilities(resize(logits[None], windows_of(config).kernel), config)[0]
 
 
 def segment_probabilities(
-    model: CatSeg,
+    model: SegmentationModel,
     image: Tensor,
     text_features: Tensor,
     output_size: tuple[int, int],
@@ -152,7 +157,7 @@ def segment_probabilities(
     Args:
         model: In evaluation mode.
         image: RGB, shape (3, H, W), 0..255, on the model's device.
-        text_features: Class embeddings, shape (T, C), see `CatSeg.encode_text`.
+        text_features: Class embeddings, see `SegmentationModel.encode_text`.
         output_size: Height and width of the result.
         mode: "whole", or "sliding" (published, used in all its experiments).
 

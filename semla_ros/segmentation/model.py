@@ -6,49 +6,36 @@ One code path for every size; module names follow the published checkpoints.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, einsum, nn
 
-from semla_ros.errors import ConfigError, known_names
+from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.segmentation import cached_inference
-from semla_ros.segmentation.aggregation_layers import AggregatorConfig
-from semla_ros.segmentation.clip import Clip, ClipConfig, DenseFeatures
-from semla_ros.segmentation.cost_aggregation import CostAggregator
+from semla_ros.segmentation.aggregation_layers import AggregatorConfig, LinearAttention, WindowAttention, WindowMlp
+from semla_ros.segmentation.clip import Clip, ClipConfig, ConvStem, DenseFeatures, Mlp, SelfAttention, from_open_clip
+from semla_ros.segmentation.cost_aggregation import CostAggregator, GroupedClassPart
+from semla_ros.segmentation.protocol import (
+    CLIP_PIXEL_MEAN,
+    CLIP_PIXEL_STD,
+    SegmentationModel,
+    SlidingConfig,
+    clip_parameter_groups,
+    known_fields,
+)
+from semla_ros.segmentation.targets import targets_among
 
-CLIP_PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)  # 0..255, RGB
-CLIP_PIXEL_STD = (68.5005327, 66.6321579, 70.3231630)
+if TYPE_CHECKING:
+    from semla_ros.segmentation.fixed_component import FixedComponent
 
-
-@dataclass(frozen=True, kw_only=True)
-class SlidingConfig:
-    """Windows of the published sliding inference, in pixels."""
-
-    kernel: tuple[int, int] = (384, 384)  # height and width of a window
-    canvas: tuple[int, int] = (640, 640)  # the image is resized to this; the windows cover it exactly
-    overlap: float = 0.333  # of two neighbouring windows, relative to the kernel, 0..1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.overlap < 1:
-            raise ConfigError(f"'overlap' must be in [0, 1), got {self.overlap}")
-        for canvas, kernel, stride in zip(self.canvas, self.kernel, self.stride, strict=True):
-            if canvas < kernel or (canvas - kernel) % stride:
-                raise ConfigError(f"windows of {kernel} pixels at stride {stride} do not cover a canvas of {canvas}")
-
-    @property
-    def stride(self) -> tuple[int, int]:
-        """Rows and columns between two windows."""
-        height, width = (max(1, int(size * (1 - self.overlap))) for size in self.kernel)
-        return height, width
-
-    @classmethod
-    def around(cls, kernel: tuple[int, int]) -> SlidingConfig:
-        """Two by two windows of a size, with the published overlap."""
-        stride = cls(kernel=kernel, canvas=kernel).stride
-        return cls(kernel=kernel, canvas=(kernel[0] + stride[0], kernel[1] + stride[1]))
+_CLIP = "sem_seg_head.predictor.clip_model."
+_CONV1 = _CLIP + "visual.conv1.weight"
+_ALIAS = re.compile(r"\.attn\.([qkv])_proj_weight$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,26 +118,38 @@ class CatSegConfig:
         settings = dict(values)
         parts: dict[str, Any] = {}
         for name, part in (("clip", ClipConfig), ("aggregator", AggregatorConfig)):
-            parts[name] = part(**_known_fields(part, settings.pop(name, {})))
+            parts[name] = part(**known_fields(part, settings.pop(name, {})))
         if settings.get("sliding") is not None:
-            parts["sliding"] = SlidingConfig(**_known_fields(SlidingConfig, settings.pop("sliding")))
-        return cls(**parts, **_known_fields(cls, settings))
+            parts["sliding"] = SlidingConfig(**known_fields(SlidingConfig, settings.pop("sliding")))
+        return cls(**parts, **known_fields(cls, settings))
 
 
-def _known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    known = {item.name for item in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"unknown model setting '{unknown[0]}'; {known_names(str(unknown[0]), sorted(known))}")
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+PUBLISHED = {"catseg-b": CatSegConfig.catseg_b, "catseg-l": CatSegConfig.catseg_l}
+
+# Children of each kind of module that an adapter targets. Not targeted: CLIP's output projection, norms,
+# convolutions, the decoder, embeddings. The stem exists in models of our own only: a linear map that carries its
+# features into the transformer, as `detail_projection` does into the decoder.
+_TARGETS: dict[type[nn.Module], tuple[str, ...]] = {
+    SelfAttention: ("q_proj", "k_proj", "v_proj"),
+    Mlp: ("c_fc", "c_proj"),
+    WindowAttention: ("q", "k", "v", "proj"),
+    WindowMlp: ("fc1", "fc2"),
+    LinearAttention: ("q", "k", "v"),
+    GroupedClassPart: ("MLP.0", "MLP.2"),
+    ConvStem: ("to_tokens",),
+}
 
 
-class CatSeg(nn.Module):
-    """The segmentation model.
+def _alias(name: str) -> str:
+    return re.sub(r"\.attn\.([qkv])_proj\.weight$", r".attn.\1_proj_weight", name) if _CLIP in name else name
 
-    Weights may be overwritten in place, or swapped through `parameter.data`, between two calls: nothing derived from
-    them is kept.
-    """
+
+class CatSeg(SegmentationModel):
+    """CAT-Seg, see `SegmentationModel`."""
+
+    kind = "catseg"
+    text_tower = _CLIP + "transformer."
+    config: CatSegConfig
 
     def __init__(self, config: CatSegConfig) -> None:
         super().__init__()
@@ -161,6 +160,106 @@ class CatSeg(nn.Module):
         first, second = config.aggregator.decoder_guidance_dims
         self.upsample1 = nn.ConvTranspose2d(width, first, 2, stride=2)
         self.upsample2 = nn.ConvTranspose2d(width, second, 4, stride=4)
+
+    @classmethod
+    def recognises(cls, tensors: Mapping[str, Tensor]) -> bool:
+        """See `SegmentationModel.recognises`."""
+        return _CONV1 in tensors
+
+    @classmethod
+    def build(cls, settings: Mapping[str, Any] | None, tensors: Mapping[str, Tensor]) -> CatSeg:
+        """See `SegmentationModel.build`; of a published checkpoint the visual width tells the size."""
+        if settings is not None:
+            return cls(CatSegConfig.from_dict(settings))
+        width = tensors[_CONV1].shape[0] if tensors[_CONV1].ndim else 0
+        for make in PUBLISHED.values():
+            if make().clip.visual_width == width:
+                return cls(make())
+        raise ConfigError(
+            f"visual width {width} is of no published model and the file's header holds no config; say what it is"
+        )
+
+    @property
+    def published_id(self) -> str:
+        """See `SegmentationModel`."""
+        return next((name for name, make in PUBLISHED.items() if make() == self.config), "")
+
+    @property
+    def context_length(self) -> int:
+        """See `SegmentationModel`."""
+        return self.config.clip.context_length
+
+    @property
+    def text_shape(self) -> tuple[int, ...]:
+        """See `SegmentationModel`."""
+        return (self.config.clip.embed_dim,)
+
+    @property
+    def class_limit(self) -> int:
+        """See `SegmentationModel`."""
+        return self.config.aggregator.pad_len
+
+    def lora_targets(self) -> list[str]:
+        """Module paths of the published target list that exist in it, and those of its stem, in module order."""
+        details = tuple(f"detail_projection.{index}" for index in range(len(self.aggregator.detail_projection)))
+        return targets_among(self, {**_TARGETS, CostAggregator: details})
+
+    @property
+    def trains_whole(self) -> bool:
+        """Small models of our own, which alone have a stem."""
+        return bool(self.config.clip.stem_dims)
+
+    def parameter_groups(self) -> tuple[list[Tensor], list[Tensor]]:
+        """See `SegmentationModel.parameter_groups`."""
+        return clip_parameter_groups(self, _CLIP)
+
+    def trainable_copy(self, pooling: int) -> CatSeg:
+        """See `SegmentationModel.trainable_copy`."""
+        aggregator = dataclasses.replace(self.config.aggregator, pooling=(pooling, pooling))
+        copy = CatSeg(dataclasses.replace(self.config, aggregator=aggregator))
+        copy.load_state_dict(self.state_dict())
+        return copy.requires_grad_(False)
+
+    def regridded(self, grid: tuple[int, int], window: int) -> CatSeg:
+        """See `SegmentationModel.regridded`; training goes on with the position table as interpolated."""
+        config = self.config
+        if grid == config.clip.working_grid:
+            return self
+        clip = dataclasses.replace(config.clip, native_grid=grid, working_grid=grid)
+        aggregator = dataclasses.replace(config.aggregator, grid=grid, window=window or config.aggregator.window)
+        model = CatSeg(dataclasses.replace(config, clip=clip, aggregator=aggregator)).to(self.upsample1.weight.device)
+        derived = {name for name, _ in model.named_buffers()}
+        weights = {name: value for name, value in self.state_dict().items() if name not in derived}
+        with torch.no_grad():
+            weights[_CLIP + "visual.positional_embedding"] = self.clip.visual.positions(grid)
+        model.load_state_dict(weights, strict=False)
+        return model
+
+    def fixed_components(self) -> list[FixedComponent]:
+        """The decoder."""
+        from semla_ros.segmentation.catseg_decoder import decoder_component
+
+        return [decoder_component(self)]
+
+    @staticmethod
+    def own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Alias names and fused projections become three linear modules.
+
+        Raises:
+            CheckpointError: A tensor and its alias differ.
+        """
+        renamed: dict[str, Tensor] = {}
+        for name, tensor in from_open_clip(tensors).items():
+            known = _ALIAS.sub(r".attn.\1_proj.weight", name)
+            if known in renamed and not (tensor.is_meta or torch.equal(renamed[known], tensor)):
+                raise CheckpointError(f"'{known}' and its alias '{_alias(known)}' hold different values")
+            renamed[known] = tensor
+        return renamed
+
+    @staticmethod
+    def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Projections of CLIP under their alias names."""
+        return {_alias(name): tensor for name, tensor in tensors.items()}
 
     @property
     def clip(self) -> Clip:

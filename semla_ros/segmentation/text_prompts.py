@@ -95,17 +95,21 @@ class Vocabulary:
     Args:
         bpe_ids: Byte-pair id of each row, ascending; None where the table is CLIP's own.
         context_length: Longest prompt in tokens, start and end included.
+        cuts_long_prompts: Longer ones lose what stands before their end; else they are refused.
 
     Attributes:
         bpe_ids: As given.
         context_length: As given.
     """
 
-    def __init__(self, bpe_ids: Sequence[int] | None = None, context_length: int = 77) -> None:
+    def __init__(
+        self, bpe_ids: Sequence[int] | None = None, context_length: int = 77, *, cuts_long_prompts: bool = False
+    ) -> None:
         if bpe_ids is not None and sorted(set(bpe_ids)) != list(bpe_ids):
             raise VocabularyError("the rows of a token table must stand in ascending order of their ids, each once")
         self.bpe_ids = None if bpe_ids is None else tuple(int(item) for item in bpe_ids)
         self.context_length = context_length
+        self._cuts_long_prompts = cuts_long_prompts
         self._rows = None if self.bpe_ids is None else {item: row for row, item in enumerate(self.bpe_ids)}
 
     @classmethod
@@ -135,6 +139,8 @@ class Vocabulary:
         """
         tokenizer = _tokenizer()
         ids = [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+        if len(ids) > self.context_length and self._cuts_long_prompts:
+            ids = [*ids[: self.context_length - 1], tokenizer.eot_token_id]
         if len(ids) > self.context_length:
             raise VocabularyError(
                 f"'{text}' has {len(ids)} tokens, this model reads at most {self.context_length}: shorten it"
@@ -172,7 +178,7 @@ class Vocabulary:
 
         Returns:
             int64, shape (T, L) for a single template, else (T, P, S, L) for P templates and up to S synonyms, for
-            `CatSeg.encode_text`; rows of 0 pad, also in place of absent synonyms. L is `context_length`.
+            `SegmentationModel.encode_text`; rows of 0 pad, also in place of absent synonyms. L is `context_length`.
 
         Raises:
             VocabularyError: The list is empty or too long, a name is empty, too long or has an unknown word, or two

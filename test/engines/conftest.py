@@ -14,9 +14,10 @@ from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import InferenceConfig
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.components import FixedComponent, fixed_components
+from semla_ros.engines.components import fixed_components
 from semla_ros.engines.export import exported
 from semla_ros.engines.torch_engine import TorchEngine
+from semla_ros.segmentation.fixed_component import FixedComponent
 from semla_ros.segmentation.model import CatSeg
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from semla_ros.engines import export
 from semla_ros.engines.cache import EngineCache
-from semla_ros.engines.components import DECODER, FixedComponent
 from semla_ros.engines.tensorrt import runtime
 from semla_ros.engines.tensorrt.runtime import TensorRtRuntime
+from semla_ros.segmentation.fixed_component import DECODER, FixedComponent
 
 
 class Windows(nn.Module):

@@ -3,7 +3,8 @@ import pytest
 from stand_in_runtime import StandInRuntime, VirtualClock
 
 from semla_ros.engines.component_engine import ComponentEngine
-from semla_ros.engines.components import DECODER, SCENE_ENCODER
+from semla_ros.engines.components import SCENE_ENCODER
+from semla_ros.segmentation.fixed_component import DECODER
 
 WRONG = 0.5  # an error that no gate lets pass
 

@@ -20,10 +20,11 @@ import semla_ros.engines.torch_engine as torch_engine
 from semla_ros.config import InferenceConfig
 from semla_ros.engines import cuda_graph
 from semla_ros.engines.component_engine import ComponentEngine
-from semla_ros.engines.components import DECODER, SCENE_ENCODER
+from semla_ros.engines.components import SCENE_ENCODER
 from semla_ros.engines.cuda_graph import GraphedForward
 from semla_ros.engines.torch_engine import TorchEngine
 from semla_ros.errors import EngineError, NotFiniteError, OutOfMemoryError
+from semla_ros.segmentation.fixed_component import DECODER
 from semla_ros.segmentation.model import CatSeg
 
 IMAGES = [np.random.default_rng(seed).integers(0, 256, (40, 56, 3), dtype=np.uint8) for seed in range(2)]

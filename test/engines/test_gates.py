@@ -3,9 +3,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from semla_ros.engines.components import FixedComponent
 from semla_ros.engines.export import HalfPrecision
 from semla_ros.engines.gates import COSINE, judge, largest_deviation, parity_problem, smallest_cosine
+from semla_ros.segmentation.fixed_component import FixedComponent
 
 
 class FarFromZero(nn.Module):

@@ -10,11 +10,12 @@ import torch
 import semla_ros.engines.onnx_engine as onnx_engine
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import ComponentEngine
-from semla_ros.engines.components import DECODER, SCENE_ENCODER
+from semla_ros.engines.components import SCENE_ENCODER
 from semla_ros.engines.export import export_key, exported
 from semla_ros.engines.gates import judge, smallest_cosine
 from semla_ros.engines.onnx_engine import OnnxRunner, OnnxRuntime, choose_providers
 from semla_ros.errors import EngineError
+from semla_ros.segmentation.fixed_component import DECODER
 
 NAMES = {SCENE_ENCODER, DECODER}
 

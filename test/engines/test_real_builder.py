@@ -12,7 +12,7 @@ import torch
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.adaptation.scene_tower import SceneTower
-from semla_ros.engines.components import FixedComponent, fixed_components
+from semla_ros.engines.components import fixed_components
 from semla_ros.engines.export import export_onnx
 from semla_ros.engines.tensorrt.builder import BuildRequest, build_plan
 from semla_ros.engines.tensorrt.runtime import profiles_of
@@ -20,6 +20,7 @@ from semla_ros.errors import EngineError
 from semla_ros.resources import find_model
 from semla_ros.segmentation.checkpoint import load_model
 from semla_ros.segmentation.clip import ClipConfig
+from semla_ros.segmentation.fixed_component import FixedComponent
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 
 trt = pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install -r requirements-dev.txt")

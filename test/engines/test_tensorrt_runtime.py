@@ -9,11 +9,12 @@ from fake_tensorrt import FakeToolkit, component_of, fake_module
 
 from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import ComponentEngine
-from semla_ros.engines.components import DECODER, SCENE_ENCODER, fixed_components
+from semla_ros.engines.components import SCENE_ENCODER, fixed_components
 from semla_ros.engines.gates import smallest_cosine
 from semla_ros.engines.tensorrt.runner import TensorRtToolkit
 from semla_ros.engines.tensorrt.runtime import TensorRtRuntime
 from semla_ros.errors import EngineError
+from semla_ros.segmentation.fixed_component import DECODER
 
 NAMES = [DECODER, SCENE_ENCODER]
 WAIT_S = 20.0

@@ -14,7 +14,8 @@ import torch
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model
 from semla_ros.segmentation.clip import ClipConfig
-from semla_ros.segmentation.model import CatSegConfig, SlidingConfig
+from semla_ros.segmentation.model import CatSegConfig
+from semla_ros.segmentation.protocol import SlidingConfig
 
 Arrays = Mapping[str, np.ndarray]
 

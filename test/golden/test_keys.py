@@ -8,7 +8,6 @@ import pytest
 import torch
 from reference_set import read_json
 
-from semla_ros.segmentation import checkpoint
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_signature
 
@@ -28,7 +27,7 @@ def meta_model(config: CatSegConfig) -> CatSeg:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_published_tensor_has_its_place_and_no_place_stays_empty(size: str) -> None:
-    tensors = checkpoint.normalise_names(meta_tensors(size))
+    tensors = CatSeg.own_names(meta_tensors(size))
     expected = {name: item.shape for name, item in meta_model(SIZES[size]()).state_dict().items()}
     assert {name: item.shape for name, item in tensors.items()} == expected
 
@@ -40,9 +39,9 @@ def test_alias_names_mean_the_same_tensors(size: str) -> None:
     assert set(aliases.values()) <= published.keys()
     doubled = {**published, **{alias: published[name] for alias, name in aliases.items()}}
     only_aliases = {name: item for name, item in doubled.items() if name not in aliases.values()}
-    expected = checkpoint.normalise_names(published).keys()
-    assert checkpoint.normalise_names(doubled).keys() == expected
-    assert checkpoint.normalise_names(only_aliases).keys() == expected
+    expected = CatSeg.own_names(published).keys()
+    assert CatSeg.own_names(doubled).keys() == expected
+    assert CatSeg.own_names(only_aliases).keys() == expected
 
 
 @pytest.mark.parametrize("size", SIZES)

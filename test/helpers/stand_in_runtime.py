@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 from semla_ros.engines.component_engine import Runtime
-from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
+from semla_ros.engines.components import SCENE_ENCODER
 from semla_ros.errors import EngineError
+from semla_ros.segmentation.fixed_component import DECODER, FixedComponent
 
 
 class VirtualClock:

@@ -10,7 +10,6 @@ from test_model import images_and_text, seeded_model, tiny_config
 from semla_ros.segmentation import cached_inference
 from semla_ros.segmentation.cost_aggregation import CostAggregator
 from semla_ros.segmentation.model import CatSeg
-from semla_ros.segmentation.targets import lora_targets
 from semla_ros.torchvision_compat import import_peft
 
 
@@ -82,7 +81,7 @@ def test_gradients_and_lora_layers_take_the_plain_way() -> None:
         assert cached_inference.is_possible(part, x)
         assert not cached_inference.is_possible(part, x.to("meta"))
     peft = import_peft()
-    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=lora_targets(model)))
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=model.lora_targets()))
     with torch.no_grad():
         assert not cached_inference.is_possible(model.aggregator.layers[0], x)
 

@@ -11,7 +11,7 @@ from semla_ros.engines.components import fixed_components
 from semla_ros.errors import ConfigError
 from semla_ros.segmentation.checkpoint import load_model, save_model
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
-from semla_ros.segmentation.targets import lora_signature, lora_targets
+from semla_ros.segmentation.targets import lora_signature
 from semla_ros.segmentation.text_prompts import Vocabulary
 from semla_ros.torchvision_compat import import_peft
 
@@ -77,7 +77,7 @@ def test_a_model_with_a_stem_survives_its_file(tmp_path: Path) -> None:
 def test_adapters_reach_the_stem_through_its_linear_maps_only() -> None:
     model = seeded_model(stem_config())
     plain = seeded_model(tiny_config())
-    own = set(lora_targets(model)) - set(lora_targets(plain))
+    own = set(model.lora_targets()) - set(plain.lora_targets())
     transformer = "sem_seg_head.predictor.transformer"
     assert own == {
         "sem_seg_head.predictor.clip_model.visual.conv1.to_tokens",
@@ -90,7 +90,7 @@ def test_a_wrapped_stem_acts_as_if_the_delta_were_in_the_weights() -> None:
     base = seeded_model(stem_config())
     images, text = images_and_text()
     peft = import_peft()
-    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=lora_targets(base), init_lora_weights=False)
+    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=base.lora_targets(), init_lora_weights=False)
     wrapped = peft.get_peft_model(base, settings).eval()
     with torch.no_grad():
         with_adapter = wrapped(images, text)

@@ -9,7 +9,6 @@ from semla_ros.errors import ConfigError
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig, shifted_window_mask, to_windows
 from semla_ros.segmentation.clip import Clip, ClipConfig, from_open_clip, to_open_clip
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
-from semla_ros.segmentation.targets import lora_targets
 from semla_ros.torchvision_compat import import_open_clip, import_peft
 
 
@@ -93,7 +92,7 @@ def test_a_wrapped_linear_layer_acts_as_if_its_delta_were_in_the_weight(rewrites
     images, text = images_and_text(3)
     base.exact_rewrites = rewrites
     wrapped = peft.get_peft_model(
-        base, peft.LoraConfig(r=2, lora_alpha=4, target_modules=lora_targets(base), init_lora_weights=False)
+        base, peft.LoraConfig(r=2, lora_alpha=4, target_modules=base.lora_targets(), init_lora_weights=False)
     ).eval()
     with torch.no_grad():
         with_adapter = wrapped(images, text)

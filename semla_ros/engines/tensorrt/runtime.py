@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 from semla_ros.engines.cache import EngineCache, EngineKey
 from semla_ros.engines.component_engine import Maker, Runner, Runtime
-from semla_ros.engines.components import DECODER, SCENE_ENCODER, FixedComponent
+from semla_ros.engines.components import SCENE_ENCODER
 from semla_ros.engines.export import EXPORT_REVISION, exported
 from semla_ros.engines.tensorrt.builder import BuildRequest, Shapes
 from semla_ros.engines.tensorrt.runner import TensorRtToolkit
 from semla_ros.errors import EngineError, first_line
+from semla_ros.segmentation.fixed_component import DECODER, FixedComponent
 
 logger = logging.getLogger(__name__)
 

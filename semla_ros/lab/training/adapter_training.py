@@ -6,7 +6,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -33,8 +33,8 @@ from semla_ros.library.domain_statistics import (
 )
 from semla_ros.library.importing import read_checked
 from semla_ros.results import ImageArray
-from semla_ros.segmentation.model import CatSeg
-from semla_ros.segmentation.targets import lora_signature, lora_targets
+from semla_ros.segmentation.protocol import SegmentationModel
+from semla_ros.segmentation.targets import lora_signature
 from semla_ros.torchvision_compat import import_peft
 
 
@@ -79,7 +79,7 @@ def published_adapter_training(steps: int = 2000, batch_size: int = 2, seed: int
 
 
 def train_adapter(
-    model: CatSeg,
+    model: SegmentationModel,
     source: SampleSource,
     class_tokens: Tensor,
     config: AdapterTrainingConfig,
@@ -96,7 +96,7 @@ def train_adapter(
     Args:
         model: Base model; not changed.
         source: Images with masks of the domain.
-        class_tokens: Token rows of the class prompts, shape (K, L).
+        class_tokens: Token rows of the class prompts, shape (K, ...).
         config: Steps, rank, loss.
         name: The adapter's folder name.
         library: Folder to write into; made where missing.
@@ -117,7 +117,7 @@ def train_adapter(
         raise TrainingError(f"{target} exists already; remove it, or choose another name")
     peft = import_peft()
     torch.manual_seed(config.loop.seed)  # peft draws the initial A from the global generator
-    base = _trainable_copy(model, config.pooling).to(run.device)
+    base = model.trainable_copy(config.pooling).to(run.device)
     adapted = peft.get_peft_model(
         base,
         peft.LoraConfig(
@@ -125,18 +125,22 @@ def train_adapter(
             lora_alpha=config.alpha,
             lora_dropout=0.0,
             bias="none",
-            target_modules=lora_targets(model),
+            target_modules=model.lora_targets(),
         ),
     )
     class_tokens = class_tokens.to(run.device)
     weights = sample_class_weights(source, len(class_tokens), config.rarity_exponent).to(run.device)
+    text = None
+    if not any(path.startswith(model.text_tower) for path in model.lora_targets()):
+        with torch.no_grad():
+            text = base.encode_text(class_tokens)  # training does not change it
     mean, std = (torch.tensor(values) for values in (model.config.pixel_mean, model.config.pixel_std))
 
     def step_loss(generator: torch.Generator) -> Tensor:
         images, masks = draw_batch(
-            source, config.loop.batch_size, model.config.clip.working_resolution, config.augment, generator, mean, std
+            source, config.loop.batch_size, model.config.working_resolution, config.augment, generator, mean, std
         )
-        logits = base(images.to(run.device), base.encode_text(class_tokens))
+        logits = base(images.to(run.device), base.encode_text(class_tokens) if text is None else text)
         if config.loss == "sigmoid":
             return sigmoid_loss(logits, masks.to(run.device))
         return segmentation_loss(logits, masks.to(run.device), weights, overlap=config.overlap_weight)
@@ -149,7 +153,7 @@ def train_adapter(
         if config.half_precision_file:
             file = partial / "adapter_model.safetensors"
             save_file({k: v.half() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
-        _spell_out_targets(partial / "adapter_config.json", lora_targets(model))
+        _spell_out_targets(partial / "adapter_config.json", model.lora_targets())
         (partial / "README.md").unlink(missing_ok=True)  # peft's model card template says nothing about this adapter
         write_statistics(partial / statistics_name(name), statistics)
     try:
@@ -201,11 +205,3 @@ def _spell_out_targets(path: Path, targets: list[str]) -> None:
     settings["target_modules"] = targets
     settings["auto_mapping"] = None  # would name a class of this package, which no other reader needs
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _trainable_copy(model: CatSeg, pooling: int) -> CatSeg:
-    """A frozen copy with another class-attention pooling, to attach an adapter to."""
-    aggregator = replace(model.config.aggregator, pooling=(pooling, pooling))
-    copy = CatSeg(replace(model.config, aggregator=aggregator))
-    copy.load_state_dict(model.state_dict())
-    return copy.requires_grad_(False)

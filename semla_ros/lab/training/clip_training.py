@@ -16,7 +16,7 @@ from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
 from semla_ros.lab.training.samples import ConcatenatedSamples, RenderedSamples, SampleSource
 from semla_ros.results import UNLABELLED
 from semla_ros.segmentation.clip import Clip, VisualTower
-from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
+from semla_ros.segmentation.protocol import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
 
 _NORMALISATION = torch.tensor(CLIP_PIXEL_MEAN), torch.tensor(CLIP_PIXEL_STD)  # per channel, 0..255 scale
 

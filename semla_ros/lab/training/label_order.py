@@ -14,7 +14,7 @@ from semla_ros.errors import DatasetError
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
 from semla_ros.lab.training.samples import SampleSource
 from semla_ros.segmentation.inference import segment_probabilities
-from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.protocol import SegmentationModel
 
 LOOKED_AT = 16  # images, spread evenly
 LEAST_IOU, LEAST_RATIO = 0.35, 3.0  # of a class that is misplaced with what is seen in its place; over its own
@@ -22,7 +22,11 @@ LEAST_CLASSES = 2  # that are misplaced
 
 
 def check_label_order(
-    model: CatSeg, source: SampleSource, class_tokens: Tensor, class_names: Sequence[str], device: torch.device
+    model: SegmentationModel,
+    source: SampleSource,
+    class_tokens: Tensor,
+    class_names: Sequence[str],
+    device: torch.device,
 ) -> None:
     """Refuse labels that another order of the class list explains far better than the given one.
 
@@ -96,8 +100,8 @@ def pairwise_iou(counts: Counts) -> NDArray[np.float64]:
     return np.asarray(both / np.maximum(either, 1))
 
 
-def _counts(model: CatSeg, source: SampleSource, class_tokens: Tensor, class_count: int) -> Counts:
-    size = model.config.clip.working_resolution
+def _counts(model: SegmentationModel, source: SampleSource, class_tokens: Tensor, class_count: int) -> Counts:
+    size = model.config.working_resolution
     counts: Counts = np.zeros((class_count, class_count + 1), np.int64)
     with torch.inference_mode():
         text = model.encode_text(class_tokens)

@@ -61,8 +61,7 @@ from semla_ros.library.manifest import (
 )
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, model_file, save_model
 from semla_ros.segmentation.inference import segment_probabilities
-from semla_ros.segmentation.model import CatSeg
-from semla_ros.segmentation.targets import lora_targets
+from semla_ros.segmentation.protocol import SegmentationModel
 
 STAGES = ("segmenter", "scene_encoder", "adapters", "library")
 CAMERA = "camera"  # images of a camera, as a model or a library states it
@@ -235,7 +234,7 @@ def library_run(
     if lacking:
         say(f"{base.model_id} has no word for {', '.join(lacking)}: their pixels are neither trained on nor scored")
     if trains_base is None:
-        is_shipped_kind = bool(base.model.config.clip.stem_dims) and (base.path.parent / ENCODER_FILE).is_file()
+        is_shipped_kind = base.model.trains_whole and (base.path.parent / ENCODER_FILE).is_file()
         trains_base = is_shipped_kind and bool(known.source_names)
     for name in known.domains:
         if len(known.class_names(name)) < 2:
@@ -385,12 +384,12 @@ def _seconds_per_step(run: LibraryRun, train: Callable[[Run], object], threads: 
     return float(np.median(np.diff(times)))
 
 
-def score(model: CatSeg, text: torch.Tensor, source: SampleSource, indices: Sequence[int]) -> float:
+def score(model: SegmentationModel, text: torch.Tensor, source: SampleSource, indices: Sequence[int]) -> float:
     """Mean IoU over some images of a source, 0..1; NaN where there are none.
 
     Args:
         model: Put into evaluation mode for the time, and back.
-        text: Class embeddings, shape (K, D).
+        text: Class embeddings, shape (K, ...).
         source: Images with masks.
         indices: Which of them.
     """
@@ -406,7 +405,9 @@ def score(model: CatSeg, text: torch.Tensor, source: SampleSource, indices: Sequ
     return meter.mean
 
 
-def _score_of(run: LibraryRun, model: CatSeg, domain: str, tokens: torch.Tensor, indices: Sequence[int]) -> float:
+def _score_of(
+    run: LibraryRun, model: SegmentationModel, domain: str, tokens: torch.Tensor, indices: Sequence[int]
+) -> float:
     with torch.no_grad():
         text = model.encode_text(tokens.to(run.device))
     return score(model, text, run.samples(domain, "val"), indices)
@@ -469,19 +470,7 @@ def _fit_segmenter(run: LibraryRun, recipe: LibraryRecipe, how: Run, scored: Seq
 
 def _regridded(base: LoadedModel, recipe: LibraryRecipe) -> LoadedModel:
     """The same model for images of another size; training goes on with its position table as interpolated."""
-    config, grid = base.model.config, recipe.grid
-    if not any(grid) or grid == config.clip.working_grid:
-        return base
-    clip = replace(config.clip, native_grid=grid, working_grid=grid)
-    aggregator = replace(config.aggregator, grid=grid, window=recipe.window or config.aggregator.window)
-    model = CatSeg(replace(config, clip=clip, aggregator=aggregator)).to(base.model.upsample1.weight.device)
-    derived = {name for name, _ in model.named_buffers()}
-    weights = {name: value for name, value in base.model.state_dict().items() if name not in derived}
-    with torch.no_grad():
-        positions = base.model.clip.visual.positions(grid)
-    weights[next(name for name in weights if name.endswith("visual.positional_embedding"))] = positions
-    model.load_state_dict(weights, strict=False)
-    return replace(base, model=model)
+    return replace(base, model=base.model.regridded(recipe.grid, recipe.window)) if any(recipe.grid) else base
 
 
 def _train_scene_encoder(run: LibraryRun) -> None:
@@ -624,7 +613,7 @@ def _write_library(run: LibraryRun) -> None:
     }
     for name, entry in entries.items():
         card = own_adapter_card(
-            name, entry, base.model_id, benchmark.name, recipe.adapter, len(lora_targets(base.model))
+            name, entry, base.model_id, benchmark.name, recipe.adapter, len(base.model.lora_targets())
         )
         (run.library / name / "CARD.md").write_text(card, encoding="utf-8")
     write_manifest(

@@ -49,8 +49,8 @@ from semla_ros.library.manifest import (
 )
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, save_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
-from semla_ros.segmentation.model import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, CatSeg, CatSegConfig
-from semla_ros.segmentation.targets import lora_targets
+from semla_ros.segmentation.model import CatSeg, CatSegConfig
+from semla_ros.segmentation.protocol import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
 from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -340,7 +340,7 @@ def _write_library(
             family=domains[name].family,
             licence="Apache-2.0",
         )
-        card = adapter_card(domains[name], entries[name], base.model_id, recipe.adapter, len(lora_targets(base.model)))
+        card = adapter_card(domains[name], entries[name], base.model_id, recipe.adapter, len(base.model.lora_targets()))
         (folder / "CARD.md").write_text(card, encoding="utf-8")
     counts = {name: len(source) for name, source in samples.items()}
     (folders.model / "README.md").write_text(model_card(base.model_id, encoder.id, counts), encoding="utf-8")

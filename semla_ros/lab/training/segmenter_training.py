@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,7 @@ from semla_ros.lab.training.batches import AugmentConfig, draw_batch
 from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
 from semla_ros.lab.training.losses import class_weights, segmentation_loss
 from semla_ros.lab.training.samples import SampleSource
-from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.protocol import SegmentationModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class SegmenterTrainingConfig:
     visual_learning_rate: float = 6e-4  # of the CLIP image tower; the rest takes the loop's rate
     rarity_exponent: float = 0.35  # class weight = frequency ** -rarity_exponent
     overlap_weight: float = 0.5  # factor of the soft Jaccard loss
-    cost_weight: float = 0.3  # factor of the cost volume's own cross-entropy
+    cost_weight: float = 0.3  # factor of the cost volume's own cross-entropy, where the model gives one
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -36,18 +35,18 @@ def sample_class_weights(source: SampleSource, class_count: int, exponent: float
 
 
 def train_segmenter(
-    model: CatSeg,
+    model: SegmentationModel,
     source: SampleSource,
     class_tokens: Tensor,
     config: SegmenterTrainingConfig,
     run: Run,
 ) -> list[float]:
-    """Train the image tower, the aggregation and the decoder in place; the text tower stays as it is.
+    """Train the image tower and what stands behind it in place; the text tower stays as it is.
 
     Args:
         model: Its CLIP is pre-trained.
         source: Images with masks.
-        class_tokens: Token rows of the class prompts, shape (K, L).
+        class_tokens: Token rows of the class prompts, shape (K, ...).
         config: Steps, rates, loss weights.
         run: Where to train, and what keeps and shows the progress.
 
@@ -56,7 +55,7 @@ def train_segmenter(
     """
     class_count = len(class_tokens)
     weights = sample_class_weights(source, class_count, config.rarity_exponent).to(run.device)
-    visual, head = _parameters(model)
+    visual, head = model.parameter_groups()
     with torch.no_grad():
         text = model.encode_text(class_tokens.to(run.device)).float()
     scale = torch.nn.Parameter(torch.tensor(20.0, device=run.device))
@@ -65,11 +64,13 @@ def train_segmenter(
 
     def step_loss(generator: torch.Generator) -> Tensor:
         images, masks = draw_batch(
-            source, config.loop.batch_size, model.config.clip.working_resolution, config.augment, generator, mean, std
+            source, config.loop.batch_size, model.config.working_resolution, config.augment, generator, mean, std
         )
         images, masks = images.to(run.device), masks.to(run.device)
         logits, cost = model.forward_with_cost(images, text)
         loss = segmentation_loss(logits, masks, weights, overlap=config.overlap_weight)
+        if cost is None:
+            return loss
         reduced = F.interpolate(masks[:, None].float(), size=cost.shape[-2:], mode="nearest")[:, 0].long()
         own = F.cross_entropy(cost.float() * extra["cost_scale"], reduced, weight=weights, ignore_index=255)
         return loss + config.cost_weight * own
@@ -79,17 +80,3 @@ def train_segmenter(
         {"params": [*head, scale]},
     ]
     return run_loop({"model": model, "extra": extra}, groups, step_loss, config.loop, run)
-
-
-def _parameters(model: CatSeg) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """Trainable parameters of the image tower and of the rest; the text tower is frozen."""
-    clip_prefix = "sem_seg_head.predictor.clip_model."
-    visual, head = [], []
-    for name, parameter in model.named_parameters():
-        if name.startswith(clip_prefix + "visual."):
-            visual.append(parameter.requires_grad_(True))
-        elif name.startswith(clip_prefix):
-            parameter.requires_grad_(False)
-        else:
-            head.append(parameter.requires_grad_(True))
-    return visual, head

@@ -23,7 +23,7 @@ from semla_ros.lab.world.domains import BENCHMARK, split_seed
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.resources import share_folder
 from semla_ros.segmentation.checkpoint import load_model
-from semla_ros.segmentation.targets import lora_signature, lora_targets
+from semla_ros.segmentation.targets import lora_signature
 
 RECIPE = """
 adapter: {loop: {steps: 4, batch_size: 2, learning_rate: 0.01, warmup_steps: 1, bfloat16: false}}
@@ -80,10 +80,10 @@ def test_the_command_writes_the_published_layout(pictures: Path, tmp_path: Path)
     base = load_model(share_folder() / "models" / "semla-tiny")
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert (settings["r"], settings["lora_alpha"], settings["peft_type"]) == (8, 16, "LORA")
-    assert sorted(settings["target_modules"]) == sorted(lora_targets(base.model))
+    assert sorted(settings["target_modules"]) == sorted(base.model.lora_targets())
     library = AdapterLibrary.load(tmp_path / "library", targets=lora_signature(base.model))
     layers = library.adapter("mist").layers
-    assert set(layers) == set(lora_targets(base.model))
+    assert set(layers) == set(base.model.lora_targets())
     assert any(bool(b.abs().max() > 0) for _, b in layers.values())
     assert library.centroids.shape[0] == 1
     assert library.entry("mist").images == 6
