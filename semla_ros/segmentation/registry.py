@@ -11,7 +11,10 @@ from semla_ros.errors import CheckpointError, first_line, known_names
 from semla_ros.segmentation.protocol import SegmentationModel
 
 ENTRY_POINTS = "semla_ros.models"
-_OWN = {"catseg": "semla_ros.segmentation.model:CatSeg"}
+_OWN = {
+    "catseg": "semla_ros.segmentation.model:CatSeg",
+    "sed": "semla_ros.segmentation.sed:Sed",
+}
 
 
 def model_class(kind: str) -> type[SegmentationModel]:
