@@ -206,6 +206,13 @@ class InferenceConfig(Checked):
     inference: Literal["whole", "sliding"] = fixed(
         "whole", "whole: one view of the image; sliding: the published 4 windows and a global view"
     )
+    working_resolution: str = fixed(
+        "",
+        "Height x width that images are resized to, such as 480x768, where the model leaves that open",
+    )
+    early_rejection: Count = fixed(
+        0, "Classes that go on at each pixel of the decoder, in eager PyTorch, where the model can; 0 = all"
+    )
     device: str = fixed("auto", "auto, cpu, cuda or cuda:<index>")
     engine: Literal["auto", "torch", "onnx", "openvino", "tensorrt"] = fixed("auto", "What runs the forward pass")
     precision: Literal["default", "auto", "fp32", "bf16", "fp16"] = fixed(
@@ -218,13 +225,27 @@ class InferenceConfig(Checked):
         "double: a second set of weights to prepare in and, on a CPU, to recall a mix from; single: less memory",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        is_size = not self.working_resolution or re.fullmatch(r"[1-9]\d{0,3}x[1-9]\d{0,3}", self.working_resolution)
+        _require(bool(is_size), "working_resolution", "height x width such as 480x768", self.working_resolution)
+
+    @property
+    def working_size(self) -> tuple[int, int] | None:
+        """Height and width of `working_resolution`; None where the model's own counts."""
+        if not self.working_resolution:
+            return None
+        height, width = map(int, self.working_resolution.split("x"))
+        return height, width
+
 
 @dataclass(frozen=True, kw_only=True)
 class SemlaConfig(Checked):
     """Everything the pipeline needs to start; what the library or model recommends counts where retrieval is None."""
 
     model: str = fixed(
-        "semla-tiny", "Model id (semla-tiny, catseg-b, catseg-l), path of a checkpoint, or hf://owner/repo"
+        "semla-tiny",
+        "Model id (semla-tiny, catseg-b, catseg-l, sed-b, sed-l), path of a checkpoint, or hf://owner/repo",
     )
     model_dir: str = fixed(
         "", "Where models are looked for first; then $SEMLA_MODEL_DIR, the share folder, the Hugging Face cache"

@@ -82,6 +82,7 @@ def load_parts(config: SemlaConfig, library: AdapterLibrary | None = None) -> Pi
         raise LibraryError(f"{missing}; {hint}give the folder that holds one folder per adapter as 'library'")
     manifest = library.manifest if library is not None else read_manifest(library_folder)
     loaded = load_model(path, device)  # first: where it is damaged, that is what to tell
+    loaded.model.choose(config.inference.working_size, config.inference.early_rejection)
     encoder = SceneEncoder.load(encoder_of(path, manifest.encoder.id), model_dir=config.model_dir, device=device)
     if library is None:
         library = AdapterLibrary.load(

@@ -158,6 +158,25 @@ class SegmentationModel(nn.Module, ABC):
     def lora_targets(self) -> list[str]:
         """Paths of the linear modules that adapters attach to, in module order."""
 
+    def choose(self, working_resolution: tuple[int, int] | None, early_rejection: int) -> None:
+        """Take over what some models leave open.
+
+        Args:
+            working_resolution: Height and width that images are resized to; None = its own.
+            early_rejection: Classes that go on at each pixel of the decoder; 0 = all.
+
+        Raises:
+            ConfigError: The model cannot.
+        """
+        if working_resolution not in (None, self.config.working_resolution):
+            height, width = self.config.working_resolution
+            raise ConfigError(
+                f"'working_resolution' of a model of the kind '{self.kind}' is {height}x{width}: leave it out, got "
+                f"{working_resolution[0]}x{working_resolution[1]}"
+            )
+        if early_rejection:
+            raise ConfigError(f"models of kind '{self.kind}' have no 'early_rejection': got {early_rejection}, not 0")
+
     @property
     def trains_whole(self) -> bool:
         """Whether `semla train library` goes on with the model itself, unless told otherwise, and not only adapters."""

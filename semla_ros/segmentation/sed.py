@@ -202,6 +202,12 @@ class Sed(SegmentationModel):
         paths = targets_among(self, _TARGETS)
         return [path for path in paths if self.config.adapts_text or not path.startswith(self.text_tower)]
 
+    def choose(self, working_resolution: tuple[int, int] | None, early_rejection: int) -> None:
+        """See `SegmentationModel.choose`; both sides must be multiples of 32."""
+        if working_resolution is not None:
+            self.config = dataclasses.replace(self.config, working_resolution=working_resolution)
+        self.decoder.top_k = early_rejection
+
     def parameter_groups(self) -> tuple[list[Tensor], list[Tensor]]:
         """See `SegmentationModel.parameter_groups`."""
         return clip_parameter_groups(self, _CLIP)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import small_model
 from small_sed import small_sed
 from torch import Tensor
 
@@ -96,6 +97,22 @@ def test_a_class_that_was_rejected_has_no_probability_and_where_none_is_all_is_a
     gone = (maps == 0).flatten(1).all(dim=1)
     assert 0 < int(gone.sum()) < len(text)
     assert bool((maps[~gone] > 0).all())
+
+
+def test_size_and_early_rejection_are_settings(model: Sed) -> None:
+    model.choose((96, 64), 2)
+    assert (model.config.working_resolution, model.decoder.top_k) == ((96, 64), 2)
+    with pytest.raises(ConfigError, match="multiples of 32"):
+        model.choose((96, 65), 0)
+
+
+def test_a_model_that_leaves_neither_open_says_so() -> None:
+    other = small_model()
+    other.choose(other.config.working_resolution, 0)
+    with pytest.raises(ConfigError, match="'working_resolution' of a model of the kind 'catseg' is 32x64"):
+        other.choose((64, 64), 0)
+    with pytest.raises(ConfigError, match="'early_rejection'"):
+        other.choose(None, 2)
 
 
 def test_prompts_of_another_number_of_templates_are_refused(model: Sed) -> None:

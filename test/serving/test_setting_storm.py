@@ -123,6 +123,7 @@ def load_anew(settings: Settings) -> None:
     if error is not None:
         config = settings.pipeline
         given = {config.model, config.model_dir, f"'{config.inference.device}'", str(Path(config.library).expanduser())}
+        given |= {f"got {config.inference.early_rejection}", f"got {config.inference.working_resolution}"}
         assert any(value in str(error) for value in given - {""}), error
         return
     answer(bank, "frozen" if settings.pipeline.start_frozen else "fused")
