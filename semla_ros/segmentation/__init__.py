@@ -1,1 +1,1 @@
-"""CAT-Seg in plain PyTorch: CLIP, cost aggregation, decoder, prompts and checkpoints."""
+"""Segmentation models in plain PyTorch behind one protocol: CAT-Seg and SED, prompts and checkpoints."""
