@@ -20,6 +20,7 @@ from bench.random_world import Size, config_of, random_encoder
 from semla_ros.segmentation.class_buckets import bucket_size
 from semla_ros.segmentation.inference import InferenceMode, probability_maps
 from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.protocol import SegmentationModel
 from semla_ros.segmentation.targets import lora_signature
 
 DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -154,20 +155,28 @@ def frame_traffic(
         image_size: Height and width.
         classes: Length of the vocabulary, filled up to its bucket.
     """
-    model = model_without_values(size, precision)
-    config, dtype = model.config, DTYPES[precision]
-    rows = bucket_size(classes, config.aggregator.pad_len)
+    return traffic_of(model_without_values(size, precision), mode, image_size, classes)
+
+
+def traffic_of(model: SegmentationModel, mode: InferenceMode, image_size: tuple[int, int], classes: int) -> Traffic:
+    """Like `frame_traffic`, of any model on the `meta` device, in the precision of its weights."""
+    dtype = next(model.parameters()).dtype
+    rows = bucket_size(classes, model.class_limit)
     with torch.device("meta"):
-        text, presence = torch.empty(rows, config.clip.embed_dim, dtype=dtype), torch.empty(rows, dtype=dtype)
+        text, presence = torch.empty(rows, *model.text_shape, dtype=dtype), torch.empty(rows, dtype=dtype)
         image = torch.empty(3, *image_size, dtype=torch.uint8)
 
     def predict(views: Tensor) -> Tensor:
         logits: Tensor = model(views.to(dtype), text, presence)
         return logits
 
-    traffic = count(model, lambda: probability_maps(predict, config, image, mode))
-    text_tower = [*model.clip.transformer.parameters(), model.clip.token_embedding.weight]
-    traffic.weight_bytes -= sum(item.nbytes for item in text_tower)
+    traffic = count(model, lambda: probability_maps(predict, model.config, image, mode))
+    unread = [
+        item
+        for name, item in model.named_parameters()
+        if name.startswith(model.text_tower) or name.endswith("token_embedding.weight")
+    ]
+    traffic.weight_bytes -= sum(item.nbytes for item in unread)
     return traffic
 
 

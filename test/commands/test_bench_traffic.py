@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import jetson
+from bench import jetson, models
 from bench.random_world import random_model
 from bench.traffic import adapted_bytes, count, frame_traffic, fusion_bytes
 from semla_ros.adaptation.weight_slabs import Scratch, WeightSlab
@@ -96,3 +96,9 @@ def test_the_plan_for_jetson_has_a_time_for_each_frame_and_says_what_fits(capsys
     # Measured on a CPU, docs/memory.md: 3004 and 4972 MiB.
     assert jetson.needed_mib("b", "fp32", "double") == pytest.approx(3004, rel=0.06)
     assert jetson.needed_mib("l", "fp32", "single") == pytest.approx(4972, rel=0.06)
+
+
+def test_a_frame_of_sed_asks_for_less_than_the_windows_of_cat_seg() -> None:
+    flops = {name: item.flops for name, item in models.counted(classes=19).items()}
+    assert flops["sed-b 768x768"] <= 0.6 * flops["catseg-b sliding"]
+    assert flops["sed-b 480x768"] == pytest.approx(flops["sed-b 768x768"] * 480 / 768, rel=0.02)
