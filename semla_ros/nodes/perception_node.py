@@ -27,7 +27,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
-from rclpy.signals import uninstall_signal_handlers
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from semla_ros.config import NodeConfig
@@ -370,13 +370,34 @@ def _make_decoder(config: NodeConfig) -> tuple[ImageDecoder, str]:
     return ImageDecoder(*how), "built in"
 
 
-def spin(node: PerceptionNode) -> None:
-    """Serve until the process is told to end, then end every thread; to be called in the main thread.
+def spin(make: Callable[[], PerceptionNode], arguments: Sequence[str] | None = None) -> None:
+    """Make the node and serve until the process is told to end, then end every thread; to be called in the main thread.
 
-    Whatever hangs, the process ends within 5 s of SIGINT or SIGTERM.
+    Whatever hangs, also while the node is made, the process ends within 5 s of SIGINT or SIGTERM.
+
+    Args:
+        make: Makes the node, in the default context.
+        arguments: As for `rclpy.init`.
     """
-    uninstall_signal_handlers()  # rclpy's do nothing where the main thread hangs
-    guard = EndGuard(node.context.try_shutdown, node.doing)
+    nodes: list[PerceptionNode] = []
+    is_made = threading.Event()
+
+    def shut_down() -> None:
+        is_made.wait()  # in a context that has ended, what is half made could be neither finished nor taken down
+        rclpy.get_default_context().try_shutdown()  # rclpy.try_shutdown also undoes handlers, in the main thread alone
+
+    guard = EndGuard(shut_down, lambda: nodes[0].doing() if nodes else "the node is being made")
+    try:
+        # rclpy's own handlers would end the context at any time, and do nothing where the main thread hangs.
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        nodes.append(make())
+    finally:
+        is_made.set()
+    _serve(nodes[0])
+    guard.ended()
+
+
+def _serve(node: PerceptionNode) -> None:
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     try:
@@ -394,7 +415,6 @@ def spin(node: PerceptionNode) -> None:
         executor.shutdown(timeout_sec=5.0)
         node.destroy_node()
         rclpy.try_shutdown()
-        guard.ended()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -405,11 +425,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     keep_large_blocks()
     memory_problem = shared_memory_problem(os.environ)  # before the node has its share of it
-    rclpy.init(args=arguments)
-    node = PerceptionNode(arguments=arguments)
-    if memory_problem:
-        logger.warning(memory_problem)
-    spin(node)
+
+    def make() -> PerceptionNode:
+        node = PerceptionNode(arguments=arguments)
+        if memory_problem:
+            logger.warning(memory_problem)
+        return node
+
+    spin(make, arguments)
     return 0
 
 

@@ -193,15 +193,20 @@ class CostlessPipeline:
 
 
 def main() -> None:
-    import rclpy
-
     from semla_ros.nodes.perception_node import PerceptionNode, spin
     from semla_ros.serving.memory import keep_large_blocks
 
     if not os.environ.get("TEST_WITHOUT_MALLOC_TUNING"):
         keep_large_blocks()
-    rclpy.init()
-    spin(PerceptionNode(load=CostlessPipeline))  # type: ignore[arg-type]
+
+    def make() -> PerceptionNode:
+        node = PerceptionNode(load=CostlessPipeline)  # type: ignore[arg-type]
+        if seconds := os.environ.get("TEST_MAKING_TAKES_S"):
+            print("now hanging: making", flush=True)
+            time.sleep(float(seconds))
+        return node
+
+    spin(make)
 
 
 if __name__ == "__main__":

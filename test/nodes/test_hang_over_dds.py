@@ -106,6 +106,29 @@ def test_a_signal_ends_the_process_in_five_seconds_whatever_hangs(
     assert named in process.output
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("making_s", "model", "named"),
+    [
+        (1.0, "any", ""),
+        (1.0, "hangs in loading", "loading model"),
+        (60.0, "any", "the node is being made"),
+        (60.0, "hangs in loading", "the node is being made"),
+    ],
+)
+def test_a_signal_while_the_node_is_made_ends_the_process_in_five_seconds(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, making_s: float, model: str, named: str
+) -> None:
+    monkeypatch.setitem(graph.environment, "TEST_MAKING_TAKES_S", str(making_s))
+    process = start_costless(graph, "being_made", model=model)
+    wait_for(lambda: "now hanging: making" in process.output, "a node that is being made")
+    began_s = time.monotonic()
+    assert process.stop(number) == (128 + number if named else 0), process.output
+    assert time.monotonic() - began_s < 5.0
+    assert named in process.output
+    assert "Traceback" not in process.output
+
+
 def test_a_second_signal_ends_a_process_that_hangs_at_once(graph: Graph) -> None:
     client, process = running(graph, "twice", "forward")
     hang(graph, client, process)

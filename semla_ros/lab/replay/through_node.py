@@ -285,11 +285,7 @@ def topic_of(camera: str, name: str) -> str:
     return f"/{camera}/{name}" if camera else f"/{name}"
 
 
-def main() -> int:
-    """Run the node for a replay."""
-    keep_large_blocks()
-    rclpy.init()
-
+def _make() -> PerceptionNode:
     def load(config: SemlaConfig) -> InlinePipeline:
         pipeline = InlinePipeline.load(config)
         pipeline.tell = lambda text: told.publish(String(data=text))
@@ -297,7 +293,13 @@ def main() -> int:
 
     node = PerceptionNode(load=load)
     told = node.create_publisher(String, f"~/{TOLD}", QOS)
-    spin(node)
+    return node
+
+
+def main() -> int:
+    """Run the node for a replay."""
+    keep_large_blocks()
+    spin(_make)
     return 0
 
 
