@@ -85,7 +85,7 @@ class Reporter:
             snapshot = statistics.snapshot(time.monotonic(), config.hold_s)
             image = settings.node.image_topics[camera]
             hint = partial(why_silent, self._node, image, topic, settings.node.image_transport)
-            info_topic = self._node.resolve_topic_name(f"{camera}/camera_info" if camera else "camera_info")
+            info_topic = self._node.resolve_topic_name(self._parameters.info_topic(camera))
             calibration, info_problem = self._outputs.calibration(camera, info_topic)
             problem = "; ".join(filter(None, (*decoder.assumptions, info_problem)))
             more = {

@@ -194,6 +194,10 @@ class PerceptionClient:
     def status(self, name: str) -> DiagnosticStatus | None:
         return self._statuses.get(name)
 
+    def names(self) -> list[str]:
+        """Of the statuses in the latest report."""
+        return list(self._statuses)
+
     def values(self, name: str) -> dict[str, str]:
         status = self._statuses.get(name)
         return {item.key: item.value for item in status.values} if status else {}

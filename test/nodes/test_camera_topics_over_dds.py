@@ -67,5 +67,7 @@ def test_the_node_listens_to_the_images_and_to_the_calibration_beside_them(graph
         return {topic for topic, types in topics if set(types) & set(kinds)}
 
     wait_for(lambda: heard(IMAGE, COMPRESSED) == full(expected), f"subscriptions to {full(expected)}")
+    told = {client.values(name)["Calibration"] for name in client.names() if name.startswith("camera")}
+    assert told == {f"none heard on {topic}" for topic in full(expected.values())}
     wait_for(lambda: heard(INFO) == full(expected.values()), f"subscriptions to {full(expected.values())}")
     assert process.stop() == 0, process.output
