@@ -18,7 +18,7 @@ from semla_ros.config import GONE
 from semla_ros.errors import ConfigError
 from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.parameter_descriptors import descriptor_of
-from semla_ros.nodes.parameter_sources import named_for
+from semla_ros.nodes.parameter_sources import files_for_others, named_for
 from semla_ros.nodes.rclpy_internals import given_parameters, replace_services
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.parameters import QOS_PREFIX, SPECS, Settings, check_ranges, unknown_parameters
@@ -43,6 +43,7 @@ class ParameterServices:
         settings: The parameters in use.
         problem: What is wrong with the values given at the start, for which the defaults stand in; empty where nothing.
         ignored: Names that were set for every node and are no parameters of this one.
+        passed_over: A sentence for each parameter file that is for other nodes alone.
     """
 
     def __init__(
@@ -78,6 +79,9 @@ class ParameterServices:
             logger.warning(
                 "'%s', set for every node, is no parameter of this one; %s", name, _nearest(name, SPECS) or "ignored"
             )
+        self.passed_over = files_for_others(self._node, arguments)
+        for sentence in self.passed_over:
+            logger.warning(sentence)
         problems = unknown_parameters(unknown & ours)
         try:
             self.settings = Settings.make({name: value for name, value in given.items() if name in SPECS})
@@ -192,13 +196,27 @@ class ParameterServices:
             if undeclared:
                 unknown = unknown_parameters(undeclared) or [f"no topic of this node has '{undeclared[0]}'"]
                 return SetParametersResult(successful=False, reason="; ".join(unknown))
+            deleted = {item.name for item in parameters if item.type_ == Parameter.Type.NOT_SET}
+            parameters = [self._as_if_never_given(item.name) if item.name in deleted else item for item in parameters]
             check_ranges({item.name: item.value for item in parameters})
             result = self._node.set_parameters_atomically(parameters)
+            if result.successful and deleted:
+                self.settings = Settings.make(self.settings.values, self.settings.explicit - deleted)
             if result.successful and self._bank.pipelines:
                 self.show_values_in_use()  # of a list that was emptied, the model's own
             return result
         except Exception as error:
             return self._refused([item.name for item in items], error)
+
+    def _as_if_never_given(self, name: str) -> Parameter:
+        """What `ros2 param delete` leaves of a parameter: the library's recommendation, or the default.
+
+        Raises:
+            ConfigError: The parameter cannot change while the node runs.
+        """
+        if name not in SPECS or not SPECS[name].is_live:
+            raise ConfigError(f"'{name}' cannot be deleted while the node runs: start the node without it")
+        return _typed(Parameter(name, value=self._bank.recommended.get(name, SPECS[name].default)))
 
     def _on_set(self, parameters: list[Parameter]) -> SetParametersResult:
         """Check the changes together, put them into use, and only then accept them."""

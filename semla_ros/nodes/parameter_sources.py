@@ -27,11 +27,29 @@ def named_for(node: Node, arguments: Sequence[str]) -> set[str]:
             if rule is not None and rule["node"] == node.get_name():
                 names.add(rule["name"])
         elif option == "--params-file":
-            # Nothing but text, as the names are: launch's files have tags that a safe loader refuses and rcl ignores.
-            for section, parameters in _sections(yaml.load(Path(value).read_text("utf-8"), yaml.BaseLoader)):
+            for section, parameters in _read(value):
                 if section[-1:] == (node.get_name(),) and _fits(section, node.get_fully_qualified_name()):
                     names.update(_flat(parameters))
     return names
+
+
+def files_for_others(node: Node, arguments: Sequence[str]) -> list[str]:
+    """A sentence for each parameter file of a command line that has sections, and none for a node."""
+    full_name, sentences = node.get_fully_qualified_name(), []
+    for option, value in _ros_options(arguments):
+        sections = [section for section, _ in _read(value)] if option == "--params-file" else []
+        if sections and not any(_fits(section, full_name) for section in sections):
+            names = ", ".join(sorted(f"/{'/'.join(section)}" for section in sections))
+            sentences.append(
+                f"parameter file {value} sets nothing for {full_name}: it is for {names}; "
+                f"name a section {full_name}, or /** for every node"
+            )
+    return sentences
+
+
+def _read(file: str) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    # Nothing but text, as the names are: launch's files have tags that a safe loader refuses and rcl ignores.
+    return _sections(yaml.load(Path(file).read_text("utf-8"), yaml.BaseLoader))
 
 
 def _ros_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

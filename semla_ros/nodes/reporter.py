@@ -77,8 +77,8 @@ class Reporter:
         config = settings.node.diagnostics
         hang, clock_problem = self._frames.hang(), self._clock_problem()
         parts = self._bank, self._frames, self._troubles
-        about_node = {"hang": hang, "clock_problem": clock_problem, "ignored": self._parameters.ignored}
-        reports = [node_report(name, state, settings, *parts, **about_node)]
+        given = {"ignored": self._parameters.ignored, "passed_over": self._parameters.passed_over}
+        reports = [node_report(name, state, settings, *parts, hang=hang, clock_problem=clock_problem, **given)]
         is_enabled = self._frames.is_enabled
         for camera, statistics in self._frames.statistics.items() if state == "active" else ():
             topic, decoder = self._node.resolve_topic_name(self._parameters.image_topic(camera)), self._decoders[camera]

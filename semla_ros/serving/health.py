@@ -47,6 +47,7 @@ def node_report(
     hang: Hang | None = None,
     clock_problem: str = "",
     ignored: Sequence[str] = (),
+    passed_over: Sequence[str] = (),
 ) -> Status:
     """The node as a whole: state, model, memory, and why it is not working if it is not.
 
@@ -60,6 +61,7 @@ def node_report(
         hang: The stage in which the frame path hangs.
         clock_problem: What is wrong with the clock; empty where nothing is.
         ignored: Parameters that were set for every node and are none of this one.
+        passed_over: A sentence for each parameter file that is for other nodes alone.
     """
     worries = _Worries()
     if hang is not None:
@@ -74,6 +76,7 @@ def node_report(
         troubles.latest_refusal(settings.node.diagnostics.hold_s),
         troubles.library_problem,
         clock_problem,
+        *passed_over,
     ):
         if sentence:
             worries.add(Level.WARN, sentence)

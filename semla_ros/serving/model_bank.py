@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
 from semla_ros.results import Frame, Generation, Segmentation
@@ -45,6 +45,8 @@ class ModelBank:
 
     Attributes:
         pipelines: Camera -> its pipeline, or "" -> the one of all cameras; empty while nothing is loaded.
+        recommended: Name -> value of the retrieval and drift settings that the library recommends, or the defaults of
+            those it does not; empty before anything was loaded.
     """
 
     def __init__(self, load: Load) -> None:
@@ -57,6 +59,7 @@ class ModelBank:
         self._is_frozen: bool | None = None  # None where nobody has asked for it
         self._latest: dict[str, Generation] = {}  # scope -> the last generation of the pipelines before
         self.pipelines: dict[str, PerceptionPipeline] = {}
+        self.recommended: Mapping[str, Any] = {}
 
     def open(self, settings: Settings, cameras: Sequence[str]) -> None:
         """Load and warm up.
@@ -81,6 +84,7 @@ class ModelBank:
                 pipelines[scope] = pipeline = self._load(config)
                 if scope in self._latest:
                     pipeline.count_on(self._latest[scope])
+                self.recommended = {**dataclasses.asdict(pipeline.retrieval), **dataclasses.asdict(pipeline.drift)}
                 retrieval, drift = explicit_only(settings, RetrievalConfig), explicit_only(settings, DriftConfig)
                 if retrieval:
                     pipeline.update(retrieval=dataclasses.replace(pipeline.retrieval, **retrieval))

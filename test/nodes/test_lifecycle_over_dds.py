@@ -88,6 +88,26 @@ def test_an_inactive_node_takes_no_images_and_forgets_none_of_its_settings(graph
     assert process.stop() == 0, process.output
 
 
+def test_a_cleanup_ends_what_a_service_said_and_the_node_starts_frozen_again(graph: Graph) -> None:
+    client = PerceptionClient(graph, "starts_frozen")
+    process = start_costless(graph, "starts_frozen", start_frozen=True)
+    client.wait_for_state("active")
+
+    def wait_until_frozen(answer: str) -> None:
+        wait_for(lambda: client.values("adaptation").get("Frozen") == answer, f"'Frozen' to be {answer}")
+
+    wait_until_frozen("yes")
+    assert client.switch("freeze_adaptation", False).success
+    wait_until_frozen("no")
+    assert client.transition("deactivate")
+    assert client.transition("activate")
+    wait_until_frozen("no")
+    for name in ("deactivate", "cleanup", "configure", "activate"):
+        assert client.transition(name)
+    wait_until_frozen("yes")
+    assert process.stop() == 0, process.output
+
+
 @pytest.mark.parametrize("is_asked", [True, False], ids=["asked", "not asked"])
 def test_deactivating_gives_back_the_model_where_asked_and_activating_brings_it_back(
     graph: Graph, is_asked: bool

@@ -14,6 +14,7 @@ from builtin_interfaces.msg import Time
 from costless_node import OWN_CLASSES
 from diagnostic_msgs.msg import DiagnosticStatus
 from graph import RELIABLE, Graph, PerceptionClient, start_costless, wait_for
+from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
@@ -143,6 +144,51 @@ def test_parameters_set_for_every_node_are_passed_over_and_told(graph: Graph, tm
     assert "'topk', set for every node, is no parameter of this one; did you mean 'top_k'?" in process.output
     assert "'wheel_radius', set for every node, is no parameter of this one; ignored" in process.output
     assert client.parameter("top_k") == 2
+    assert process.stop() == 0, process.output
+
+
+def test_a_parameter_file_that_is_for_other_nodes_alone_is_told(graph: Graph, tmp_path: Path) -> None:
+    others, ours = tmp_path / "others.yaml", tmp_path / "ours.yaml"
+    others.write_text("/van/perception: {ros__parameters: {top_k: 2}}\ncamera: {ros__parameters: {top_k: 4}}", "utf-8")
+    ours.write_text("/van/perception: {ros__parameters: {top_k: 7}}\n/*/*: {ros__parameters: {steady_s: 3.0}}", "utf-8")
+    client = PerceptionClient(graph, "elsewhere")
+    process = start_costless(graph, "elsewhere", params_files=[others, ours])
+    client.wait_for_state("active")
+    told = client.status("node")
+    assert told.level == DiagnosticStatus.WARN
+    assert f"{others} sets nothing for /elsewhere/perception: it is for /camera, /van/perception" in told.message
+    assert str(ours) not in told.message
+    assert f"{others} sets nothing for" in process.output
+    assert client.parameter("steady_s") == 3.0
+    assert process.stop() == 0, process.output
+
+
+def test_a_deleted_parameter_is_as_if_it_had_never_been_given(graph: Graph) -> None:
+    client = PerceptionClient(graph, "deleted")
+    process = start_costless(graph, "deleted", top_k=2, steady_s=3.0, **{"diagnostics.max_age_ms": 77.0})
+    client.wait_for_state("active")
+    assert client.set_parameters(classes=["a", "b"]).successful
+
+    def deleted(*names: str) -> list[str]:
+        """Reasons of refusals, as `ros2 param delete` shows them."""
+        request = SetParameters.Request(parameters=[ParameterMessage(name=name) for name in names])
+        results = graph.call(SetParameters, f"{client.prefix}/set_parameters", request).results
+        return [result.reason for result in results if not result.successful]
+
+    assert deleted("top_k", "steady_s", "diagnostics.max_age_ms", "classes") == []
+    assert client.parameter("top_k") == 3  # as the library has it
+    assert client.parameter("steady_s") == 10.0
+    assert client.parameter("diagnostics.max_age_ms") == 1000.0
+    assert client.parameter("classes") == list(OWN_CLASSES)
+    assert client.set_parameters(top_k=4, temperature=0.5).successful
+    assert deleted("top_k") == []
+    for name in ("deactivate", "cleanup", "configure", "activate"):
+        assert client.transition(name)
+    assert (client.parameter("top_k"), client.parameter("temperature")) == (3, 0.5)
+    for name in ("model", "use_sim_time", "qos_overrides./deleted/image.subscription.depth"):
+        assert deleted(name) == [f"'{name}' cannot be deleted while the node runs: start the node without it"]
+    assert deleted("topk") == ["unknown parameter 'topk'; did you mean 'top_k'?"]
+    assert client.parameter("model") == client.dump()["model"]
     assert process.stop() == 0, process.output
 
 
