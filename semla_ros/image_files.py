@@ -1,7 +1,7 @@
 """Pictures as files hold them, from a disk or a message: the one reader, which takes nothing that is not whole.
 
-The header is read before anything is decoded: a PNG of 250 kB may hold 250 megapixels. OpenCV decodes, and what its
-codecs only print is heard: they fill up what is missing or damaged with grey and go on.
+The header is read before anything is decoded: a PNG of 250 kB may hold 250 megapixels. OpenCV decodes, but for WebP and
+GIF, and what its codecs only print is heard: they fill up what is missing or damaged with grey and go on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from semla_ros.codec_warnings import caught_warnings
 from semla_ros.config import MAX_IMAGE_PIXELS
@@ -149,6 +149,8 @@ def read_values(
     reader = _check_header(encoded, what, max_pixels)
     if reader == "Tiff" and _has_8_bit_alpha(encoded):
         return _by_pillow(encoded, what, "RGB")  # OpenCV would multiply by alpha
+    if reader in ("WebP", "Gif"):  # OpenCV until 4.11 reads no GIF, and no EXIF data of a WebP
+        return _by_pillow(encoded, what, "RGB", is_upright=is_upright)
     flags = _PICTURE if is_upright else _PICTURE | cv2.IMREAD_IGNORE_ORIENTATION
     reason = "its bytes do not add up"
     with caught_warnings() as lines:
@@ -269,11 +271,12 @@ def _has_8_bit_alpha(encoded: NDArray[np.uint8]) -> bool:
     return 338 in tags and max(tags.get(258, (1,))) == 8  # ExtraSamples, BitsPerSample
 
 
-def _by_pillow(encoded: NDArray[np.uint8], what: str, mode: str = "") -> NDArray[Any]:
+def _by_pillow(encoded: NDArray[np.uint8], what: str, mode: str = "", *, is_upright: bool = False) -> NDArray[Any]:
     """Decode, and convert to one of Pillow's modes; "" leaves values as they are stored."""
     try:
         with Image.open(BytesIO(encoded.tobytes())) as picture:
-            return np.array(picture.convert(mode) if mode else picture)
+            turned = ImageOps.exif_transpose(picture) if is_upright else picture
+            return np.array(turned.convert(mode) if mode else turned)
     except Exception as error:  # Pillow's readers raise errors of many types
         raise ImageError(f"{what}: cannot be decoded ({_first_line(error)})") from None
 

@@ -72,6 +72,17 @@ def test_every_kind_becomes_what_the_table_says_and_prints_nothing(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "GIF"])
+def test_what_an_older_opencv_reads_otherwise_or_not_at_all_is_none_of_its_business(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = field_images.turned(kind, 6) if kind == "WEBP" else pillow(Image.fromarray(GREY), kind)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("OpenCV was asked"))
+    upright = read_values(data, "a file", is_upright=True)
+    assert np.array_equal(upright, SCENE if kind == "WEBP" else field_images.as_rgb(GREY))
+    assert read_values(data, "a message").shape[:2] == (SCENE.shape[1::-1] if kind == "WEBP" else GREY.shape)
+
+
 def test_the_table_speaks_of_no_kind_that_is_not_made_here() -> None:
     assert {row for row, (answer, _) in TABLE.items() if answer in (READ, WARNED, REFUSED)} == {
         kind.row for kind in KINDS

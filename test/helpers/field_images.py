@@ -329,7 +329,8 @@ def files() -> Iterator[Kind]:
     for largest in (1, 255):
         data = encode(".tiff", GREY.astype(np.float32) / 255 * largest)
         yield Kind(row, f"{largest}", WARNED, data, f"read as 0 to {largest}", as_rgb(GREY))
-        data = encode(".tiff", BGR.astype(np.float32) / 255 * largest)
+        plain = cv2.IMWRITE_TIFF_COMPRESSION, 1  # OpenCV 4.11 would lose some of it otherwise
+        data = encode(".tiff", BGR.astype(np.float32) / 255 * largest, *plain)
         yield Kind(row, f"{largest} colours", WARNED, data, f"read as 0 to {largest}", SCENE)
     data = encode(".tiff", GREY.astype(np.float32) * 16)
     yield Kind(row, "12 bits", WARNED, data, "read as 0 to 65535", as_rgb(GREY))
