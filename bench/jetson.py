@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from bench.gpu import table_rows
 from bench.random_world import Size
-from bench.traffic import adapted_bytes, embedding_traffic, frame_traffic, fusion_bytes, model_without_values
+from bench.traffic import (
+    adapted_bytes,
+    embedding_traffic,
+    frame_traffic,
+    fusion_bytes,
+    half_copy_bytes,
+    model_without_values,
+)
 from semla_ros.segmentation.inference import InferenceMode
 
 PRECISION = "fp16"
@@ -79,15 +86,22 @@ def adaptation_rows() -> list[tuple[str, ...]]:
     return rows
 
 
-def needed_mib(size: Size, precision: str, memory: str) -> float:
-    """What a serving process holds: all weights, base values, standby copy, scene encoder, intermediate results."""
-    model = model_without_values(size, precision)
+def needed_mib(size: Size, precision: str, memory: str, *, has_graphs: bool = True) -> float:
+    """What a serving process holds: all weights, base values, standby copy, scene encoder, intermediate results.
+
+    All weights are kept in fp32. In half precision a copy of those that frames and embeddings read comes on top, with
+    graphs the intermediate results once more: torch keeps what the runs before the capture took.
+    """
+    model = model_without_values(size)
     weights = sum(item.nbytes for item in model.parameters())
     text = sum(item.nbytes for name, item in model.named_parameters() if ".clip_model.transformer." in name)
-    standby = adapted_bytes(size, precision) if memory == "double" else text
-    encoder = embedding_traffic("l", precision).weight_bytes
-    activations = frame_traffic(size, "whole", precision).peak_bytes
-    return (weights + adapted_bytes(size, precision) + standby + encoder + activations) / MIB + RUNTIME_MIB
+    standby = adapted_bytes(size) if memory == "double" else text
+    encoder = embedding_traffic("l", "fp32").weight_bytes
+    half = (
+        0 if precision == "fp32" else half_copy_bytes(size, precision) + embedding_traffic("l", precision).weight_bytes
+    )
+    activations = frame_traffic(size, "whole", precision).peak_bytes * (2 if has_graphs else 1)
+    return (weights + adapted_bytes(size) + standby + encoder + half + activations) / MIB + RUNTIME_MIB
 
 
 def memory_rows() -> list[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from bench.random_world import Size, config_of, random_encoder
+from semla_ros.engines.half_weights import HalfWeights
 from semla_ros.segmentation.class_buckets import bucket_size
 from semla_ros.segmentation.inference import InferenceMode, probability_maps
 from semla_ros.segmentation.model import CatSeg
@@ -189,17 +190,22 @@ def embedding_traffic(size: Size, precision: str) -> Traffic:
     return count(tower, lambda: tower(image))
 
 
-def adapted_bytes(size: Size, precision: str) -> int:
-    """One copy of the weights that adapters change."""
+def adapted_bytes(size: Size) -> int:
+    """One copy of the weights that adapters change, which are kept and summed up in fp32 whatever serves."""
     targets = lora_signature(model_without_values(size))
-    return sum(rows * columns for rows, columns in targets.values()) * DTYPES[precision].itemsize
+    return sum(rows * columns for rows, columns in targets.values()) * torch.float32.itemsize
+
+
+def half_copy_bytes(size: Size, precision: str) -> int:
+    """The copy of the weights that frames read in half precision, see `HalfWeights`; 0 in fp32."""
+    return 0 if precision == "fp32" else HalfWeights(model_without_values(size), DTYPES[precision]).nbytes
 
 
 def fusion_bytes(size: Size, precision: str) -> tuple[int, int]:
     """What a fusion moves on a GPU beside the frames, and what its commit moves while they wait.
 
     The base weights are read and the standby copy is written; then that is copied over the weights in use, which
-    captured graphs read where they lie.
+    captured graphs read where they lie. In half precision the copy that they read is rounded from those, besides.
     """
-    adapted = adapted_bytes(size, precision)
-    return 2 * adapted, 2 * adapted
+    adapted, half = adapted_bytes(size), half_copy_bytes(size, precision)
+    return 2 * adapted, 2 * adapted + 3 * half

@@ -32,6 +32,11 @@ class HalfWeights:
         with torch.inference_mode(False), torch.no_grad():  # whoever calls: they are overwritten outside of it
             self._copies = {name: parameter.to(dtype) for name, parameter in self._sources.items()}
 
+    @property
+    def nbytes(self) -> int:
+        """Of the copy."""
+        return sum(item.nbytes for item in self._copies.values())
+
     def refresh(self) -> None:
         """Take over what the model's weights have become, in place."""
         with torch.no_grad():
