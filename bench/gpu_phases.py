@@ -193,20 +193,19 @@ def parity_phase(bench: Bench) -> Iterator[Figures]:
     exact = [exact_model(view, text.double()) for view in views]
     masks = [scores.argmax(dim=1).cpu().numpy() for scores in exact]
     del exact_model
-    plain = copy.deepcopy(pipeline.model).float()
+    plain, serves = copy.deepcopy(pipeline.model).float(), getattr(pipeline.engine, "precision", "fp32")
     pipeline.close()
     for name, dtype, has_tf32 in _precisions_of(bench):
         is_half = dtype != torch.float32
         with _tf32(has_tf32), torch.autocast(bench.device, dtype=dtype, enabled=is_half):
             given = [plain(view.float(), text).double() for view in views]
-        yield {
-            name: {
-                "relative_error": max(
-                    float((a - b).abs().max() / b.abs().max()) for a, b in zip(given, exact, strict=True)
-                ),
-                "mask_agreement": agreement([scores.argmax(dim=1).cpu().numpy() for scores in given], masks),
-            }
+        figures = {
+            "relative_error": max(
+                float((a - b).abs().max() / b.abs().max()) for a, b in zip(given, exact, strict=True)
+            ),
+            "mask_agreement": agreement([scores.argmax(dim=1).cpu().numpy() for scores in given], masks),
         }
+        yield {name: figures, **({"served": {"precision": name, **figures}} if name == serves else {})}
 
 
 def _streets(count: int) -> list[ImageArray]:

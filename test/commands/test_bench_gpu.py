@@ -94,7 +94,12 @@ def test_figures_of_an_earlier_run_are_not_taken_for_those_of_a_phase_that_left_
 def test_figures_are_judged_yes_or_no_and_what_a_phase_left_out_is_no() -> None:
     phases: dict[str, Any] = {
         "machine": {"status": "done", "seconds": 3, "card": "NVIDIA H100", "copy_bytes_per_s": 3e12},
-        "parity": {"status": "failed with status 1: a | b", "seconds": 9, "fp32": {"relative_error": 2e-3}},
+        "parity": {
+            "status": "failed with status 1: a | b",
+            "seconds": 9,
+            "fp32": {"relative_error": 2e-3, "mask_agreement": 1.0},
+            "bf16": {"relative_error": 0.034, "mask_agreement": 0.993},
+        },
         "frame_small": {
             "status": "done",
             "seconds": 40,
@@ -109,7 +114,8 @@ def test_figures_are_judged_yes_or_no_and_what_a_phase_left_out_is_no() -> None:
     rows = {line.split(" | ")[0].strip("| "): line for line in table.splitlines()}
     assert rows["parity.fp32.relative_error"].endswith("| 0.002 | ≤ 0.001 | no |")
     assert rows["frame_small.whole_480p.speedup_vs_eager"].endswith("| 3.5 x | ≥ 3 x | yes |")
-    assert rows["parity.fp16.relative_error"].endswith("| not measured | ≤ 0.01 | no |")
+    assert rows["parity.served.relative_error"].endswith("| not measured | ≤ 0.01 | no |")
+    assert rows["bf16"] == "| bf16 | 0.034 | 99.30% |  |"  # told, and not judged
     assert rows["stall.p99_ratio"].endswith("| not measured | ≤ 1.05 x |  |")  # that phase was not run
     assert rows["b whole 480p fp16"].startswith("| b whole 480p fp16 | 2 | 500 | 7 | 20 | 0.233 (8.6 x) | ")
 
@@ -127,6 +133,7 @@ def test_the_phases_about_the_machine_precision_and_fusion_run_on_a_cpu(tmp_path
     assert {phase["status"] for phase in phases.values()} == {"done"}
     assert phases["machine"]["copy_bytes_per_s"] > 1e8
     assert phases["parity"]["fp32"]["relative_error"] < 1e-4
+    assert phases["parity"]["served"] == {"precision": "fp32", **phases["parity"]["fp32"]}
     assert phases["parity"]["fp16"]["mask_agreement"] > phases["parity"]["bf16"]["mask_agreement"] > 0.98
     assert phases["fusion"]["toy"]["fuse_over_copy"] > 0
     assert phases["stall"]["fusions"] >= 1
