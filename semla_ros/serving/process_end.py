@@ -19,13 +19,21 @@ ECHO_S = 0.25  # a terminal and a launch program may both pass on one Ctrl-C
 HUNG_STATUS = 70  # exit status where the watchdog ends the process
 
 
-def notify(state: str) -> None:
-    """Tell systemd a state, such as "READY=1", where it asks for that; never waits, never raises."""
+def notify(state: str) -> bool:
+    """Tell systemd a state, such as "READY=1", where it asks for that; never waits, never raises.
+
+    Returns:
+        False where it could not be told, as while its queue is full.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address.startswith(("/", "@")):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            sender.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.setblocking(False)
+                sender.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        except OSError:
+            return False
+    return True
 
 
 def end_at_once(status: int, reason: str) -> None:

@@ -81,8 +81,8 @@ class HangWatch:
         hang = self._frames.hang()
         if hang is None:
             if self.is_ready:
-                notify("WATCHDOG=1" if self._was_ready else "READY=1")
-                self._was_ready = True
+                was_heard = notify("WATCHDOG=1" if self._was_ready else "READY=1")
+                self._was_ready = self._was_ready or was_heard
             if self._is_told:
                 logger.info("the frame path goes on")
         elif self._watchdog_s and self._is_told and hang.for_s > self._watchdog_s:  # a stopped process may go on

@@ -85,12 +85,16 @@ def test_systemd_is_told_where_it_asks_for_it(kind: str, tmp_path: Path, monkeyp
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address.replace("@", "\0", 1))
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-        notify("READY=1")
+        assert notify("READY=1")
         systemd.settimeout(5.0)
         assert systemd.recv(100) == b"READY=1"
-    notify("READY=1")  # nobody is there any more
+        while notify("WATCHDOG=1"):  # until its queue is full
+            pass
+        assert systemd.recv(100) == b"WATCHDOG=1"
+        assert notify("WATCHDOG=1")
+    assert not notify("READY=1")  # nobody is there any more
     monkeypatch.delenv("NOTIFY_SOCKET")
-    notify("READY=1")
+    assert notify("READY=1")
 
 
 def test_a_second_signal_while_the_interpreter_takes_itself_down_changes_no_status() -> None:

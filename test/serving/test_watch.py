@@ -45,7 +45,7 @@ def test_jobs_run_at_their_periods_and_one_that_fails_keeps_no_other_from_it(
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     told: list[Any] = []
-    monkeypatch.setattr(watch, "notify", told.append)
+    monkeypatch.setattr(watch, "notify", lambda state: told.append(state) or True)
     monkeypatch.setattr(watch, "end_at_once", lambda status, reason: told.append((status, reason)))
     return told
 
@@ -60,6 +60,16 @@ def test_a_hang_is_reported_when_it_begins_and_ends_and_systemd_hears_nothing_me
         hang[0] = state
         looking.look()
     assert told == ["READY=1", "WATCHDOG=1", "report", "WATCHDOG=1", "report"]
+
+
+def test_ready_is_told_until_it_is_heard(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([False, False, True, False, True])
+    monkeypatch.setattr(watch, "notify", lambda state: told.append(state) or next(answers))
+    looking = HangWatch(SimpleNamespace(hang=lambda: None), 0.0, lambda: None)  # type: ignore[arg-type]
+    looking.is_ready = True
+    for _ in range(5):
+        looking.look()
+    assert told == ["READY=1"] * 3 + ["WATCHDOG=1"] * 2
 
 
 def test_the_watchdog_ends_the_process_where_a_hang_lasts_as_long_as_it_allows(told: list[Any]) -> None:
