@@ -1,14 +1,18 @@
-# Set-up in two commands: `make demo` and `make test`; each creates what it needs.
+# Set-up in two commands: `make demo` and `make test`; each creates what it needs, the first without tools for developers.
+# PyTorch for a GPU: make demo TORCH=cu128
 VENV := .venv/bin
 OUT ?= out/demo
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-kilted lint check format bench gpu gpu-kit results parameters constraints clean venv
+.PHONY: demo test test-kilted lint check format bench gpu gpu-kit results parameters locks clean venv venv-demo
 
 venv:
-	@tools/make-venv
+	@tools/make-venv test
 
-demo: venv
+venv-demo:
+	@tools/make-venv demo
+
+demo: venv-demo
 	@$(VENV)/semla demo --out $(OUT) $(ARGS)
 
 test: venv
@@ -17,7 +21,7 @@ test: venv
 # The node on ROS 2 Kilted, which comes as wheels, too: what meets rclpy and the middleware most closely, in a minute.
 KILTED_TESTS ?= $(addprefix test/nodes/test_,settings_over_dds.py policy_over_dds.py clock_over_dds.py log_over_dds.py mask_info_over_dds.py)
 test-kilted:
-	@tools/make-venv --ros kilted
+	@tools/make-venv kilted
 	@.venv-kilted/bin/python -m pytest -n auto -q $(KILTED_TESTS)
 
 lint: venv
@@ -48,9 +52,8 @@ results: venv
 parameters: venv
 	@$(VENV)/python -m tools.parameter_tables
 
-constraints: venv
-	@{ echo "# What the requirements pull in, as tested together (Python 3.11). Written by 'make constraints'."; \
-	  $(VENV)/python -m pip freeze --exclude-editable | grep -v -i '^torch==' | grep -v ' @ ' | sed 's/$$/; python_version >= "3.11"/'; } > constraints.txt
+locks:
+	@tools/lock $(ARGS)
 
 clean:
-	rm -rf .venv .venv-kilted out build install log *.egg-info
+	rm -rf .venv .venv-kilted .venv-docs out build install log *.egg-info

@@ -1,5 +1,9 @@
-"""ament_python package; also installable with pip."""
+"""The ament_python side of the package: what ROS's tools read, and what setuptools before 61 (Humble) has to find here.
 
+Name, texts and links for people stand in pyproject.toml. Requirements stand in requirements/, each file an extra.
+"""
+
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -18,9 +22,26 @@ def share_files(*folders: str) -> list[tuple[str, list[str]]]:
     return entries
 
 
+def requirements(path: Path) -> list[str]:
+    """The requirements in a file, without comments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def version() -> str:
+    """That of package.xml, where ROS's release tools count it up."""
+    found = re.search(r"<version>(.+)</version>", (ROOT / "package.xml").read_text(encoding="utf-8"))
+    assert found, "package.xml has no <version>"
+    return found[1]
+
+
+files = {path.stem: requirements(path) for path in sorted((ROOT / "requirements").glob("*.txt"))}
+core = files.pop("robot")
+extras = {name: lines for name, lines in files.items() if "-" not in name}
+
 setup(
     name=NAME,
-    version="0.1.0",
+    version=version(),
     packages=find_packages(include=[NAME, f"{NAME}.*"]),
     package_data={
         NAME: ["py.typed", "**/*.html", "**/*.j2", "**/*.json", "**/*.yaml", "**/*.css", "**/*.js", "**/*.txt"]
@@ -31,18 +52,16 @@ setup(
         *share_files("launch", "config", "adapters", "models"),
     ],
     python_requires=">=3.10",
-    # Versions tested together stand in requirements.txt; ROS packages come from the distribution or its wheels.
-    install_requires=["setuptools"],
-    extras_require={"openvino": ["openvino"], "test": ["pytest"]},  # by which colcon test knows how to run the tests
+    install_requires=core,
+    extras_require=extras | {"test": ["pytest"]},  # "test": by which colcon test knows how to run the tests
     zip_safe=False,
     author="semla_ros maintainers",
     maintainer="semla_ros maintainers",
-    description="Open-vocabulary segmentation that adapts to the scene by fusing LoRA adapters, as a ROS 2 node.",
     license="Apache-2.0",
     entry_points={
         "console_scripts": [
-            "perception = semla_ros.nodes.perception_node:main",
-            "scene_camera = semla_ros.lab.demo.scene_camera_node:main",
+            "perception = semla_ros.cli:perception",
+            "scene_camera = semla_ros.cli:scene_camera",
             "semla = semla_ros.cli:main",
         ],
     },

@@ -1,4 +1,7 @@
-"""The `semla` command: one entry, one module of `semla_ros.commands` per subcommand, imported only when it is used."""
+"""The `semla` command, a module of `semla_ros.commands` per subcommand, imported only when it is used; and both nodes.
+
+The nodes are started from here, so that what they cannot do without is named where it is missing.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 from semla_ros import __version__
 from semla_ros.errors import SemlaError, known_names
+from semla_ros.extras import missing_extra, require
 
 _WRONG_CHOICE = re.compile(r"invalid choice: '?([^']*)'? \(choose from (.*)\)")
 
@@ -36,6 +41,17 @@ COMMANDS = {
     "view": ("view", "live view in a browser or Foxglove"),
     "completion": ("completion", "completion of commands and options for a shell"),
 }
+# The extras without which a command would stop somewhere on its way; what only an option needs is asked for there.
+_EXTRAS = {
+    "demo": ("lab", "ros"),
+    "train": ("lab",),
+    "evaluate": ("lab",),
+    "replay": ("lab",),
+    "record-demo": ("lab",),
+    "record-images": ("lab",),
+    "status": ("ros",),
+    "view": ("ros", "view"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,16 +71,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser(*names: str) -> argparse.ArgumentParser:
-    """The parser with every subcommand's name, and the whole of the subcommands `names`."""
+    """The parser with every subcommand's name, and the whole of the subcommands `names`.
+
+    Of several, those that cannot be loaded without an extra that is not installed are left at their name.
+    """
     parser = Parser(prog="semla", description="Semantic segmentation that adapts to the scene by fusing LoRA adapters.")
     parser.add_argument("--version", action="version", version=f"semla_ros {__version__}")
     parser.add_argument("-v", "--verbose", action="count", default=0, help="more log lines; twice for debugging")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command, (module_name, summary) in COMMANDS.items():
-        if command not in names:
+        module = _load(module_name, is_alone=len(names) == 1) if command in names else None
+        if module is None:
             subparsers.add_parser(command, help=summary, add_help=False)
             continue
-        module = importlib.import_module(f"semla_ros.commands.{module_name}")
         sub = subparsers.add_parser(
             command,
             help=summary,
@@ -74,6 +93,15 @@ def build_parser(*names: str) -> argparse.ArgumentParser:
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return parser
+
+
+def _load(name: str, *, is_alone: bool) -> ModuleType | None:
+    try:
+        return importlib.import_module(f"semla_ros.commands.{name}")
+    except ImportError as error:
+        if is_alone or missing_extra(error) is None:
+            raise
+    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,6 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             if sys.stdout is not None:  # as it is where the shell closed it
                 sys.stdout.flush()  # here, where a full disk or a reader that went away can still be told
+    except ImportError as error:
+        if (told := missing_extra(error, *_EXTRAS.get(name, ()))) is None:
+            raise
+        return _told(f"{said_by}: {told}")
     except SemlaError as error:
         return _told(f"{said_by}: {error}")
     except BrokenPipeError:
@@ -100,6 +132,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def perception() -> int:
+    """Run the node `perception`; status 2 with one line where ROS 2 or another package is not to be found."""
+    return _run_node("perception", "semla_ros.nodes.perception_node")
+
+
+def scene_camera() -> int:
+    """Run the node `scene_camera`, likewise."""
+    return _run_node("scene_camera", "semla_ros.lab.demo.scene_camera_node")
+
+
+def _run_node(name: str, module: str) -> int:
+    try:
+        node = importlib.import_module(module)
+    except ImportError as error:
+        if (told := missing_extra(error)) is None:
+            raise
+        return _told(f"{name}: {told}")
+    status: int = node.main()
+    return status
+
+
 def _run(arguments: Sequence[str], name: str) -> int:
     from rich.console import Console  # here, where an interrupt is quiet
 
@@ -107,6 +160,7 @@ def _run(arguments: Sequence[str], name: str) -> int:
     options = build_parser(name).parse_args(arguments)
     level = {0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG)
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    require(*_EXTRAS.get(options.command, ()))
     status: int = options.run(options)
     return status
 

@@ -1,4 +1,4 @@
-"""Completion of commands and options for a shell; needs shtab.
+"""Completion of commands and options for a shell.
 
 semla completion bash > ~/.local/share/bash-completion/completions/semla
 semla completion zsh > ~/.zfunc/_semla
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semla_ros.commands.options import output_file, output_folder
-from semla_ros.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,12 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the script."""
+    import shtab
+
     from semla_ros.cli import COMMANDS, build_parser
 
-    try:
-        import shtab
-    except ImportError:
-        raise ConfigError("shell completion needs shtab: pip install shtab") from None
     parser = build_parser(*COMMANDS)
     for action in _actions(parser):
         if action.type in (Path, output_file, output_folder):

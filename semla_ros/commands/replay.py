@@ -217,10 +217,8 @@ def _rerun(target: str, options: ReplayOptions) -> Iterator[dict[str, Any]]:
 
 
 def _node_runner(bag: Path, options: ReplayOptions, out: Path) -> Any:
-    try:
-        from semla_ros.lab.replay.live_node import make_runner
-    except ImportError as error:
-        raise ConfigError(f"the node needs ROS 2 (rclpy): {error}") from None
+    from semla_ros.lab.replay.live_node import make_runner
+
     return make_runner(bag, options, out)
 
 

@@ -48,12 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table."""
-    try:
-        from semla_ros.nodes.diagnostics_listener import listen
-    except ImportError as error:
-        raise ConfigError(
-            f"ROS 2 is not to be found ({error.name}): source it, or install requirements-ros.txt"
-        ) from None
+    from semla_ros.nodes.diagnostics_listener import listen
+
     console = Console()
     node = "" if arguments.all else arguments.node
     found: dict[str, Status] = {}

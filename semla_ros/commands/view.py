@@ -1,7 +1,7 @@
 """Show a running node's images, weights and diagnostics live, in Foxglove or in Rerun.
 
 Example:
-  pip install -r requirements-view.txt
+  pip install 'semla_ros[view]'
   semla view
   semla view --node /car/perception --host 0.0.0.0 --port 9000
   semla view --topics '/ground_truth|/segment'
@@ -12,7 +12,7 @@ Then open the link that it prints, or Foxglove on another machine with "Open con
 import the layout file that it names. No ROS tools are needed on the viewing side. Ctrl-C ends it.
 
 With --rerun images, masks in class colours, the mix over time and the map of the library go to the Rerun viewer
-instead, or into a file: pip install rerun-sdk.
+instead, or into a file: pip install 'semla_ros[rerun]'.
 """
 
 from __future__ import annotations
@@ -64,12 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--port must be 0 to 65535, got {arguments.port}")
     if arguments.rerun:
         return _run_rerun(arguments)
-    try:
-        from semla_ros.nodes.view_bridge import ViewBridge
-    except ImportError as error:
-        if (error.name or "").split(".")[0] == "foxglove":
-            raise ConfigError("foxglove-sdk is not installed: pip install -r requirements-view.txt") from None
-        raise _without_ros(error) from None
+    from semla_ros.nodes.view_bridge import ViewBridge
+
     with ViewBridge(arguments.node, arguments.host, arguments.port, arguments.topics) as bridge:
         console = Console(highlight=False)
         for line in introduction(bridge):
@@ -84,12 +80,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run_rerun(arguments: argparse.Namespace) -> int:
-    try:
-        from semla_ros.nodes.rerun_bridge import RerunBridge
-    except ImportError as error:
-        raise _without_ros(error) from None
     from semla_ros.lab.report.embedding_map import scenery_of
     from semla_ros.lab.report.rerun_log import RerunLog
+    from semla_ros.nodes.rerun_bridge import RerunBridge
 
     library = AdapterLibrary.load(find_library(arguments.library), eager_bytes=0)
     with closing(RerunLog(arguments.rerun)) as log:
@@ -109,10 +102,6 @@ def _turns(bridge: ViewBridge | RerunBridge, duration_s: float) -> Iterator[None
         while time.monotonic() < end_s:
             bridge.spin()
             yield
-
-
-def _without_ros(error: ImportError) -> ConfigError:
-    return ConfigError(f"ROS 2 is not to be found ({error.name}): source it, or install requirements-ros.txt")
 
 
 def introduction(bridge: ViewBridge) -> list[str]:

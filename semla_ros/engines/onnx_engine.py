@@ -14,6 +14,7 @@ from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import Maker
 from semla_ros.engines.export import GraphRuntime, exported
 from semla_ros.errors import EngineError, first_line
+from semla_ros.extras import how_to_install
 from semla_ros.segmentation.fixed_component import FixedComponent
 
 _CUDA_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
@@ -31,7 +32,7 @@ def load_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise EngineError(
-            f"engine onnx needs ONNX Runtime ({first_line(error)}); 'pip install onnxruntime', or choose engine torch"
+            f"engine onnx needs ONNX Runtime ({first_line(error)}): {how_to_install('onnx')}, or choose engine torch"
         ) from None
     return onnxruntime
 

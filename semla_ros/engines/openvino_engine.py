@@ -1,6 +1,6 @@
 """The scene encoder through OpenVINO on a CPU: the graph that ONNX Runtime runs too.
 
-OpenVINO is optional: `pip install -r requirements-openvino.txt`.
+OpenVINO is optional: the extra `openvino`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from semla_ros.engines.cache import EngineCache
 from semla_ros.engines.component_engine import Maker
 from semla_ros.engines.export import GraphRuntime, exported
 from semla_ros.errors import EngineError, first_line
+from semla_ros.extras import how_to_install
 from semla_ros.segmentation.fixed_component import FixedComponent
 
 _TELEMETRY = "openvino_telemetry"
@@ -38,8 +39,8 @@ def load_openvino() -> Any:
         import openvino
     except ImportError as error:
         raise EngineError(
-            f"engine openvino needs OpenVINO ({first_line(error)}); 'pip install -r requirements-openvino.txt', or "
-            "choose engine onnx or torch"
+            f"engine openvino needs OpenVINO ({first_line(error)}): {how_to_install('openvino')}, "
+            "or choose engine onnx or torch"
         ) from None
     finally:
         if is_blocked:

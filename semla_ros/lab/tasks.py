@@ -56,7 +56,8 @@ def run_each(
         Each task with its result, as it ends.
 
     Raises:
-        ConfigError: Ray is asked for and not installed or not reachable.
+        ConfigError: Ray is asked for and not reachable.
+        ImportError: It is not installed.
     """
     if not tasks:
         return
@@ -76,10 +77,8 @@ def _on_cores(work: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Generato
 
 
 def _on_ray(work: Callable[[T], R], tasks: Sequence[T], address: str, jobs: int) -> Generator[Done[T, R]]:
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError("--ray needs the package ray: pip install -r requirements-ray.txt") from None
+    import ray
+
     with ExitStack() as cleanup:
         if not ray.is_initialized():
             local = {"num_cpus": jobs or os.cpu_count(), "object_store_memory": 256 << 20} if address == "local" else {}

@@ -112,11 +112,11 @@ def test_openvino_that_is_missing_is_refused_in_one_line(tiny_model_folder, tmp_
     assert main([*command, "--folder", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "requirements-openvino.txt" in lines[0]
+    assert "pip install 'semla_ros[openvino]'" in lines[0]
 
 
 def test_openvino_uses_the_graphs_that_onnx_runtime_has(folder, tiny_model_folder, capsys) -> None:
-    pytest.importorskip("openvino", reason="needs OpenVINO: pip install -r requirements-openvino.txt")
+    pytest.importorskip("openvino", reason="needs OpenVINO: the extra openvino")
     command = ["engine", "build", "--runtime", "openvino", "--device", "cpu", "--model", str(tiny_model_folder)]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert main([*command, "--folder", str(folder), "--json"]) == 0

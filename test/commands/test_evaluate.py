@@ -145,7 +145,7 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:
 def test_the_figures_are_the_same_for_any_number_of_jobs_on_ray_and_after_an_interrupt(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray", reason="needs ray: pip install -r requirements-ray.txt")
+    pytest.importorskip("ray", reason="needs ray: the extra ray")
     options = ["--images", "3", "--domains", "old-town-fog", "clear", "--variants", "zero_shot", "semla"]
     for name, where in (("one", ["--jobs", "1"]), ("two", ["--jobs", "2"]), ("ray", ["--ray", "local", "--jobs", "2"])):
         assert main(["evaluate", *options, *where, "--device", "cpu", "--json", str(tmp_path / name)]) == 0

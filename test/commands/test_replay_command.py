@@ -68,7 +68,7 @@ def test_the_real_node_gives_the_same_masks(
 def test_processes_and_ray_workers_give_the_same_masks_and_the_same_pooled_results(
     demo_bag: Path, replayed: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="needs ray: pip install -r requirements-ray.txt")
+    pytest.importorskip("ray", reason="needs ray: the extra ray")
     other = tmp_path / "bags" / "other"
     record_demo_bag(other, DemoBagOptions(frames=4, rate_hz=1.0, width=128, height=96, cameras=("front",)))
     common = ["replay", str(demo_bag), str(other), "--no-bag", "--no-report", "--jobs", "2", "--propose-adapter"]

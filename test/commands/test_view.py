@@ -16,15 +16,13 @@ from semla_ros.results import BASE_MODEL
 LAYOUT = share_folder() / "config" / "foxglove_layout.json"
 
 
-def test_a_missing_package_is_named_with_the_file_that_installs_it(
+def test_a_missing_package_is_named_with_the_extra_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "semla_ros.nodes.view_bridge", raising=False)
     monkeypatch.setitem(sys.modules, "foxglove", None)
     assert main(["view"]) == 2
-    assert capsys.readouterr().err == (
-        "semla view: foxglove-sdk is not installed: pip install -r requirements-view.txt\n"
-    )
+    assert capsys.readouterr().err == ("semla view: this is not installed: foxglove: pip install 'semla_ros[view]'\n")
 
 
 def test_every_panel_of_the_layout_has_a_place_and_every_place_a_panel() -> None:

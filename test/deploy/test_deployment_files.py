@@ -32,7 +32,7 @@ POLICY = ROOT / "deploy" / "sros2" / "policy.xml"
 def test_every_file_that_an_image_copies_exists(path: Path) -> None:
     copies = re.findall(r"^COPY (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     sources = [source for line in copies for source in shlex.split(line)[:-1]]
-    assert {"requirements.txt", "requirements-robot.txt"} & set(sources)
+    assert {"requirements", "requirements/robot.txt"} & set(sources)
     assert all((ROOT / source).exists() for source in sources)
 
 
@@ -40,28 +40,16 @@ def test_every_file_that_an_image_copies_exists(path: Path) -> None:
 def test_hadolint_finds_nothing_in_an_image(path: Path) -> None:
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
     if hadolint is None:
-        pytest.skip("hadolint (requirements-dev.txt) is not installed")
+        pytest.skip("hadolint, of the extra dev, is not installed")
     answer = subprocess.run([hadolint, str(path)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (answer.returncode, answer.stdout) == (0, "")
 
 
-def test_what_a_robot_needs_allows_what_is_tested_here_and_what_jetpack_6_brings() -> None:
-    tested = {
-        item.name: item
-        for item in (Requirement(line) for line in lines_of("requirements.txt"))
-        if item.marker is None or item.marker.evaluate({"python_version": "3.11"})
-    }
-    for line in lines_of("requirements-robot.txt"):
-        ranged = Requirement(line)
-        version = str(tested[ranged.name].specifier).removeprefix("==")
-        assert ranged.specifier.contains(version), f"{line} excludes the {version} of requirements.txt"
-        if (brought := JETPACK_6.get(ranged.name)) is not None:
-            assert ranged.specifier.contains(brought, prereleases=True), f"{line} excludes JetPack 6's {brought}"
-
-
-def lines_of(name: str) -> list[str]:
-    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line and not line.startswith("#")]
+def test_what_a_robot_needs_allows_what_jetpack_6_brings() -> None:
+    lines = (ROOT / "requirements" / "robot.txt").read_text(encoding="utf-8").splitlines()
+    ranges = {item.name: item.specifier for item in (Requirement(line) for line in lines if line and line[0] != "#")}
+    for name, brought in JETPACK_6.items():
+        assert ranges[name].contains(brought, prereleases=True), f"{name}{ranges[name]} excludes JetPack 6's {brought}"
 
 
 def test_the_entry_point_is_valid_shell_and_executable() -> None:
@@ -227,8 +215,15 @@ def test_plugins_for_pytest_that_a_sourced_ros_brings_are_left_alone(tmp_path: P
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_colcon_finds_that_pytest_runs_the_tests() -> None:
-    script = "import setuptools; print(setuptools.distutils.core.run_setup('setup.py').extras_require)"
+def test_colcon_can_read_what_setup_says_and_finds_that_pytest_runs_the_tests() -> None:
+    """It evaluates what these print as, which fails on what setuptools makes of a requires-python in pyproject.toml."""
+    names = ("python_requires", "install_requires", "extras_require", "package_data", "data_files", "entry_points")
+    script = (
+        "import setuptools; setup = setuptools.distutils.core.run_setup('setup.py', stop_after='config');"
+        f"print({{name: getattr(setup, name) for name in {names}}})"
+    )
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pytest" in ast.literal_eval(result.stdout.splitlines()[-1])["test"]
+    read = ast.literal_eval(result.stdout.splitlines()[-1])
+    assert "pytest" in read["extras_require"]["test"]
+    assert len(read["entry_points"]["console_scripts"]) == 3

@@ -53,7 +53,7 @@ def stand_in(monkeypatch) -> StandInOpenVino:
 
 def test_a_missing_package_is_an_error_that_tells_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(EngineError, match=r"needs OpenVINO .*requirements-openvino\.txt"):
+    with pytest.raises(EngineError, match=r"needs OpenVINO .*pip install \'semla_ros\[openvino\]\'"):
         load_openvino()
 
 
@@ -114,7 +114,7 @@ def test_a_pipeline_on_a_gpu_is_told_that_openvino_runs_on_a_cpu(stand_in, graph
 
 @pytest.fixture
 def real():
-    return pytest.importorskip("openvino", reason="needs OpenVINO: pip install -r requirements-openvino.txt")
+    return pytest.importorskip("openvino", reason="needs OpenVINO: the extra openvino")
 
 
 def test_every_component_gives_the_answer_of_torch_at_any_batch_size(real, world, graphs) -> None:

@@ -23,7 +23,7 @@ from semla_ros.segmentation.clip import ClipConfig
 from semla_ros.segmentation.fixed_component import FixedComponent
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 
-trt = pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install -r requirements-dev.txt")
+trt = pytest.importorskip("tensorrt_rtx_bindings", reason="needs TensorRT-RTX: the extra dev")
 
 SHIPPED = "semla-tiny"
 WORKSPACE = 768 << 20  # bytes

@@ -15,19 +15,12 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-ENSURE = Path(__file__).resolve().parents[2] / "tools" / "ensure-chromium"
 
 
 def find_chromium() -> str | None:
-    """The browser's program: $SEMLA_CHROMIUM, one on the PATH, else whatever `tools/ensure-chromium` can install."""
+    """The browser's program: $SEMLA_CHROMIUM, else one on the PATH; `tools/ensure-chromium` installs one."""
     given = os.environ.get("SEMLA_CHROMIUM")
-    if given:
-        return given
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    if found is None:
-        subprocess.run([str(ENSURE)], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        found = next((path for name in NAMES if (path := shutil.which(name))), None)
-    return found
+    return given or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:

@@ -15,7 +15,7 @@ from websocket_client import Viewer
 
 from semla_ros.cli import main
 
-pytest.importorskip("foxglove", reason="foxglove-sdk (requirements-view.txt) is not installed")
+pytest.importorskip("foxglove", reason="needs foxglove: the extra view")
 
 from semla_ros.nodes.view_bridge import Definitions, ViewBridge
 

@@ -137,8 +137,6 @@ def _record(bag: Path, drive: DemoBagOptions, console: Console) -> None:
 
 
 def _node_maker(bag: Path, options: ReplayOptions, out: Path) -> Any:
-    try:
-        from semla_ros.lab.replay.live_node import make_runner  # the one place where the demo meets ROS
-    except ImportError as error:
-        raise ConfigError(f"the demo needs ROS 2 (rclpy): {error}; requirements-ros.txt has it as wheels") from None
+    from semla_ros.lab.replay.live_node import make_runner  # the one place where the demo meets ROS
+
     return make_runner(bag, options, out)

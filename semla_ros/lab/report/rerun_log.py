@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
+from semla_ros.extras import how_to_install
 from semla_ros.lab.report.embedding_map import Scenery
 from semla_ros.lab.report.palette import domain_colour
 from semla_ros.labels import palette_of
@@ -36,7 +37,7 @@ class RerunLog:
             rerun = importlib.import_module("rerun")
             blueprint = importlib.import_module("rerun.blueprint")
         except ImportError:
-            raise ConfigError("--rerun needs rerun-sdk: pip install rerun-sdk") from None
+            raise ConfigError(f"--rerun needs rerun-sdk: {how_to_install('rerun')}") from None
         self._rerun = rerun
         self._recording = recording = rerun.RecordingStream("semla_ros")
         views = blueprint.Horizontal(

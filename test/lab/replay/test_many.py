@@ -125,7 +125,7 @@ def test_results_come_back_from_a_worker_without_the_shared_folder(bags: list[Pa
 def test_a_cluster_that_does_not_answer_is_one_clear_line(
     bags: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = pytest.importorskip("ray", reason="needs ray: pip install -r requirements-ray.txt")
+    ray = pytest.importorskip("ray", reason="needs ray: the extra ray")
 
     def refuse(**options: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nmore")

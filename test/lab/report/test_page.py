@@ -24,7 +24,7 @@ def path(request: pytest.FixtureRequest) -> Path:
 def browser() -> Iterator[Page]:
     program = find_chromium()
     if program is None:
-        pytest.skip("no Chromium found and tools/ensure-chromium could not install one")
+        pytest.skip("no Chromium found: tools/ensure-chromium installs one")
     with Page(program, width=400) as page:
         yield page
 

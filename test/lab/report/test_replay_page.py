@@ -14,7 +14,7 @@ READY = "document.readyState === 'complete'"
 def browser() -> Iterator[Page]:
     program = find_chromium()
     if program is None:
-        pytest.skip("no Chromium found and tools/ensure-chromium could not install one")
+        pytest.skip("no Chromium found: tools/ensure-chromium installs one")
     with Page(program) as page:
         yield page
 
