@@ -4,7 +4,7 @@ VENV := .venv/bin
 OUT ?= out/demo
 export PYTHONUNBUFFERED = 1
 
-.PHONY: demo test test-kilted lint check format bench gpu gpu-kit results parameters locks clean venv venv-demo
+.PHONY: demo test test-kilted lint check docs format bench gpu gpu-kit results parameters locks clean venv venv-demo
 
 venv:
 	@tools/make-venv test
@@ -29,7 +29,13 @@ lint: venv
 	@$(VENV)/ruff format --check .
 	@$(VENV)/mypy
 
-check: lint test
+check: lint docs
+	@$(MAKE) test ARGS="--cov=semla_ros --cov-report=term:skip-covered $(ARGS)"
+
+# The pages of docs/ as a site: out/docs/index.html; a broken link or a page that is in no menu is an error.
+docs:
+	@tools/make-venv docs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -q --strict --site-dir out/docs
 
 format: venv
 	@$(VENV)/ruff format .
