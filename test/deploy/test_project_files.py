@@ -1,0 +1,60 @@
+"""The files that a forge and its helpers read are what they take, and name what exists."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+CHECKED = [
+    *((path, "vendor.github-workflows") for path in WORKFLOWS),
+    *((path, "vendor.github-issue-forms") for path in sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))),
+    (ROOT / ".github" / "dependabot.yml", "vendor.dependabot"),
+    (ROOT / "CITATION.cff", "vendor.citation-file-format"),
+]
+
+
+@pytest.mark.parametrize(("path", "schema"), CHECKED, ids=lambda item: getattr(item, "name", ""))
+def test_a_file_fits_its_schema(path: Path, schema: str) -> None:
+    program = Path(sys.executable).with_name("check-jsonschema")
+    if not program.is_file():
+        pytest.skip("needs check-jsonschema: the extra dev")
+    command = [str(program), "--builtin-schema", schema, str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout
+
+
+def steps() -> list[str]:
+    jobs = [job for path in WORKFLOWS for job in yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"].values()]
+    return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+
+
+def test_the_steps_are_valid_shell_and_call_what_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert len(steps()) > 3
+    for step in steps():
+        source = re.sub(r"\$\{\{.*?\}\}", "value", step)
+        assert subprocess.run(["bash", "-n"], input=source, text=True, check=False).returncode == 0, step
+        assert all(re.search(rf"^{name}:", makefile, re.MULTILINE) for name in re.findall(r"\bmake (\w+)", step))
+        assert all((ROOT / name).is_file() for name in re.findall(r"^(\.ci/\w+|tools/[\w-]+)", step))
+
+
+def test_each_python_that_has_a_lock_and_ros_as_wheels_is_tested() -> None:
+    (tests,) = (yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]["tests"] for path in WORKFLOWS)
+    locks = {path.stem.removeprefix("python") for path in (ROOT / "requirements" / "locks").glob("*.txt")}
+    assert set(tests["strategy"]["matrix"]["python"]) == locks - {"3.14"}
+
+
+def test_the_hooks_are_programs_of_the_virtual_environment() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    hooks = {hook["id"]: hook["entry"] for repo in yaml.safe_load(text)["repos"] for hook in repo["hooks"]}
+    programs = {entry.split()[0] for entry in hooks.values() if entry.startswith(".venv/bin/")}
+    assert {Path(program).name for program in programs} == {"ruff", "mypy"}
+    assert all(shutil.which(Path(program).name, path=str(Path(sys.executable).parent)) for program in programs)
