@@ -25,7 +25,7 @@ _JPEG_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 85]
 
 def stamp_ns(stamp: Time) -> int:
     """Nanoseconds of a message stamp."""
-    return stamp.sec * 1_000_000_000 + stamp.nanosec
+    return int(stamp.sec * 1_000_000_000 + stamp.nanosec)
 
 
 def to_stamp(nanoseconds: int) -> Time:
@@ -37,7 +37,7 @@ def to_stamp(nanoseconds: int) -> Time:
 def byte_array(data: NDArray[Any] | bytes) -> array.array[int]:
     """Bytes in the one container that rclpy takes over without looking at each byte."""
     result = array.array("B")
-    result.frombytes(memoryview(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).cast("B"))
+    result.frombytes((np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)).cast("B"))
     return result
 
 

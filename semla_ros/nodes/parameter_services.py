@@ -130,7 +130,7 @@ class ParameterServices:
 
     def _is_remapped(self, topic: str) -> bool:
         resolve = self._node.resolve_topic_name
-        return resolve(topic) != resolve(topic, only_expand=True)
+        return bool(resolve(topic) != resolve(topic, only_expand=True))
 
     @property
     def hardware_id(self) -> str:
@@ -226,7 +226,7 @@ class ParameterServices:
                 changed = self.settings.changed(changes)
                 self._bank.apply(self.settings, changed)
             except Exception as error:
-                return self._refused(changes, error)
+                return self._refused(list(changes), error)
             self.settings = changed
         return SetParametersResult(successful=True)
 

@@ -113,7 +113,7 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         report = Reporter(self, parameters, self._outputs, self._decoders, *shared).report
         self._bond = Bond(self)
         self._hang_watch = HangWatch(self._frames, config.watchdog_s, report)
-        jobs = [
+        jobs: list[tuple[float, Callable[[], object]]] = [
             (LOOK_S, self._hang_watch.look),
             (config.diagnostics.period_s, report),
             (BEAT_S, self._bond.beat),

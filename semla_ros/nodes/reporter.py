@@ -77,8 +77,12 @@ class Reporter:
         config = settings.node.diagnostics
         hang, clock_problem = self._frames.hang(), self._clock_problem()
         parts = self._bank, self._frames, self._troubles
-        given = {"ignored": self._parameters.ignored, "passed_over": self._parameters.passed_over}
-        reports = [node_report(name, state, settings, *parts, hang=hang, clock_problem=clock_problem, **given)]
+        reports = [
+            node_report(
+                name, state, settings, *parts, hang=hang, clock_problem=clock_problem,
+                ignored=self._parameters.ignored, passed_over=self._parameters.passed_over,
+            )
+        ]  # fmt: skip
         is_enabled = self._frames.is_enabled
         for camera, statistics in self._frames.statistics.items() if state == "active" else ():
             topic, decoder = self._node.resolve_topic_name(self._parameters.image_topic(camera)), self._decoders[camera]
@@ -88,14 +92,12 @@ class Reporter:
             info_topic = self._node.resolve_topic_name(self._parameters.info_topic(camera))
             calibration, info_problem = self._outputs.calibration(camera, info_topic)
             problem = "; ".join(filter(None, (*decoder.assumptions, info_problem)))
-            more = {
-                "is_enabled": is_enabled,
-                "problem": problem,
-                "hint": hint,
-                "hang": hang,
-                "calibration": calibration,
-            }
-            reports.append(camera_report(name, camera, topic, snapshot, config, read_as=decoder.read_as, **more))
+            reports.append(
+                camera_report(
+                    name, camera, topic, snapshot, config, read_as=decoder.read_as, is_enabled=is_enabled,
+                    problem=problem, hint=hint, hang=hang, calibration=calibration,
+                )
+            )  # fmt: skip
         for scope, pipeline in self._bank.pipelines.items():
             status = pipeline.status()
             age_s = self._bank.failure_age_s(scope, status.failures)
@@ -155,6 +157,6 @@ def _where_images_are(node: Node, image: str, topic: str, transport: str) -> str
     ways += [("compressed", name, remap(compressed, name)) for name in (base, topic)]
     for kind, name, step in sorted(ways, key=lambda way: way[0] != transport):
         if any(publisher.topic_type == _TYPES[kind] for publisher in node.get_publishers_info_by_topic(name)):
-            steps = filter(None, (kind != transport and f"set image_transport to '{kind}'", step))
+            steps = filter(None, (f"set image_transport to '{kind}'" if kind != transport else "", step))
             return f"images are published on {name}: {' and '.join(steps)}"
     return ""
