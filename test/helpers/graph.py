@@ -40,6 +40,7 @@ TRANSITIONS = {
     "cleanup": Transition.TRANSITION_CLEANUP,
     "shutdown": Transition.TRANSITION_ACTIVE_SHUTDOWN,
 }
+SEGMENT = "/dev/shm/fast(?:rtps|dds)_"  # how names of Fast DDS' shared memory begin, until Jazzy and from Kilted on
 TIMEOUT_S = 90.0  # for a machine that is busy; nothing waits this long when it works
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from graph import RELIABLE, Graph, NodeProcess, PerceptionClient, wait_for
+from graph import RELIABLE, SEGMENT, Graph, NodeProcess, PerceptionClient, wait_for
 from launcher import LAUNCHERS, Launcher
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
@@ -81,7 +81,7 @@ def profile_of(process: NodeProcess) -> str:
 
 def segments_mib(process: NodeProcess) -> set[int]:
     """Sizes of the shared memory that the node of a launch has, its own and that of others."""
-    paths = {item.path for item in psutil.Process(pids(process)[0]).memory_maps() if "/dev/shm/fastrtps_" in item.path}
+    paths = {item.path for item in psutil.Process(pids(process)[0]).memory_maps() if re.match(SEGMENT, item.path)}
     return {os.path.getsize(path) >> 20 for path in paths}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from costless_node import HEAVY_MIB
-from graph import LATCHED, RELIABLE, Graph, PerceptionClient, start_costless, wait_for
+from graph import LATCHED, RELIABLE, SEGMENT, Graph, PerceptionClient, start_costless, wait_for
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
@@ -145,9 +145,7 @@ def shared_memory(pid: int) -> list[Path]:
 
     Ports ('fastrtps_port...') are left out: they outlive their reader where a writer has just opened them.
     """
-    matches = (
-        re.fullmatch(r"(/dev/shm/fastrtps_[0-9a-f]{16})_el", item.path) for item in psutil.Process(pid).open_files()
-    )
+    matches = (re.fullmatch(rf"({SEGMENT}[0-9a-f]{{16}})_el", item.path) for item in psutil.Process(pid).open_files())
     return [Path(match[1]) for match in matches if match]
 
 
