@@ -22,6 +22,7 @@ class AugmentConfig:
     min_crop: float = 0.7  # side of the smallest crop relative to the image, 0..1; 1 = no cropping
     brightness: float = 0.1  # gain in 1 - b .. 1 + b
     colour: float = 0.0  # gain of each channel in 1 - c .. 1 + c
+    saturation: float = 0.0  # gain of the distance from each pixel's grey in 1 - s .. 1 + s, 0..1
     contrast: float = 0.0  # gain of the distance from the image's mean in 1 - c .. 1 + c
     gamma: float = 0.0  # exponent in 2**-g .. 2**g
     # > 0: crops of this many source pixels at their longer side, of the shape that the model takes, so that nothing is
@@ -73,6 +74,9 @@ def _relight(image: np.ndarray, augment: AugmentConfig, rng: np.random.Generator
     """Change the light of a float32 image, (h, w, 3), in place; draws only what is asked for."""
     if augment.colour:
         image *= rng.uniform(1 - augment.colour, 1 + augment.colour, size=3).astype(np.float32)
+    if augment.saturation:
+        grey = image.mean(-1, keepdims=True)
+        image[:] = grey + (image - grey) * rng.uniform(1 - augment.saturation, 1 + augment.saturation)
     if augment.contrast:
         mean = image.mean(dtype=np.float64)
         image[:] = mean + (image - mean) * rng.uniform(1 - augment.contrast, 1 + augment.contrast)

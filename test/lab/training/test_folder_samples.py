@@ -102,7 +102,7 @@ def test_crops_have_the_shape_that_the_model_takes(
     assert steps[0] == pytest.approx(steps[1], rel=0.12)
 
 
-@pytest.mark.parametrize("change", ["colour", "contrast", "gamma"])
+@pytest.mark.parametrize("change", ["colour", "saturation", "contrast", "gamma"])
 def test_light_changes_the_image_and_not_the_mask(folders: tuple[Path, Path], change: str) -> None:
     samples = FolderSamples(*folders, CLASSES[:2])
     plain = AugmentConfig(min_crop=1.0, brightness=0.0, flip=False)
@@ -121,6 +121,14 @@ def test_light_changes_the_image_and_not_the_mask(folders: tuple[Path, Path], ch
         gains = [(after[:, c] / before[:, c])[inside[:, c]] for c in range(3)]
         assert all(gain.std() < 1e-4 and 0.7 <= gain.mean() <= 1.3 for gain in gains)
         assert len({round(float(gain.mean()), 3) for gain in gains}) == 3
+    elif change == "saturation":  # every pixel's grey stays, its distance from it has one gain
+        inside = ((after > 0) & (after < 255)).all(1)
+        grey = [picture.mean(1, keepdim=True) for picture in (before, after)]
+        assert torch.allclose(grey[0].squeeze(1)[inside], grey[1].squeeze(1)[inside], atol=1e-3)
+        apart = [(picture - mean).movedim(1, -1)[inside] for picture, mean in zip((before, after), grey, strict=True)]
+        gain = float((apart[0] * apart[1]).sum() / (apart[0] ** 2).sum())
+        assert 0.7 <= gain <= 1.3
+        assert torch.allclose(apart[1], gain * apart[0], atol=1e-2)
     else:  # one curve for all pixels, which keeps their order
         order = before.flatten().argsort(stable=True)
         assert bool((after.flatten()[order].diff() >= -1e-3).all())
