@@ -17,6 +17,7 @@ from semla_ros.lab.evaluation.drives import CALM_S, SUDDEN_S, WEATHERS, GateDriv
 from semla_ros.lab.evaluation.miou import MiouMeter
 from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.variants import equal_mix
+from semla_ros.lab.processes import end_with_parent
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import BENCHMARK
 from semla_ros.results import BASE_MODEL, AdapterMix, FloatArray
@@ -185,6 +186,7 @@ _subject: PipelineSubject  # of a worker process
 
 def _start_worker(spec: PipelineSpec) -> None:
     global _subject
+    end_with_parent()
     _subject = loaded(spec)
 
 
