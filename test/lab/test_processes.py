@@ -56,7 +56,7 @@ def test_a_child_that_fails_is_reported_with_its_last_words(tmp_path) -> None:
 
 
 def test_leaving_the_group_interrupts_what_still_runs(tmp_path) -> None:
-    code = "import time\nprint('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('tidy')"
+    code = "import time\ntry:\n print('up', flush=True)\n time.sleep(60)\nexcept KeyboardInterrupt: print('tidy')"
     with Children() as children:
         child = children.start("sleeper", python(code), os.environ, tmp_path / "sleeper.log")
         assert wait_for(lambda: "up" in child.last_lines())
