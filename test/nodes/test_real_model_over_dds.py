@@ -68,8 +68,8 @@ def test_a_node_on_files_adapts_and_follows_its_library_folder(graph: Graph, rea
 
     mix = wait_for(fused, f"a mix: {real.values('adaptation')}")
     assert {status.name for status in mix.status} <= {*ADAPTERS, BASE_MODEL}
-    log = real.process.output
-    assert re.search(rf"generation \d+ \(drift\): {mix.status[0].name} \d+\.\d%(, |$)", log, re.MULTILINE), log
+    line = rf"generation \d+ \(drift\): {mix.status[0].name} \d+\.\d%(, |$)"
+    wait_for(lambda: re.search(line, real.process.output, re.MULTILINE), f"{line} in the log")
     assert real.parameter("classes") == list(CLASSES)
     wait_for(lambda: masks, "a mask")
     assert {*np.frombuffer(masks[-1].data, np.uint8)} <= {*range(len(CLASSES)), 255}
