@@ -30,6 +30,7 @@ def test_the_policy_allows_what_the_node_does_and_nothing_else(graph: Graph, per
         return {name.replace(f"{perception.prefix}/", "~/").replace(f"{namespace}/", "") for name in names}
 
     node = graph.node
+    wait_for(lambda: ("perception", namespace) in node.get_node_names_and_namespaces(), "the node in the graph")
     wait_for(lambda: "image" in short(node.get_subscriber_names_and_types_by_node("perception", namespace)), "inputs")
     wait_for(lambda: "~/mask" in short(node.get_publisher_names_and_types_by_node("perception", namespace)), "outputs")
     published = short(node.get_publisher_names_and_types_by_node("perception", namespace))
