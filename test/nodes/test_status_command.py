@@ -17,8 +17,12 @@ from semla_ros.results import Level, Status
 def test_a_running_node_is_shown_with_its_level_and_values(
     graph: Graph, perception: PerceptionClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    perception.send(perception.image())
-    wait_for(lambda: perception.values("camera").get("Masks published") == "1", "a mask")
+
+    def is_answered() -> bool:
+        perception.send(perception.image())  # best effort: one alone may be lost
+        return int(perception.values("camera").get("Masks published", "0")) > 0
+
+    wait_for(is_answered, "a mask")
 
     def told(node: str) -> dict[str, Any]:
         """By part; empty where only others of that name were heard in time."""
