@@ -35,7 +35,7 @@ check: lint docs
 # The pages of docs/ as a site: out/docs/index.html; a broken link or a page that is in no menu is an error.
 docs:
 	@tools/make-venv docs
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build -q --strict --site-dir out/docs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --site-dir out/docs
 
 format: venv
 	@$(VENV)/ruff format .

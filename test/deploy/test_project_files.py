@@ -58,3 +58,12 @@ def test_the_hooks_are_programs_of_the_virtual_environment() -> None:
     programs = {entry.split()[0] for entry in hooks.values() if entry.startswith(".venv/bin/")}
     assert {Path(program).name for program in programs} == {"ruff", "mypy"}
     assert all(shutil.which(Path(program).name, path=str(Path(sys.executable).parent)) for program in programs)
+
+
+def test_every_page_is_in_the_menu_of_the_site_and_the_build_counts_its_warnings() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = set(re.findall(r"([\w/-]+\.md)$", text[text.index("\nnav:") :], re.MULTILINE))
+    assert pages == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    (build,) = re.findall(r"mkdocs build (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert "--strict" in build
+    assert not {"-q", "--quiet"} & set(build.split())  # quiet, mkdocs counts no warning, and strictness means nothing
