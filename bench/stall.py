@@ -22,6 +22,7 @@ FUSIONS_HZ = 2.0
 CAMERA_HZ = 30.0
 TURNS = 4  # of each kind, so that whatever else the machine does meets both alike
 SETTLE_S = 0.5
+PATIENCE_S = 120.0  # for the first fusion of a turn, on a machine however busy
 # Every scene embedding changes the mix: fusions come as fast as the rate lets them.
 ALWAYS_DRIFTING = DriftConfig(
     retrieval_rate_hz=FUSIONS_HZ, mix_threshold=0.0, steady_s=0.0, max_fusions_per_min=60 * FUSIONS_HZ * 10
@@ -45,9 +46,9 @@ def measure(size: Size, seconds: float = 20.0, device: str = "cpu") -> dict[str,
             alone += _frames(pipeline, scenes, seconds / TURNS, is_adapting=False)
             made.clear()
             start = time.perf_counter()
-            beside += _frames(pipeline, scenes, seconds / TURNS, is_adapting=True)
+            beside += _frames_beside_a_fusion(pipeline, scenes, seconds / TURNS, made)
             fusing_s += time.perf_counter() - start
-            fusions += sum(generation.reason == "drift" for generation in made)
+            fusions += _fusions(made)
         pipeline.stop()
         commit = pipeline.status().adaptation_latency_ms["commit"]
         prepare = pipeline.status().adaptation_latency_ms["prepare"]
@@ -102,6 +103,27 @@ def _frames(
         pipeline.segment(frame)
         samples.append((time.perf_counter() - start) * 1e3)
     return samples
+
+
+def _frames_beside_a_fusion(
+    pipeline: PerceptionPipeline, scenes: list[np.ndarray], seconds: float, made: list[Generation]
+) -> list[float]:
+    """Milliseconds of each frame, for `seconds` and until a fusion came: without one there is nothing to compare.
+
+    Raises:
+        RuntimeError: no fusion within two minutes.
+    """
+    samples = _frames(pipeline, scenes, seconds, is_adapting=True)
+    end = time.perf_counter() + PATIENCE_S
+    while not _fusions(made):
+        if time.perf_counter() > end:
+            raise RuntimeError(f"no fusion in {PATIENCE_S:g} s, though each scene asks for another mix")
+        samples += _frames(pipeline, scenes, 0.0, is_adapting=True)
+    return samples
+
+
+def _fusions(made: list[Generation]) -> int:
+    return sum(generation.reason == "drift" for generation in made)
 
 
 def _histogram(timing: Timing) -> dict[str, list[float]]:
