@@ -4,7 +4,8 @@
     python -m bench.transfer adapters --benchmark camvid --data DIR --out out/transfer --model MY/model --steps 150
 
 Scored on validation images. "base" trains the base model alone and scores every domain; "adapters" trains one adapter a
-domain on a finished model and scores each on its own.
+domain on a finished model and scores each on its own. "without labels" trains on what the base model itself sees in the
+images, where it is sure (pseudo-labels; Lee, ICML workshop 2013).
 """
 
 from __future__ import annotations
@@ -12,16 +13,27 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from semla_ros.engines.torch_engine import choose_device
 from semla_ros.errors import SemlaError
-from semla_ros.lab.evaluation.datasets.benchmark import load_benchmark
-from semla_ros.lab.training.library_training import LibraryRecipe, library_run, train_library
+from semla_ros.lab.evaluation.datasets.benchmark import DomainImages, load_benchmark
+from semla_ros.lab.evaluation.datasets.layouts import SamplePaths
+from semla_ros.lab.training.library_training import LibraryRecipe, LibraryRun, library_run, train_library
 from semla_ros.resources import find_model, share_folder
+from semla_ros.results import ImageArray, MaskArray
+from semla_ros.segmentation.checkpoint import load_model
+from semla_ros.segmentation.inference import segment_probabilities
 
+WITHOUT_LABELS = "without labels"
+SURE = 0.9  # least probability of a class that counts as a label
+UNLABELLED = 255
 TRIALS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "base": {
         "as in the recipe": {},
@@ -42,8 +54,62 @@ TRIALS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "light as it is": {f"adapter.augment.{name}": 0.0 for name in ("brightness", "colour", "contrast", "gamma")},
         "whole images": {"adapter.augment.min_crop": 1.0},
         "no running mean": {"adapter.loop.average": 0.0},
+        "image tower alone": {"adapter.targets": ("sem_seg_head.predictor.clip_model.visual.",)},
+        "aggregation alone": {"adapter.targets": ("sem_seg_head.predictor.transformer.",)},
+        WITHOUT_LABELS: {},
     },
 }
+
+
+@dataclass(frozen=True)
+class PseudoLabelled:
+    """Images of a domain, with what the base model is sure of in place of their labels."""
+
+    domain: DomainImages
+    masks: Sequence[MaskArray]
+
+    @property
+    def paths(self) -> Sequence[SamplePaths]:
+        """Of the images, and of the labels that are not read."""
+        return self.domain.paths
+
+    def __len__(self) -> int:
+        return len(self.domain)
+
+    def image(self, index: int) -> ImageArray:
+        """RGB image, shape (H, W, 3), uint8."""
+        return self.domain.image(index)
+
+    def mask(self, index: int) -> MaskArray:
+        """Class index per pixel, shape (H, W), uint8; 255 where the model is not sure."""
+        return self.masks[index]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PseudoLabelRun(LibraryRun):
+    """A training whose domains have images and no labels."""
+
+    def samples(self, domain: str, split: str) -> Any:
+        """Images of a domain, those that an adapter is trained on as `PseudoLabelled`."""
+        if split == "train" and domain in self.benchmark.domain_names:
+            return _pseudo_labelled(self, domain)
+        return super().samples(domain, split)
+
+
+@cache
+def _pseudo_labelled(run: PseudoLabelRun, domain: str) -> PseudoLabelled:
+    base = load_model(run.own_model)
+    images = replace(run.benchmark, split="train").open(domain)
+    masks = []
+    with torch.no_grad():
+        text = base.model.encode_text(base.tokenizer.tokenize(run.benchmark.class_names(domain), base.template))
+        for index in range(len(images)):
+            image = torch.from_numpy(np.array(images.image(index))).permute(2, 0, 1)
+            size = (int(image.shape[1]), int(image.shape[2]))
+            probability, mask = segment_probabilities(base.model.eval(), image, text, size).max(0)
+            mask[probability < SURE] = UNLABELLED
+            masks.append(mask.to(torch.uint8).numpy())
+    return PseudoLabelled(images, masks)
 
 
 def changed(settings: Any, changes: Mapping[str, Any]) -> Any:
@@ -84,6 +150,8 @@ def run(options: Sequence[str]) -> None:
             trains_base=arguments.part == "base",
             jobs=arguments.jobs,
         )
+        if name == WITHOUT_LABELS:
+            library = PseudoLabelRun(**{item.name: getattr(library, item.name) for item in fields(library)})
         print(f"{arguments.part}, {name}:", flush=True)
         train_library(library, stage="segmenter" if arguments.part == "base" else "adapters")
 

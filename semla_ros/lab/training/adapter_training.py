@@ -40,11 +40,16 @@ from semla_ros.torchvision_compat import import_peft
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterTrainingConfig:
-    """How one adapter is trained. `published_adapter_training()` has the settings of the published ones."""
+    """How one adapter is trained. `published_adapter_training()` has the settings of the published ones.
+
+    Attributes:
+        targets: How the paths of the modules begin that are trained, of those that the model names; empty = all.
+    """
 
     loop: LoopConfig
     rank: int = 8
     alpha: int = 16
+    targets: tuple[str, ...] = ()
     loss: Literal["overlap", "sigmoid"] = "overlap"  # "sigmoid": as the published adapters were trained
     rarity_exponent: float = 0.35
     overlap_weight: float = 0.5
@@ -55,6 +60,20 @@ class AdapterTrainingConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0:
             raise ConfigError(f"LoRA needs rank >= 1 and alpha > 0, got rank {self.rank} and alpha {self.alpha}")
+
+    def targets_of(self, model: SegmentationModel) -> list[str]:
+        """Paths of the modules that get low-rank updates.
+
+        Raises:
+            ConfigError: `targets` names none of the model's.
+        """
+        every = model.lora_targets()
+        chosen = [path for path in every if path.startswith(self.targets)] if self.targets else every
+        if not chosen:
+            raise ConfigError(
+                f"targets {', '.join(self.targets)}: no target of the model begins so; one of them is {every[0]}"
+            )
+        return chosen
 
 
 def published_adapter_training(steps: int = 2000, batch_size: int = 2, seed: int = 0) -> AdapterTrainingConfig:
@@ -107,6 +126,7 @@ def train_adapter(
         The domain's centroid and spread.
 
     Raises:
+        ConfigError: The name is no folder name, or the configuration's targets are none of the model's.
         TrainingError: The loss diverged, the folder exists already, or the run's state is of another run.
         AdapterError: What was trained cannot be used; the folder is gone again.
     """
@@ -115,6 +135,7 @@ def train_adapter(
     target = library / name
     if target.exists():
         raise TrainingError(f"{target} exists already; remove it, or choose another name")
+    targets = config.targets_of(model)
     peft = import_peft()
     torch.manual_seed(config.loop.seed)  # peft draws the initial A from the global generator
     base = model.trainable_copy(config.pooling).to(run.device)
@@ -125,13 +146,13 @@ def train_adapter(
             lora_alpha=config.alpha,
             lora_dropout=0.0,
             bias="none",
-            target_modules=model.lora_targets(),
+            target_modules=targets,
         ),
     )
     class_tokens = class_tokens.to(run.device)
     weights = sample_class_weights(source, len(class_tokens), config.rarity_exponent).to(run.device)
     text = None
-    if not any(path.startswith(model.text_tower) for path in model.lora_targets()):
+    if not any(path.startswith(model.text_tower) for path in targets):
         with torch.no_grad():
             text = base.encode_text(class_tokens)  # training does not change it
     mean, std = (torch.tensor(values) for values in (model.config.pixel_mean, model.config.pixel_std))
@@ -153,7 +174,7 @@ def train_adapter(
         if config.half_precision_file:
             file = partial / "adapter_model.safetensors"
             save_file({k: v.half() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
-        _spell_out_targets(partial / "adapter_config.json", model.lora_targets())
+        _spell_out_targets(partial / "adapter_config.json", targets)
         (partial / "README.md").unlink(missing_ok=True)  # peft's model card template says nothing about this adapter
         write_statistics(partial / statistics_name(name), statistics)
     try:

@@ -613,7 +613,7 @@ def _write_library(run: LibraryRun) -> None:
     }
     for name, entry in entries.items():
         card = own_adapter_card(
-            name, entry, base.model_id, benchmark.name, recipe.adapter, len(base.model.lora_targets())
+            name, entry, base.model_id, benchmark.name, recipe.adapter, len(recipe.adapter.targets_of(base.model))
         )
         (run.library / name / "CARD.md").write_text(card, encoding="utf-8")
     write_manifest(

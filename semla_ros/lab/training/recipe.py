@@ -340,7 +340,9 @@ def _write_library(
             family=domains[name].family,
             licence="Apache-2.0",
         )
-        card = adapter_card(domains[name], entries[name], base.model_id, recipe.adapter, len(base.model.lora_targets()))
+        card = adapter_card(
+            domains[name], entries[name], base.model_id, recipe.adapter, len(recipe.adapter.targets_of(base.model))
+        )
         (folder / "CARD.md").write_text(card, encoding="utf-8")
     counts = {name: len(source) for name, source in samples.items()}
     (folders.model / "README.md").write_text(model_card(base.model_id, encoder.id, counts), encoding="utf-8")

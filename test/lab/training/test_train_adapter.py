@@ -90,6 +90,24 @@ def test_the_command_writes_the_published_layout(pictures: Path, tmp_path: Path)
     assert 0 < library.spread[0] < np.inf  # without it a scene far away would not fade to the base model
 
 
+def test_a_recipe_may_train_a_part_of_the_targets_and_names_one_where_it_misses(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    visual = "sem_seg_head.predictor.clip_model.visual."
+    recipe.write_text(RECIPE.replace("adapter: {", f"adapter: {{targets: ['{visual}'], "), encoding="utf-8")
+    assert train(pictures, tmp_path / "library", "--recipe", str(recipe)) == 0
+    base = load_model(share_folder() / "models" / "semla-tiny")
+    expected = {path for path in base.model.lora_targets() if path.startswith(visual)}
+    settings = json.loads((tmp_path / "library" / "mist" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert set(settings["target_modules"]) == expected
+    library = AdapterLibrary.load(tmp_path / "library", targets=lora_signature(base.model))
+    assert set(library.adapter("mist").layers) == expected
+    recipe.write_text(RECIPE.replace("adapter: {", "adapter: {targets: [visual], "), encoding="utf-8")
+    assert train(pictures, tmp_path / "library", "--recipe", str(recipe), name="haze") == 2
+    assert "visual: no target of the model begins so; one of them is sem_seg_head." in capsys.readouterr().err
+
+
 def test_an_existing_adapter_is_not_overwritten(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
