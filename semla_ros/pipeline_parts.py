@@ -16,9 +16,9 @@ from semla_ros.engines.base import Engine
 from semla_ros.engines.choice import choose_engine
 from semla_ros.engines.torch_engine import choose_device, choose_threads
 from semla_ros.errors import LibraryError, VocabularyError
-from semla_ros.hub import PUBLISHED
+from semla_ros.hub.published import PUBLISHED
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.fetching import find_library
+from semla_ros.library.finding import find_library
 from semla_ros.library.manifest import read_manifest
 from semla_ros.resources import find_model
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model, model_file

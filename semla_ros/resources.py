@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from semla_ros.errors import ConfigError, known_names
-from semla_ros.hub import PUBLISHED, cached_file, hub_folder, is_hub_name, own_assets
+from semla_ros.hub.published import PUBLISHED, cached_file, is_hub_name, own_assets
 
 _PACKAGE = Path(__file__).resolve().parent
 PUBLISHED_ENCODER = "ViT-L-14/openai"  # made the published centroids
@@ -50,6 +50,8 @@ def find_model(name: str, model_dir: str = "") -> Path:
         FetchError: It cannot be downloaded.
     """
     if is_hub_name(name):
+        from semla_ros.hub.downloads import hub_folder
+
         return hub_folder(name)
     direct = Path(name).expanduser()
     if direct.exists() and (direct.is_absolute() or len(direct.parts) > 1 or direct.suffix):

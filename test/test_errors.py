@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from semla_ros.errors import known_names
-from semla_ros.hub import PUBLISHED
+from semla_ros.hub.published import PUBLISHED
 from semla_ros.resources import PUBLISHED_ENCODER, PUBLISHED_MODELS
 
 NAMES = ("catseg-b", "catseg-l", "semla-tiny", "Old-Town-Fog", "harbour-fog")

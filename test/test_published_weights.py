@@ -20,8 +20,8 @@ from semla_ros import Library, Pipeline
 from semla_ros.cli import main
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import ConfigError, FetchError, LibraryError
-from semla_ros.hub import hub_folder
-from semla_ros.library.fetching import find_library
+from semla_ros.hub.downloads import hub_folder
+from semla_ros.library.finding import find_library
 from semla_ros.library.importing import import_library
 from semla_ros.library.manifest import ModelReference, read_manifest
 from semla_ros.pipeline import PerceptionPipeline

@@ -13,7 +13,7 @@ from semla_ros.adaptation.scene_image import CLIP_MEAN, CLIP_STD, ScenePreproces
 from semla_ros.adaptation.scene_tower import EncoderSource, build_tower, pair, read_tensors, triple
 from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.file_integrity import file_sha256
-from semla_ros.hub import PUBLISHED
+from semla_ros.hub.published import PUBLISHED
 from semla_ros.resources import model_folders
 from semla_ros.torchvision_compat import import_open_clip
 

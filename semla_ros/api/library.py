@@ -16,7 +16,7 @@ from semla_ros.api.images import ImageLike, name_of, pixels_of
 from semla_ros.errors import ConfigError, LibraryError
 from semla_ros.file_integrity import write_atomically
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.fetching import find_library
+from semla_ros.library.finding import find_library
 from semla_ros.library.importing import add_adapter
 from semla_ros.library.manifest import ModelReference
 from semla_ros.library.publishing import Publication, publication, push

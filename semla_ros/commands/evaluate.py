@@ -47,7 +47,7 @@ from semla_ros.lab.evaluation.variants import VARIANTS, choose_variants
 from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.experiment_log import log_scalars
 from semla_ros.lab.report.progress import progress
-from semla_ros.library.fetching import find_library
+from semla_ros.library.finding import find_library
 from semla_ros.resources import find_model
 
 if TYPE_CHECKING:

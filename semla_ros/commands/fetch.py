@@ -20,18 +20,8 @@ from rich.table import Table
 
 from semla_ros.commands.options import output_folder
 from semla_ros.errors import ConfigError, SemlaError
-from semla_ros.hub import (
-    PUBLISHED,
-    RECORD_NAME,
-    FetchedFile,
-    PublishedItem,
-    cached_file,
-    fetch,
-    hub_folder,
-    is_hub_name,
-    own_assets,
-    published_item,
-)
+from semla_ros.hub.downloads import RECORD_NAME, FetchedFile, fetch, hub_folder, published_item
+from semla_ros.hub.published import PUBLISHED, PublishedItem, cached_file, is_hub_name, own_assets
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import CONFIG_NAME
 from semla_ros.library.fetching import make_library

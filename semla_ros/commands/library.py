@@ -35,7 +35,7 @@ from semla_ros.errors import ConfigError, DatasetError, LibraryError
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.fetching import find_library
+from semla_ros.library.finding import find_library
 from semla_ros.library.importing import add_adapter, import_library
 from semla_ros.library.manifest import ModelReference
 from semla_ros.resources import find_model

@@ -22,7 +22,7 @@ from semla_ros.file_integrity import file_sha256
 from semla_ros.image_files import read_image
 from semla_ros.library.adapter_files import file_names
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.fetching import find_library
+from semla_ros.library.finding import find_library
 
 CARD = "CARD.md"
 SHIPPED = "the one shipped with semla-tiny"

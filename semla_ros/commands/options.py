@@ -13,7 +13,7 @@ from typing import Any
 
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import ConfigError
-from semla_ros.hub import is_hub_name
+from semla_ros.hub.published import is_hub_name
 
 
 class Listed(argparse.Action):

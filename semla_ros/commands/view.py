@@ -29,7 +29,7 @@ from rich.console import Console
 from semla_ros.commands.options import add_library_option, rerun_target
 from semla_ros.errors import ConfigError
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.fetching import find_library
+from semla_ros.library.finding import find_library
 from semla_ros.resources import share_folder
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from semla_ros.config import SemlaConfig
 from semla_ros.errors import FetchError
 from semla_ros.file_integrity import file_sha256
-from semla_ros.hub import hub_folder, is_hub_name, own_assets
+from semla_ros.hub.published import own_assets
 from semla_ros.library.adapter_files import CONFIG_NAME
 from semla_ros.library.importing import import_library
 from semla_ros.library.manifest import (
@@ -18,33 +17,8 @@ from semla_ros.library.manifest import (
     ModelReference,
     is_plain_name,
 )
-from semla_ros.resources import model_library
 
 MAX_UNPACKED_BYTES = 20 * 1024**3
-
-
-def find_library(name: str | Path = "", *, model: str = SemlaConfig.model, model_dir: str = "") -> Path:
-    """Folder of an adapter library.
-
-    Args:
-        name: A path, the id of a model for its own library, or `hf://owner/repo`, which is downloaded where it is not
-            on this machine; empty = that of `model`.
-        model: Id or path.
-        model_dir: Where models are looked for first.
-
-    Returns:
-        The folder, which may not exist where a path was given or nothing.
-
-    Raises:
-        FetchError: It cannot be downloaded, or holds no adapters.
-    """
-    if name == "":
-        return model_library(model, model_dir)
-    if not is_hub_name(name):
-        path = Path(name).expanduser()
-        own = model_library(path.name, model_dir)
-        return own if len(path.parts) == 1 and not path.exists() and own.is_dir() else path
-    return library_below(hub_folder(name))
 
 
 def library_below(folder: Path) -> Path:

@@ -15,11 +15,12 @@ import torch
 from loopback_hub import COMMIT, Handler, Hub, serving
 from safetensors.torch import save
 
-import semla_ros.hub as hub_module
+import semla_ros.hub.downloads as hub_module
 from semla_ros.cli import main
 from semla_ros.errors import FetchError
 from semla_ros.file_integrity import file_sha256
-from semla_ros.hub import PUBLISHED, PublishedItem, fetch
+from semla_ros.hub.downloads import fetch
+from semla_ros.hub.published import PUBLISHED, PublishedItem
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.fetching import unpack_library
 from semla_ros.library.manifest import read_manifest

@@ -13,7 +13,7 @@ from loopback_hub import Hub
 from safetensors.torch import save
 from tiny_parts import EMBEDDING_DIM
 
-from semla_ros.hub import PUBLISHED
+from semla_ros.hub.published import PUBLISHED
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE
 from semla_ros.torchvision_compat import import_open_clip
 

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what others have published there, `hf://owner/repo` as a name, and downloads to this machine.
+"""Downloads from the Hugging Face hub to this machine: of what is published, and of what `hf://owner/repo` names.
 
 What is downloaded goes into the hub's own cache, which other programs share, or into a folder of one's own. A download
 is gone on with where it was interrupted, and a file appears under its name only once its digest is right. What is on
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from semla_ros.errors import ConfigError, FetchError, known_names
 from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.hub.published import PUBLISHED, PublishedItem, own_assets
 
 if TYPE_CHECKING:
     import ssl
@@ -37,62 +38,6 @@ _HUB_NAME = re.compile(
 )
 
 OnProgress = Callable[[int, int | None], object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedItem:
-    """Something that others have published.
-
-    Attributes:
-        id: Name, and folder that it is put into.
-        repository: On the hub.
-        files: Paths in the repository.
-        kind: Of the repository: "model" or "space".
-        summary: One line for tables.
-        library_of: The file is a zip archive of adapter folders for this model; empty where it is none.
-    """
-
-    id: str
-    repository: str
-    files: tuple[str, ...]
-    kind: str = "model"
-    summary: str = ""
-    library_of: str = ""
-
-
-# Where the authors' own pages point to. Their pages state no digests.
-PUBLISHED = {
-    item.id: item
-    for item in (
-        PublishedItem(
-            id="catseg-b",
-            repository="hamacojr/CAT-Seg-weights",
-            kind="space",
-            files=("model_base.pth",),
-            summary="CAT-Seg, CLIP ViT-B/16",
-        ),
-        PublishedItem(
-            id="catseg-l",
-            repository="hamacojr/CAT-Seg-weights",
-            kind="space",
-            files=("model_large.pth",),
-            summary="CAT-Seg, CLIP ViT-L/14@336: the base model of the published adapters",
-        ),
-        PublishedItem(
-            id="semla-adapters",
-            repository="rezaqorbani/SemLA",
-            files=("loradb.zip",),
-            summary="SemLA adapters for 20 domains, for catseg-l",
-            library_of="catseg-l",
-        ),
-        PublishedItem(
-            id="ViT-L-14-openai",
-            repository="timm/vit_large_patch14_clip_224.openai",
-            files=("open_clip_model.safetensors",),
-            summary="OpenAI CLIP ViT-L/14: the scene encoder of the published adapters",
-        ),
-    )
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,18 +66,6 @@ def published_item(name: str) -> PublishedItem:
     if name not in PUBLISHED:
         raise FetchError(f"'{name}' is not a published item; {known_names(name, ('all', *PUBLISHED))}")
     return PUBLISHED[name]
-
-
-def is_hub_name(name: str | Path) -> bool:
-    """Whether a name means something on the hub, rather than a path."""
-    return str(name).startswith("hf:/")
-
-
-def own_assets(*below: str) -> Path:
-    """A folder of this package's own in the hub's cache; may not exist."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_ASSETS_CACHE, "semla_ros", *below)
 
 
 def fetch(
@@ -176,14 +109,6 @@ def fetch(
             with contextlib.suppress(OSError):  # not empty: there is something to go on with
                 empty.rmdir()
         raise
-
-
-def cached_file(item: PublishedItem) -> Path | None:
-    """An item's first file in the hub's cache; None where it is not there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(item.repository, item.files[0], repo_type=item.kind)
-    return Path(found) if isinstance(found, str) else None
 
 
 def hub_folder(name: str | Path, *, endpoint: str | None = None, is_new: bool = False) -> Path:

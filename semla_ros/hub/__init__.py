@@ -1,0 +1,1 @@
+"""The Hugging Face hub: what is published there, its names, downloads."""
