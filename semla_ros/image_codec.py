@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from semla_ros.config import MAX_IMAGE_PIXELS
 from semla_ros.errors import ConfigError, ImageError
-from semla_ros.image_files import DEPTHS, BitDepth, Buffer, as_rgb, check_pixels, read_values
+from semla_ros.image_bytes import DEPTHS, BitDepth, Buffer, as_rgb, check_pixels, read_values
 from semla_ros.results import ImageArray
 
 logger = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class ImageDecoder:
         """Read the fields of a `sensor_msgs/CompressedImage`.
 
         Args:
-            data: The bytes of a JPEG, PNG, TIFF or another file that `image_files` reads.
+            data: The bytes of a JPEG, PNG, TIFF or another file that `image_bytes` reads.
             image_format: The message's `format`, as image_transport writes it: "<encoding>; <codec> compressed
                 <encoding>"; it tells a mosaic from grey, and what may be depth.
 

@@ -18,11 +18,12 @@ import pytest
 from field_images import GREY, READ, REFUSED, SCENE, WARNED, Kind, encode, low, pillow, raw
 from PIL import Image
 
-import semla_ros.image_files
+import semla_ros.image_bytes
 from semla_ros.codec_warnings import caught_warnings
 from semla_ros.errors import ImageError
+from semla_ros.image_bytes import BitDepth, read_values
 from semla_ros.image_codec import ImageDecoder
-from semla_ros.image_files import BitDepth, label_values, read_image, read_labels, read_values
+from semla_ros.image_files import label_values, read_image, read_labels
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (
@@ -35,7 +36,7 @@ TABLE = field_images.table(ROOT / "docs" / "topics.md")
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(semla_ros.image_files, "_told", set())
+    monkeypatch.setattr(semla_ros.image_bytes, "_told", set())
 
 
 def read(kind: Kind, folder: Path) -> np.ndarray:
@@ -268,7 +269,7 @@ def test_there_is_one_reader_of_pictures() -> None:
         for path in (ROOT / "semla_ros").rglob("*.py")
         if re.search(r"imread|imdecode|Image\.open|ImageFile\b", path.read_text(encoding="utf-8"))
     }
-    assert found == {"image_files.py"}
+    assert found == {"image_bytes.py"}
 
 
 def test_orientation_counts_for_files_and_not_for_messages(tmp_path: Path) -> None:
