@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from semla_ros.adaptation.background import background_stream
-from semla_ros.adaptation.scene_encoder_files import find_encoder, save_scene_encoder
+from semla_ros.adaptation.scene_encoder_files import find_encoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.adaptation.scene_tower import EncoderSource
 from semla_ros.errors import ImageError
 from semla_ros.results import ImageArray
-
-__all__ = ["SceneEncoder", "save_scene_encoder"]
 
 
 class SceneEncoder:
@@ -65,7 +63,7 @@ class SceneEncoder:
         """Load an encoder.
 
         Args:
-            source: A file made by `save_scene_encoder`, or a folder with `scene_encoder.safetensors`; a CLIP vision
+            source: A file of this package's own, or a folder with `scene_encoder.safetensors`; a CLIP vision
                 model in the Hugging Face layout, file or folder; an open_clip model with published weights that have
                 been fetched ("ViT-L-14/openai") or with a checkpoint ("ViT-L-14:/path/to/open_clip_model.safetensors").
             model_dir: Where published weights are looked for first; then `$SEMLA_MODEL_DIR`, the package's models and

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from semla_ros.adaptation.scene_image import ResizeMode, ScenePreprocessing
 from semla_ros.adaptation.scene_tower import EncoderSource, build_tower, pair, read_tensors, triple
 from semla_ros.errors import CheckpointError, ConfigError
-from semla_ros.file_integrity import atomic_file, file_sha256
+from semla_ros.file_integrity import file_sha256
 from semla_ros.library.safetensors_header import HeaderError, read_header
 from semla_ros.resources import PUBLISHED_ENCODER
 
@@ -57,39 +55,6 @@ def find_encoder(source: str | Path, model_dir: str | Path = "") -> EncoderSourc
     )
 
 
-def save_scene_encoder(state_dict: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> None:
-    """Write a scene encoder in this package's form: fp16 weights, everything else in the header.
-
-    Args:
-        state_dict: An open_clip image tower; names may start with "visual.".
-        config: `id`; `embed_dim`; `open_clip_vision_cfg` (fields of open_clip's CLIPVisionCfg); `image_mean` and
-            `image_std` per channel on the 0..1 scale; `quick_gelu`; `resize`: "stretch" or "shortest_crop".
-        path: The file.
-
-    Raises:
-        ConfigError: A setting is missing or of the wrong form.
-        CheckpointError: The tensors do not fit the configuration.
-    """
-    metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in config.items()}
-    tensors = {name.removeprefix("visual."): tensor.detach().cpu() for name, tensor in state_dict.items()}
-    _build_own(metadata, tensors, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as partial:
-        save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
-        _sort_metadata(partial)
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: it is written in another one each time, and digests differ."""
-    content = path.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content[start:])
-
-
 def _read_path(path: Path) -> EncoderSource:
     if path.is_dir():
         found = [path / name for name in (ENCODER_FILE, *_HF_FILES) if (path / name).is_file()]
@@ -102,7 +67,7 @@ def _read_path(path: Path) -> EncoderSource:
         raise CheckpointError(f"scene encoder {path}: {error}; copy or fetch the file again") from None
     if _CONFIG_KEY in header.metadata:
         tensors = read_tensors(path)
-        tower, dim, preprocessing = _build_own(header.metadata, tensors, str(path))
+        tower, dim, preprocessing = build_own(header.metadata, tensors, str(path))
         return EncoderSource(
             header.metadata.get("id") or path.parent.name, dim, file_sha256(path), tower, preprocessing
         )
@@ -116,9 +81,20 @@ def _read_path(path: Path) -> EncoderSource:
     )
 
 
-def _build_own(
+def build_own(
     metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str
 ) -> tuple[nn.Module, int, ScenePreprocessing]:
+    """Tower, length of an embedding and preprocessing of an encoder in this package's form.
+
+    Args:
+        metadata: Its settings.
+        tensors: Its weights.
+        where: Names it in errors.
+
+    Raises:
+        ConfigError: A setting is missing or of the wrong form.
+        CheckpointError: The tensors do not fit the configuration.
+    """
     try:
         vision = dict(json.loads(metadata[_CONFIG_KEY]))
         dim = int(json.loads(metadata["embed_dim"]))

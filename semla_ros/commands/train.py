@@ -396,8 +396,8 @@ def _train_on(
     from semla_ros.lab.training.loop import Run
     from semla_ros.lab.training.samples import data_digest
     from semla_ros.library.adapter_files import AdapterReader
-    from semla_ros.library.importing import completed_entry
-    from semla_ros.library.manifest import AdapterEntry, change_manifest
+    from semla_ros.library.importing import change_manifest, completed_entry
+    from semla_ros.library.manifest import AdapterEntry
 
     data = data_digest(source)  # every file is read before hours are spent
     encoder = SceneEncoder.load(arguments.encoder or encoder_of(base.path))

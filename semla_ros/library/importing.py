@@ -1,22 +1,29 @@
-"""Make a library of a set of adapter folders, and add single adapters to one. Nothing is written on an error."""
+"""Make a library of a set of adapter folders, add single adapters to one, write `library.yaml`.
+
+Nothing is written on an error.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from semla_ros.errors import AdapterError, LibraryError
-from semla_ros.file_integrity import atomic_folder, file_sha256
+from semla_ros.file_integrity import atomic_folder, file_sha256, locked, write_atomically
 from semla_ros.library.adapter_files import AdapterFiles, AdapterReader, Signature, file_names
 from semla_ros.library.adapter_library import AdapterLibrary, adapter_folders
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
+    FORMAT,
     MANIFEST_NAME,
     AdapterEntry,
     LibraryManifest,
     ModelReference,
-    change_manifest,
     is_plain_name,
     read_manifest,
 )
@@ -153,6 +160,41 @@ def completed_entry(entry: AdapterEntry, files: AdapterFiles, licence: str = "")
     return dataclasses.replace(entry.completed(files.statistics), sha256=digests, licence=entry.licence or licence)
 
 
+def change_manifest(folder: Path, change: Callable[[LibraryManifest], LibraryManifest]) -> LibraryManifest:
+    """Read, change and write `library.yaml`, one writer at a time; what `change` raises leaves it as it was.
+
+    Raises:
+        LibraryError: It cannot be read, or not all of it.
+    """
+    with locked(folder):
+        manifest = read_manifest(folder)
+        for reason in manifest.broken.values():
+            raise LibraryError(f"{folder / MANIFEST_NAME}: {reason}; correct the entry, or remove it")
+        manifest = change(manifest)
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: LibraryManifest) -> Path:
+    """Write `library.yaml`; the file is whole at any time."""
+    values: dict[str, Any] = {"format": FORMAT}
+    values |= {key: value for key in ("domain", "note") if (value := getattr(manifest, key))}
+    for key in ("base", "encoder"):
+        if reference := _without_empty(getattr(manifest, key)):
+            values[key] = reference
+    for key in ("retrieval", "drift"):
+        settings = getattr(manifest, key)
+        if settings is not None:
+            values[key] = dataclasses.asdict(settings)
+    if manifest.base_domain is not None:
+        values["base_domain"] = _without_empty(manifest.base_domain)
+    values["adapters"] = {name: _without_empty(entry) for name, entry in manifest.adapters.items()}
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    path = folder / MANIFEST_NAME
+    write_atomically(path, text)
+    return path
+
+
 def _check_fits(library: Path, name: str, origin: LibraryManifest, length: int) -> None:
     """An adapter's origin and centroid against the library that it is to join."""
     manifest = read_manifest(library)
@@ -172,3 +214,8 @@ def _check_fits(library: Path, name: str, origin: LibraryManifest, length: int) 
                 f"adapter '{name}': centroid has {length} values, those of {library} have {expected}; "
                 "it was made with another scene encoder: make it again with 'semla library index'"
             )
+
+
+def _without_empty(item: Any) -> dict[str, Any]:
+    """Fields of a dataclass that say something."""
+    return {key: value for key, value in dataclasses.asdict(item).items() if value not in ("", None, 0, {})}

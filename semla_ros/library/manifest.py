@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ import yaml
 
 from semla_ros.config import GONE, Checked, DriftConfig, Range, RetrievalConfig, fixed, from_mapping
 from semla_ros.errors import ConfigError, LibraryError
-from semla_ros.file_integrity import locked, open_regular, write_atomically
+from semla_ros.file_integrity import open_regular
 from semla_ros.library.domain_statistics import DomainStatistics
 from semla_ros.results import BASE_MODEL
 
@@ -162,41 +162,6 @@ def read_manifest(folder: Path) -> LibraryManifest:
         raise LibraryError(f"{path}: {error}") from None
 
 
-def change_manifest(folder: Path, change: Callable[[LibraryManifest], LibraryManifest]) -> LibraryManifest:
-    """Read, change and write `library.yaml`, one writer at a time; what `change` raises leaves it as it was.
-
-    Raises:
-        LibraryError: It cannot be read, or not all of it.
-    """
-    with locked(folder):
-        manifest = read_manifest(folder)
-        for reason in manifest.broken.values():
-            raise LibraryError(f"{folder / MANIFEST_NAME}: {reason}; correct the entry, or remove it")
-        manifest = change(manifest)
-        write_manifest(folder, manifest)
-    return manifest
-
-
-def write_manifest(folder: Path, manifest: LibraryManifest) -> Path:
-    """Write `library.yaml`; the file is whole at any time."""
-    values: dict[str, Any] = {"format": FORMAT}
-    values |= {key: value for key in ("domain", "note") if (value := getattr(manifest, key))}
-    for key in ("base", "encoder"):
-        if reference := _without_empty(getattr(manifest, key)):
-            values[key] = reference
-    for key in ("retrieval", "drift"):
-        settings = getattr(manifest, key)
-        if settings is not None:
-            values[key] = dataclasses.asdict(settings)
-    if manifest.base_domain is not None:
-        values["base_domain"] = _without_empty(manifest.base_domain)
-    values["adapters"] = {name: _without_empty(entry) for name, entry in manifest.adapters.items()}
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
-    path = folder / MANIFEST_NAME
-    write_atomically(path, text)
-    return path
-
-
 def _load_yaml(text: str) -> Any:
     # The C loader is ten times faster, which counts for manifests of thousands of adapters.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -244,8 +209,3 @@ def _without_gone(section: str, settings: Mapping[str, Any], path: Path) -> dict
         if name in GONE:
             logger.warning("%s: %s: '%s' is passed over: %s", path, section, name, GONE[name])
     return {name: value for name, value in settings.items() if name not in GONE} or None
-
-
-def _without_empty(item: Any) -> dict[str, Any]:
-    """Fields of a dataclass that say something."""
-    return {key: value for key, value in dataclasses.asdict(item).items() if value not in ("", None, 0, {})}

@@ -1,4 +1,4 @@
-"""Read and write model files: published checkpoints, and this package's own.
+"""Read model files: published checkpoints, and this package's own.
 
 A file is either understood whole or refused by name: missing, unexpected or misshapen tensors, values that are not
 finite, a pickle that holds more than tensors.
@@ -17,19 +17,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from semla_ros.errors import CheckpointError, SemlaError
-from semla_ros.file_integrity import atomic_file, file_sha256, foreign, open_regular
+from semla_ros.file_integrity import file_sha256, foreign, open_regular
 from semla_ros.segmentation.protocol import ModelConfig, SegmentationModel
 from semla_ros.segmentation.registry import model_class, recognised
 from semla_ros.segmentation.text_prompts import Vocabulary
 
 SEGMENTER_FILE = "segmenter.safetensors"  # in a model folder
-_HEADER_KEY = "semla"  # metadata of our own files: JSON with config, class names, token rows, template, model id
-_FORMAT_VERSION = 1
+HEADER_KEY = "semla"  # metadata of our own files: JSON with config, class names, token rows, template, model id
 _FIRST_KIND = "catseg"  # of files written before there was another one
 _NAMES_SHOWN = 3
 # What a header holds, if it does: type of each entry, and of its parts or keys.
@@ -103,7 +101,7 @@ def load_model(
     """Load a segmentation model.
 
     Args:
-        path: A published checkpoint (`.pth`, `.pt`, `.safetensors`), a file made by `save_model`, or a folder with one.
+        path: A published checkpoint (`.pth`, `.pt`, `.safetensors`), a file of our own, or a folder with one.
         device: Where the weights go.
         config: Its architecture; None = what the file's header says, else what its tensors' shapes do.
 
@@ -136,61 +134,6 @@ def load_model(
         path=file,
         metadata=header.get("extra") or {},
     )
-
-
-def save_model(
-    model: SegmentationModel,
-    path: str | Path,
-    *,
-    class_names: Sequence[str],
-    vocabulary: Vocabulary,
-    template: str = "single",
-    model_id: str,
-    extra: Mapping[str, Any] | None = None,
-) -> str:
-    """Write a model as half-precision safetensors, under the published tensor names.
-
-    The file appears whole or not at all.
-
-    Args:
-        model: The model.
-        path: The file to write.
-        class_names: The classes it was trained for.
-        vocabulary: Whose rows its token table has.
-        template: Prompt template it was trained with.
-        model_id: Its name.
-        extra: Plain values to keep with it, such as how it was trained.
-
-    Returns:
-        SHA-256 of the file.
-
-    Raises:
-        CheckpointError: A weight is not finite in half precision.
-    """
-    derived = {name for name, _ in model.named_buffers()}
-    tensors = {}
-    for name, tensor in model.published_names(model.state_dict()).items():
-        if name in derived:
-            continue
-        half = tensor.detach().to("cpu", torch.float16).contiguous()
-        if not half.isfinite().all():
-            raise CheckpointError(f"'{name}' has values that are not finite in half precision; nothing was written")
-        tensors[name] = half
-    header = {
-        "version": _FORMAT_VERSION,
-        "kind": model.kind,
-        "config": model.config.as_dict(),
-        "class_names": list(class_names),
-        "token_rows": None if vocabulary.bpe_ids is None else list(vocabulary.bpe_ids),
-        "template": template,
-        "model_id": model_id,
-        "extra": dict(extra or {}),
-    }
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(target) as partial:
-        save_file(tensors, partial, metadata={_HEADER_KEY: json.dumps(header)})
-    return file_sha256(target)
 
 
 def model_file(path: Path) -> Path:
@@ -273,7 +216,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
 def _header(metadata: Mapping[str, str]) -> dict[str, Any]:
     """What one of our own files says of itself; empty of another."""
     try:
-        header = json.loads(metadata.get(_HEADER_KEY, "{}"))
+        header = json.loads(metadata.get(HEADER_KEY, "{}"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"its header is no JSON ({type(error).__name__}); fetch or copy it again") from None
     if not isinstance(header, dict):

@@ -12,7 +12,8 @@ from semla_ros.adaptation.retrieval import Retriever, fusion_weights
 from semla_ros.config import RetrievalConfig
 from semla_ros.errors import ImageError, LibraryError
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.domain_statistics import DomainStatistics, statistics_of
+from semla_ros.library.centroids import statistics_of
+from semla_ros.library.domain_statistics import DomainStatistics
 
 
 def config(**settings: object) -> RetrievalConfig:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from semla_ros.adaptation.scene_embedding import SceneEncoder, save_scene_encoder
+from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_image import CLIP_MEAN, CLIP_STD, ScenePreprocessing
 from semla_ros.adaptation.scene_tower import SceneTower
 from semla_ros.errors import CheckpointError, ConfigError, ImageError
+from semla_ros.lab.training.weights_files import save_scene_encoder
 from semla_ros.segmentation.clip import ClipConfig, QuickGelu, VisualTower, to_open_clip
 from semla_ros.torchvision_compat import import_open_clip
 

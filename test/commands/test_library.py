@@ -23,8 +23,8 @@ from semla_ros.lab.training.library_index import index_adapter
 from semla_ros.lab.training.strange_images import PATTERNS
 from semla_ros.lab.world.domains import domain_named, split_seed
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.importing import add_adapter
-from semla_ros.library.manifest import LibraryManifest, ModelReference, read_manifest, write_manifest
+from semla_ros.library.importing import add_adapter, write_manifest
+from semla_ros.library.manifest import LibraryManifest, ModelReference, read_manifest
 
 DIM = 6
 NAMES = ("fog", "night", "snow")
@@ -501,7 +501,7 @@ def test_add_leaves_no_trace_where_the_manifest_cannot_be_written(
     write_adapter(target / "rain")
     write_manifest(target, LibraryManifest())
     before = state_of(target)
-    monkeypatch.setattr("semla_ros.library.manifest.write_manifest", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("semla_ros.library.importing.write_manifest", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         add_adapter(target, library / "fog")
     assert state_of(target) == before

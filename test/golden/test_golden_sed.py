@@ -21,10 +21,11 @@ from sed_set import EVERY, SedSet, assert_close, published_maps, told_config
 from torch import Tensor
 
 from semla_ros.adaptation.fusion import Fuser
+from semla_ros.lab.training.weights_files import save_model
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.domain_statistics import statistics_name
 from semla_ros.results import AdapterMix
-from semla_ros.segmentation.checkpoint import read_weights, save_model
+from semla_ros.segmentation.checkpoint import read_weights
 from semla_ros.segmentation.inference import normalise, resize, segment_probabilities
 from semla_ros.segmentation.sed import Sed, SedConfig
 from semla_ros.segmentation.targets import lora_signature

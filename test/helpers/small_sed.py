@@ -8,7 +8,8 @@ import torch
 from tiny_parts import CLASSES, MORE_WORDS, write_encoder
 
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, save_model
+from semla_ros.lab.training.weights_files import save_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE
 from semla_ros.segmentation.sed import Sed, SedConfig
 from semla_ros.segmentation.sed_decoder import SedDecoderConfig
 from semla_ros.segmentation.text_prompts import Vocabulary, templates

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from semla_ros.adaptation.scene_embedding import save_scene_encoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import DriftConfig, RetrievalConfig
+from semla_ros.lab.training.weights_files import save_model, save_scene_encoder
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, save_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE
 from semla_ros.segmentation.clip import ClipConfig
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_signature

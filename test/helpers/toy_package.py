@@ -9,7 +9,8 @@ from tiny_parts import CLASSES, CONTEXT, MORE_WORDS, write_encoder
 from toy_model import Toy, ToyConfig
 
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, save_model
+from semla_ros.lab.training.weights_files import save_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE
 from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary
 
 

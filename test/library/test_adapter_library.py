@@ -29,16 +29,14 @@ from semla_ros.errors import AdapterError, LibraryError
 from semla_ros.file_integrity import file_sha256
 from semla_ros.library.adapter_files import AdapterReader
 from semla_ros.library.adapter_library import AdapterLibrary
-from semla_ros.library.importing import import_library
+from semla_ros.library.importing import change_manifest, import_library, write_manifest
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
     AdapterEntry,
     BaseDomain,
     LibraryManifest,
     ModelReference,
-    change_manifest,
     read_manifest,
-    write_manifest,
 )
 from semla_ros.segmentation.targets import lora_signature
 

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from semla_ros.errors import AdapterError
-from semla_ros.library.domain_statistics import (
-    CENTROID_KEY,
-    MAX_KNOWN,
-    nearest_gaps,
-    parse_statistics,
-    statistics_of,
-    write_statistics,
-)
+from semla_ros.library.centroids import MAX_KNOWN, statistics_of, write_statistics
+from semla_ros.library.domain_statistics import CENTROID_KEY, nearest_gaps, parse_statistics
 
 
 def some_embeddings() -> np.ndarray:

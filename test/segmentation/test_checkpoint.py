@@ -11,8 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from semla_ros.errors import CheckpointError
+from semla_ros.lab.training.weights_files import save_model
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig
-from semla_ros.segmentation.checkpoint import LoadedModel, load_model, read_weights, save_model
+from semla_ros.segmentation.checkpoint import LoadedModel, load_model, read_weights
 from semla_ros.segmentation.clip import ClipConfig, to_open_clip
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.text_prompts import Vocabulary

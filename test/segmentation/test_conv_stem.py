@@ -9,7 +9,8 @@ from test_model import seeded_model, tiny_config
 
 from semla_ros.engines.components import fixed_components
 from semla_ros.errors import ConfigError
-from semla_ros.segmentation.checkpoint import load_model, save_model
+from semla_ros.lab.training.weights_files import save_model
+from semla_ros.segmentation.checkpoint import load_model
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.targets import lora_signature
 from semla_ros.segmentation.text_prompts import Vocabulary

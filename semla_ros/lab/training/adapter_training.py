@@ -25,12 +25,8 @@ from semla_ros.lab.training.losses import segmentation_loss, sigmoid_loss
 from semla_ros.lab.training.samples import SampleSource
 from semla_ros.lab.training.segmenter_training import sample_class_weights
 from semla_ros.lab.training.strange_images import TAKEN_APART, strange_images
-from semla_ros.library.domain_statistics import (
-    DomainStatistics,
-    statistics_name,
-    statistics_of,
-    write_statistics,
-)
+from semla_ros.library.centroids import statistics_of, write_statistics
+from semla_ros.library.domain_statistics import DomainStatistics, statistics_name
 from semla_ros.library.importing import read_checked
 from semla_ros.results import ImageArray
 from semla_ros.segmentation.protocol import SegmentationModel

@@ -17,18 +17,10 @@ from semla_ros.errors import AdapterError, DatasetError, LibraryError
 from semla_ros.file_integrity import file_sha256
 from semla_ros.lab.training.adapter_training import domain_statistics
 from semla_ros.lab.training.samples import image_files, training_image
-from semla_ros.library.domain_statistics import (
-    DomainStatistics,
-    statistics_name,
-    write_statistics,
-)
-from semla_ros.library.manifest import (
-    AdapterEntry,
-    LibraryManifest,
-    ModelReference,
-    change_manifest,
-    read_manifest,
-)
+from semla_ros.library.centroids import write_statistics
+from semla_ros.library.domain_statistics import DomainStatistics, statistics_name
+from semla_ros.library.importing import change_manifest
+from semla_ros.library.manifest import AdapterEntry, LibraryManifest, ModelReference, read_manifest
 from semla_ros.results import ImageArray
 
 STATE_NAME = ".index.part"  # in the adapter's folder until its centroid is written

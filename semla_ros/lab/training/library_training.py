@@ -48,18 +48,13 @@ from semla_ros.lab.training.loop import Run
 from semla_ros.lab.training.recipe import SceneEncoderTrainingConfig, read_recipe, save_tower
 from semla_ros.lab.training.samples import ConcatenatedSamples, SampleSource
 from semla_ros.lab.training.segmenter_training import SegmenterTrainingConfig, train_segmenter
+from semla_ros.lab.training.weights_files import save_model
 from semla_ros.library.adapter_files import AdapterReader
-from semla_ros.library.domain_statistics import parse_statistics, write_statistics
-from semla_ros.library.importing import completed_entry
-from semla_ros.library.manifest import (
-    BASE_STATISTICS_NAME,
-    AdapterEntry,
-    BaseDomain,
-    LibraryManifest,
-    ModelReference,
-    write_manifest,
-)
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, model_file, save_model
+from semla_ros.library.centroids import write_statistics
+from semla_ros.library.domain_statistics import parse_statistics
+from semla_ros.library.importing import completed_entry, write_manifest
+from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry, BaseDomain, LibraryManifest, ModelReference
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, model_file
 from semla_ros.segmentation.inference import segment_probabilities
 from semla_ros.segmentation.protocol import SegmentationModel
 

@@ -18,7 +18,7 @@ import yaml
 from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
-from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE, save_scene_encoder
+from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError
 from semla_ros.file_integrity import file_sha256, write_atomically
@@ -29,15 +29,13 @@ from semla_ros.lab.training.clip_training import ClipTrainingConfig, caption_tar
 from semla_ros.lab.training.loop import LoopConfig, Run
 from semla_ros.lab.training.samples import RenderedSamples, RenderRequest
 from semla_ros.lab.training.segmenter_training import SegmenterTrainingConfig, train_segmenter
+from semla_ros.lab.training.weights_files import save_model, save_scene_encoder
 from semla_ros.lab.world.caption import SYNONYMS
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import BENCHMARK, SOURCE, Domain
-from semla_ros.library.domain_statistics import (
-    DomainStatistics,
-    parse_statistics,
-    statistics_name,
-    write_statistics,
-)
+from semla_ros.library.centroids import write_statistics
+from semla_ros.library.domain_statistics import DomainStatistics, parse_statistics, statistics_name
+from semla_ros.library.importing import write_manifest
 from semla_ros.library.manifest import (
     BASE_STATISTICS_NAME,
     RENDERED,
@@ -45,9 +43,8 @@ from semla_ros.library.manifest import (
     BaseDomain,
     LibraryManifest,
     ModelReference,
-    write_manifest,
 )
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, save_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
 from semla_ros.segmentation.model import CatSeg, CatSegConfig
 from semla_ros.segmentation.protocol import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
