@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from torch import nn
 from semla_ros.adaptation.background import background_stream
 from semla_ros.adaptation.scene_encoder_files import find_encoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
-from semla_ros.adaptation.scene_tower import EncoderSource
 from semla_ros.errors import ImageError
 from semla_ros.results import ImageArray
+
+if TYPE_CHECKING:
+    from semla_ros.adaptation.scene_tower import EncoderSource
 
 
 class SceneEncoder:

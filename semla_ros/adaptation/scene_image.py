@@ -15,6 +15,7 @@ from semla_ros.results import ImageArray
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP, RGB on the 0..1 scale
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+OWN_KEY = "open_clip_vision_cfg"  # in the metadata of an encoder in this package's own form: its architecture
 
 ResizeMode = Literal["stretch", "shortest_crop"]
 

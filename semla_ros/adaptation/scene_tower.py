@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semla_ros.adaptation.scene_image import ScenePreprocessing
+from semla_ros.adaptation.scene_image import OWN_KEY, ResizeMode, ScenePreprocessing
 from semla_ros.errors import CheckpointError, ConfigError
+from semla_ros.file_integrity import file_sha256
 from semla_ros.segmentation.checkpoint import Unfilled, is_finite, read_weights
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower
 
@@ -120,6 +122,46 @@ def _clip_config(dim: int, vision: Mapping[str, Any]) -> ClipConfig | None:
     except (ConfigError, KeyError, TypeError, ValueError):  # such as the four numbers of layers of a ResNet
         return None
     return config if config.working_resolution == (height, width) else None
+
+
+def read_own(path: Path, metadata: Mapping[str, str]) -> EncoderSource:
+    """An encoder in this package's form; `metadata` is that of its file."""
+    tower, dim, preprocessing = build_own(metadata, read_tensors(path), str(path))
+    return EncoderSource(metadata.get("id") or path.parent.name, dim, file_sha256(path), tower, preprocessing)
+
+
+def build_own(
+    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], where: str
+) -> tuple[nn.Module, int, ScenePreprocessing]:
+    """Tower, length of an embedding and preprocessing of an encoder in this package's form.
+
+    Args:
+        metadata: Its settings.
+        tensors: Its weights.
+        where: Names it in errors.
+
+    Raises:
+        ConfigError: A setting is missing or of the wrong form.
+        CheckpointError: The tensors do not fit the configuration.
+    """
+    try:
+        vision = dict(json.loads(metadata[OWN_KEY]))
+        dim = int(json.loads(metadata["embed_dim"]))
+        height, width = pair(vision["image_size"])
+        mean, std = (triple(json.loads(metadata[key])) for key in ("image_mean", "image_std"))
+        quick_gelu = json.loads(metadata.get("quick_gelu", "false").lower()) is True
+        resize = metadata.get("resize", "stretch").strip('"')
+        if resize not in ("stretch", "shortest_crop") or not all(0 < value <= 1 for value in std):
+            raise ValueError(f"resize={resize}, std={std}")
+        mode: ResizeMode = "stretch" if resize == "stretch" else "shortest_crop"
+    except (KeyError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"scene encoder {where}: settings need 'id', 'embed_dim', '{OWN_KEY}' with 'image_size', 'image_mean' "
+            f"and 'image_std' of three values on the 0..1 scale, 'resize' stretch or shortest_crop; {error!r} is wrong"
+        ) from None
+    vision["image_size"] = (height, width)
+    tower = build_tower(dim, vision, quick_gelu, tensors, where)
+    return tower, dim, ScenePreprocessing(height=height, width=width, resize=mode, mean=mean, std=std)
 
 
 def read_tensors(file: Path, start: str = "") -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from semla_ros.adaptation.scene_encoder_files import build_own
+from semla_ros.adaptation.scene_tower import build_own
 from semla_ros.errors import CheckpointError
 from semla_ros.file_integrity import atomic_file, file_sha256
 from semla_ros.segmentation.checkpoint import HEADER_KEY
