@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from semla_ros.config import MAX_IMAGE_PIXELS
 from semla_ros.errors import ConfigError, ImageError
-from semla_ros.image_bytes import DEPTHS, BitDepth, Buffer, as_rgb, check_pixels, read_values
+from semla_ros.image_samples import DEPTHS, BitDepth, Buffer, as_rgb, check_pixels
 from semla_ros.results import ImageArray
 
 logger = logging.getLogger(__name__)
@@ -206,6 +206,8 @@ class ImageDecoder:
         Raises:
             ImageError: The bytes are no whole picture, there are too many pixels, or they are depth or may be.
         """
+        from semla_ros.image_bytes import read_values  # raw images, which cameras send by default, need no codec
+
         what = f"compressed image of {len(data)} bytes (format '{image_format}')"
         if "compresseddepth" in image_format.lower():
             raise ImageError(f"{what}: {_NO_PICTURE}")

@@ -11,17 +11,8 @@ from numpy.typing import NDArray
 from semla_ros.config import MAX_IMAGE_PIXELS
 from semla_ros.errors import ImageError
 from semla_ros.file_integrity import open_regular
-from semla_ros.image_bytes import (
-    DEPTHS,
-    BitDepth,
-    Buffer,
-    as_rgb,
-    by_pillow,
-    check_header,
-    exif_of,
-    read_values,
-    tell_once,
-)
+from semla_ros.image_bytes import by_pillow, check_header, exif_of, read_values, tell_once
+from semla_ros.image_samples import DEPTHS, BitDepth, Buffer, as_rgb
 from semla_ros.results import ImageArray
 
 

@@ -21,9 +21,10 @@ from PIL import Image
 import semla_ros.image_bytes
 from semla_ros.codec_warnings import caught_warnings
 from semla_ros.errors import ImageError
-from semla_ros.image_bytes import BitDepth, read_values
+from semla_ros.image_bytes import read_values
 from semla_ros.image_codec import ImageDecoder
 from semla_ros.image_files import label_values, read_image, read_labels
+from semla_ros.image_samples import BitDepth
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = (

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from semla_ros.errors import ImageError
-from semla_ros.image_bytes import check_pixels
 from semla_ros.image_files import read_image, rgb_of
+from semla_ros.image_samples import check_pixels
 from semla_ros.results import ImageArray
 
 ImageLike = str | Path | Image.Image | NDArray[Any]
