@@ -16,7 +16,7 @@ from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.demo.demo_bag import DemoBagOptions, record_demo_bag
-from semla_ros.lab.demo.live_table import LiveTable
+from semla_ros.lab.demo.live_line import LiveLine
 from semla_ros.lab.demo.verdict import Leaders, judge
 from semla_ros.lab.replay.comparison import ReplayVariant
 from semla_ros.lab.replay.run import SUMMARY, Replay, ReplayOptions, write_json
@@ -81,14 +81,14 @@ def run_demo(out: Path, drive: DemoBagOptions, options: ReplayOptions, console: 
         out: Folder for the results.
         drive: See `drive_options`.
         options: See `replay_options`.
-        console: Where table, progress and hints go.
+        console: Where progress and hints go.
 
     Raises:
         SemlaError: The node failed or stopped answering; the message says why.
     """
     out.mkdir(parents=True, exist_ok=True)
     families: dict[str, str] = {}
-    leaders, table = Leaders(families), LiveTable(console, drive.duration_s)
+    leaders, line = Leaders(families), LiveLine(console, drive.duration_s)
     with TemporaryDirectory(prefix=".drive-", dir=out) as folder:
         bag = Path(folder) / "drive"
         make_node = _node_maker(bag, options, out)
@@ -96,7 +96,6 @@ def run_demo(out: Path, drive: DemoBagOptions, options: ReplayOptions, console: 
         def make_runner(variant: ReplayVariant, cameras: Sequence[str], resources: ExitStack) -> Any:
             runner = make_node(variant, cameras, resources)
             if runner is not None:
-                table.node = runner
                 environment = f"ROS_DOMAIN_ID={runner.domain} ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST"
                 hint = f"To look in from another terminal: {environment} semla status"
                 console.print(hint, highlight=False, soft_wrap=True)
@@ -111,11 +110,11 @@ def run_demo(out: Path, drive: DemoBagOptions, options: ReplayOptions, console: 
         def watch(
             item: ReplayFrame, seconds: float, outcomes: Mapping[str, Outcome], scores: Mapping[str, FrameScore]
         ) -> None:
-            table.watch(item, seconds, outcomes, scores)
+            line.watch(item, seconds, outcomes, scores)
             leaders.add(item.segment, outcomes["semla"].generation.mix.heaviest)
 
         _record(bag, drive, console)
-        with table:
+        with line:
             summary = Replay(bag, out, options, load=load, make_runner=make_runner, watch=watch).run()
     right = leaders.fractions()
     checks = [] if summary["interrupted"] else judge(summary, right, is_fast=options.speed > 1)

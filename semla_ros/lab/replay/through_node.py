@@ -154,12 +154,8 @@ class NodeRunner:
         nearest = tuple((name, distance) for name, distance in told["nearest"])
         return Outcome.own(Answer(item, segmentation, step, nearest, item.log_ns))
 
-    def all_reports(self) -> list[Status]:
-        """The latest report of the node on itself."""
-        return self._reports
-
     def reports(self) -> list[Status]:
-        """The part of it that is on its adaptation."""
+        """What the node says of its adaptation in its latest report."""
         return [status for status in self._reports if ": adaptation" in status.name]
 
     def finish(self) -> tuple[Answer, ...]:
