@@ -315,7 +315,7 @@ def _run_drives(arguments: argparse.Namespace, spec: PipelineSpec) -> int:
 
     kinds = arguments.drive or (KINDS if arguments.frames is None else ())
     drives = [(seed, drive) for seed in arguments.seeds for drive in make_drives(seed, kinds)]
-    subject = following.loaded(spec)
+    subject = spec.load(1)  # one thread, since drives are measured side by side
     with progress() as bars:
         total = sum(len(drive.times_s()) for _, drive in drives)
         task = bars.add_task("driving", total=total)

@@ -21,10 +21,15 @@ class ChildError(SemlaError):
     """A child process could not start, or ended when it should have gone on."""
 
 
-def end_with_parent() -> None:
-    """Ask Linux to end this child when this process is killed in a way that it cannot handle."""
+def end_with_parent(parent: int = 0) -> None:
+    """Ask Linux to end this child when its parent is killed in a way that it cannot handle.
+
+    With the parent's process id, what happened before is noticed, too.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if parent and os.getppid() != parent:
+            os._exit(1)
 
 
 def terminate_like_interrupt() -> None:

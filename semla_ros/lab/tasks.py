@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from semla_ros.errors import ConfigError
+from semla_ros.lab.processes import end_with_parent
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,7 +70,12 @@ def run_each(
 
 def _on_cores(work: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Generator[Done[T, R]]:
     # spawn: a forked child would inherit the threads' locks of torch and OpenCV.
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(jobs, len(tasks)),
+        mp_context=get_context("spawn"),
+        initializer=end_with_parent,
+        initargs=(os.getpid(),),
+    ) as pool:
         try:
             yield from _results(tasks, lambda task: pool.submit(work, task), len(tasks))
         finally:

@@ -1,9 +1,13 @@
 """One driver for independent tasks: results as they end, errors beside them, files brought home."""
 
 import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from semla_ros.errors import DatasetError
@@ -38,6 +42,18 @@ def test_a_process_that_dies_is_an_error_and_not_a_hang(tmp_path: Path) -> None:
     (done,) = run_each(double, [Doubling(3, tmp_path / "3")], jobs=1)
     assert done.result is None
     assert "terminated abruptly" in str(done.error)
+
+
+def test_no_process_outlives_the_one_that_is_killed() -> None:
+    code = "import time; from semla_ros.lab.tasks import run_each; list(run_each(time.sleep, [600.0, 600.0], jobs=2))"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        started = psutil.Process(process.pid)
+        while len(workers := [item for item in started.children() if "spawn_main" in " ".join(item.cmdline())]) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    _, alive = psutil.wait_procs(workers, 20)
+    assert not alive
 
 
 def test_nothing_to_do_starts_nothing() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from semla_ros.lab.evaluation.drives import CALM_S, SUDDEN_S, WEATHERS, GateDriv
 from semla_ros.lab.evaluation.miou import MiouMeter
 from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.variants import equal_mix
-from semla_ros.lab.processes import end_with_parent
+from semla_ros.lab.tasks import run_each
 from semla_ros.lab.world.classes import CLASS_NAMES
 from semla_ros.lab.world.domains import BENCHMARK
 from semla_ros.results import BASE_MODEL, AdapterMix, FloatArray
@@ -181,24 +181,20 @@ def weight_of(mix: AdapterMix, families: frozenset[str]) -> float:
     return sum(weight for name, weight in mix.shares().items() if WorldBenchmark().families(name) & families)
 
 
-_subject: PipelineSubject  # of a worker process
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """Measures drives in whatever process it comes to."""
 
+    spec: PipelineSpec
+    images: int
+    id: str
 
-def _start_worker(spec: PipelineSpec) -> None:
-    global _subject
-    end_with_parent()
-    _subject = loaded(spec)
+    def __call__(self, drive: GateDrive) -> dict[str, dict[str, Any]]:
+        from semla_ros.lab.evaluation.subject import loaded_once
 
-
-def _work(drive: GateDrive, images: int) -> dict[str, dict[str, Any]]:
-    return measure(_subject, drive, images=images)
-
-
-def loaded(spec: PipelineSpec) -> PipelineSubject:
-    """The model under test with the world's classes; one thread, since drives are measured side by side."""
-    subject = spec.load(1)
-    subject.set_classes(CLASS_NAMES)
-    return subject
+        subject = loaded_once(self.spec, self.id)
+        subject.set_classes(CLASS_NAMES)
+        return measure(subject, drive, images=self.images)
 
 
 def measure_all(
@@ -210,27 +206,22 @@ def measure_all(
     on_drive: Callable[[GateDrive], object] = lambda _: None,
 ) -> list[dict[str, dict[str, Any]]]:
     """`measure` for each drive, in so many processes; `on_drive` is called as they finish."""
+    work = _Work(spec=spec, images=images, id=uuid.uuid4().hex)
     if workers <= 1 or len(drives) <= 1:
-        subject, rows = loaded(spec), []
+        rows = []
         for drive in drives:
-            rows.append(measure(subject, drive, images=images))
+            rows.append(work(drive))
             on_drive(drive)
         return rows
-    # "spawn": a fork of a process whose torch threads have started can hang.
-    with ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(spec,)
-    ) as pool:
-        longest_first = sorted(drives, key=lambda drive: -len(drive.times_s()))
-        futures = {pool.submit(_work, drive, images): drive for drive in longest_first}
-        try:
-            for future in as_completed(futures):
-                future.result()
-                on_drive(futures[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        found = {id(drive): future.result() for future, drive in futures.items()}
-    return [found[id(drive)] for drive in drives]
+    found = {}
+    longest_first = sorted(drives, key=lambda drive: -len(drive.times_s()))
+    with closing(run_each(work, longest_first, jobs=workers)) as runs:
+        for done in runs:
+            if done.error is not None:
+                raise done.error
+            found[id(done.task)] = done.result
+            on_drive(done.task)
+    return [row for drive in drives if (row := found[id(drive)]) is not None]
 
 
 def measure(subject: PipelineSubject, drive: GateDrive, *, images: int) -> dict[str, dict[str, Any]]:

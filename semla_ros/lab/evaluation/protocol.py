@@ -305,13 +305,10 @@ class _Work:
     id: str
 
     def __call__(self, job: Job) -> JobResult:
-        global _loaded
-        if _loaded is None or _loaded[0] != self.id:
-            _loaded = self.id, self.spec.load(1)
-        return run_job(_loaded[1], self.plan.benchmark, job, self.plan.variants_for(job.domain))
+        from semla_ros.lab.evaluation.subject import loaded_once
 
-
-_loaded: tuple[str, PipelineSubject] | None = None  # in a worker process: of which run, and the model
+        subject = loaded_once(self.spec, self.id)
+        return run_job(subject, self.plan.benchmark, job, self.plan.variants_for(job.domain))
 
 
 def run(

@@ -50,6 +50,17 @@ class PipelineSpec:
         return replace(parts.retrieval, **self.retrieval)
 
 
+_loaded: tuple[str, PipelineSubject] | None = None  # in a worker process: of which run, and the model
+
+
+def loaded_once(spec: PipelineSpec, run_id: str) -> PipelineSubject:
+    """The model in this process, for one thread; loaded when the run first asks for it."""
+    global _loaded
+    if _loaded is None or _loaded[0] != run_id:
+        _loaded = run_id, spec.load(1)
+    return _loaded[1]
+
+
 def words_lacking(tokens_of: Callable[[Sequence[str]], Tensor], names: Iterable[str]) -> list[str]:
     """Those of some class names that a model has no words for, in their order.
 
