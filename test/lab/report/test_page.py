@@ -1,12 +1,10 @@
-"""What holds for every page: one file, no script, words for every picture, readable on a phone, in light and dark."""
+"""What holds for every page: one file, no script, words for every picture; test_accessibility.py opens them."""
 
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from headless_browser import Page, find_chromium
 
 from semla_ros.lab.report import page as pages
 from semla_ros.lab.report.charts import TimeAxis, lines
@@ -18,15 +16,6 @@ PAGES = ("evaluation_page", "replay_page", "replay_page_without_truth", "many_pa
 def path(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Page]:
-    program = find_chromium()
-    if program is None:
-        pytest.skip("no Chromium found: tools/ensure-chromium installs one")
-    with Page(program, width=400) as page:
-        yield page
 
 
 class Outline(HTMLParser):
@@ -88,27 +77,6 @@ def test_what_comes_from_files_is_escaped(evaluation_page: Path, replay_page: Pa
     assert "&lt;toy&gt;" in evaluation_page.read_text()
     assert "&lt;b&gt;bag &amp; co" in replay_page.read_text()
     assert "&lt;gone&gt;" in many_page.read_text()
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_page_fits_a_phone_without_a_complaint(browser: Page, path: Path, scheme: str) -> None:
-    browser.emulate(color_scheme=scheme)
-    browser.open(path, "document.readyState === 'complete'")
-    assert browser.complaints == []
-    assert browser.evaluate("window.innerWidth") == 400
-    assert browser.evaluate("document.documentElement.scrollWidth") <= 400
-    ground = browser.evaluate("getComputedStyle(document.body).backgroundColor")
-    red, green, blue = map(int, re.findall(r"\d+", ground)[:3])
-    assert (red + green + blue > 3 * 128) == (scheme == "light")
-
-
-def test_nothing_but_boxes_that_scroll_is_wider_than_a_phone(browser: Page, path: Path) -> None:
-    browser.open(path, "document.readyState === 'complete'")
-    wide = browser.evaluate(
-        "[...document.querySelectorAll('svg text, p, h1, h2, h3, figure, li')].filter(node => !node.closest('.scroll')"
-        " && node.getBoundingClientRect().right > 400).map(node => node.textContent)"
-    )
-    assert wide == []
 
 
 def test_an_interrupted_write_leaves_the_former_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
