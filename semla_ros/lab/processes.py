@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from semla_ros.errors import SemlaError
@@ -30,6 +32,28 @@ def end_with_parent(parent: int = 0) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if parent and os.getppid() != parent:
             os._exit(1)
+
+
+def worker_pool(workers: int, *, threads: int = 0) -> ProcessPoolExecutor:
+    """Processes for independent work that end with this one, however it ends.
+
+    They are spawned: a forked child would inherit the locks of torch's and OpenCV's threads.
+
+    Args:
+        workers: How many.
+        threads: Of torch, in each of them; 0 = as it chooses.
+    """
+    return ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(), threads)
+    )
+
+
+def _start_worker(parent: int, threads: int) -> None:
+    end_with_parent(parent)
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
 
 
 def terminate_like_interrupt() -> None:

@@ -9,15 +9,14 @@ import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from semla_ros.errors import ConfigError
-from semla_ros.lab.processes import end_with_parent
+from semla_ros.lab.processes import worker_pool
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -69,13 +68,7 @@ def run_each(
 
 
 def _on_cores(work: Callable[[T], R], tasks: Sequence[T], jobs: int) -> Generator[Done[T, R]]:
-    # spawn: a forked child would inherit the threads' locks of torch and OpenCV.
-    with ProcessPoolExecutor(
-        min(jobs, len(tasks)),
-        mp_context=get_context("spawn"),
-        initializer=end_with_parent,
-        initargs=(os.getpid(),),
-    ) as pool:
+    with worker_pool(min(jobs, len(tasks))) as pool:
         try:
             yield from _results(tasks, lambda task: pool.submit(work, task), len(tasks))
         finally:

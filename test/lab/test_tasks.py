@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import semla_ros
 from semla_ros.errors import DatasetError
 from semla_ros.lab.tasks import run_each, run_on_worker, unpack
 
@@ -54,6 +55,13 @@ def test_no_process_outlives_the_one_that_is_killed() -> None:
         process.kill()
     _, alive = psutil.wait_procs(workers, 20)
     assert not alive
+
+
+def test_every_pool_of_processes_is_one_that_ends_with_its_command() -> None:
+    sources = Path(semla_ros.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if "ProcessPoolExecutor(" in path.read_text(encoding="utf-8")] == [
+        "processes.py"
+    ]
 
 
 def test_nothing_to_do_starts_nothing() -> None:

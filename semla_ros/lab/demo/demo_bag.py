@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.writer import NANOSECONDS, SEGMENT_TOPIC, START_NS, BagWriter
+from semla_ros.lab.processes import worker_pool
 from semla_ros.lab.world.camera import view
 from semla_ros.lab.world.cities import city_style
 from semla_ros.lab.world.classes import CLASS_NAMES
@@ -181,7 +181,7 @@ def _rendered(options: DemoBagOptions, jobs: int) -> Iterator[list[Scene]]:
     if jobs <= 1:
         yield from map(work, times)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(jobs) as pool:
         yield from ahead(pool, work, times, 4 * jobs)
 
 

@@ -6,10 +6,9 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError
 from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.lab.processes import worker_pool
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, embed_source, train_adapter
 from semla_ros.lab.training.cards import adapter_card, model_card
@@ -276,10 +276,7 @@ def train_adapters_stage(
                 _train_one_adapter(job)
                 advance(1)
         else:
-            # "spawn" because a fork of a process with running torch threads can hang.
-            with ProcessPoolExecutor(
-                os.cpu_count() or 1, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-            ) as pool:
+            with worker_pool(os.cpu_count() or 1, threads=1) as pool:
                 for future in as_completed([pool.submit(_train_one_adapter, job) for job in jobs]):
                     future.result()
                     advance(1)

@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +20,7 @@ from semla_ros.lab.bags.label_map import known_names
 from semla_ros.lab.evaluation.datasets.images import LabelledImages
 from semla_ros.lab.evaluation.datasets.labels import Encoding
 from semla_ros.lab.evaluation.datasets.layouts import pair_folders
+from semla_ros.lab.processes import worker_pool
 from semla_ros.lab.world.caption import caption
 from semla_ros.lab.world.domains import Domain, Split, split_seed
 from semla_ros.results import ImageArray, MaskArray
@@ -107,8 +106,7 @@ class RenderedSamples:
         images = np.lib.format.open_memmap(self._folder / "images.npy", mode="w+", dtype=np.uint8, shape=(*shape, 3))
         masks = np.lib.format.open_memmap(self._folder / "masks.npy", mode="w+", dtype=np.uint8, shape=shape)
         captions: list[str] = []
-        # "spawn" because a fork of a process with running torch threads can hang.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             results = pool.map(_render_one, [request] * request.count, range(request.count), chunksize=8)
             for index, (image, mask, text) in enumerate(results):
                 images[index], masks[index] = image, mask
