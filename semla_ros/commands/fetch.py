@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch what is asked for; returns the exit status."""
+    """Fetch what is asked for; 0, 1 where some could not be fetched, 2 where none could be, or through SemlaError."""
     if arguments.list:
         _print_items(arguments.json)
         return 0
@@ -50,16 +53,24 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"say what to fetch: all, hf://owner/repo, {', '.join(PUBLISHED)}")
     names = list(PUBLISHED) if "all" in arguments.name else list(dict.fromkeys(arguments.name))
     items = [published_item(name) for name in names if not is_hub_name(name)]
-    report = [_fetched_folder(name, arguments) for name in names if is_hub_name(name)]
     dest = arguments.dest or (Path(folder).expanduser() if (folder := os.environ.get("SEMLA_MODEL_DIR")) else None)
     # The base model comes before the adapters, so that their library can state its digest.
     items.sort(key=lambda item: bool(item.library_of))
-    report += [_fetched_item(item, dest, arguments) for item in items]
+    jobs: list[Callable[[], dict[str, Any]]] = [
+        *(partial(_fetched_folder, name, arguments) for name in names if is_hub_name(name)),
+        *(partial(_fetched_item, item, dest, arguments) for item in items),
+    ]
+    report = []
+    for job in jobs:
+        try:
+            report.append(job())
+        except SemlaError as error:
+            print(f"semla fetch: {error}", file=sys.stderr)
     if arguments.json:
         print(json.dumps(report, indent=2))
-    elif arguments.dest and items:
+    elif arguments.dest and items and report:
         print(f"they are found with --model-dir {arguments.dest}, or SEMLA_MODEL_DIR={arguments.dest}")
-    return 0
+    return 0 if len(report) == len(jobs) else 1 if report else 2
 
 
 def _fetched_folder(name: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -6,17 +6,19 @@
 
 Images are upright by their EXIF data and have 8 bits, as `semla segment` reads them. Labels become the ground truth
 that `semla replay` scores against. Each folder or domain is a named stretch; the source domain is named by its family.
+An image that cannot be used is named and left out (exit status 1).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semla_ros.commands.options import Listed, output_folder
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.bags.image_bag import ImageBagOptions, Stretch, natural, record_images
 from semla_ros.lab.bags.label_map import read_class_list, read_label_map, trained_names
 from semla_ros.lab.report.progress import progress
@@ -56,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the bag."""
+    """Write the bag; 0, or 1 where an image was left out."""
     if arguments.images < 0:
         raise ConfigError(f"--images must be at least 0, got {arguments.images}")
     if bool(arguments.folders) == bool(arguments.benchmark):
@@ -69,15 +71,24 @@ def run(arguments: argparse.Namespace) -> int:
         transport=arguments.transport,
         class_names=class_names,
     )
-    count = sum(len(stretch.files) for stretch in stretches)
+    count, left_out = sum(len(stretch.files) for stretch in stretches), 0
+
+    def tell(error: SemlaError) -> None:
+        nonlocal left_out
+        left_out += 1
+        print(f"semla record-images: left out: {error}", file=sys.stderr)
+
     with progress() as bars:
         task = bars.add_task("recording", total=count)
-        length_s = record_images(arguments.out, stretches, options, progress=lambda: bars.advance(task))
+        length_s = record_images(
+            arguments.out, stretches, options, progress=lambda: bars.advance(task), on_problem=tell
+        )
     truth = "with ground truth" if class_names else "without ground truth"
     print(
-        f"wrote {arguments.out}: {count} images over {length_s:.1f} s, {truth}\nreplay it: semla replay {arguments.out}"
+        f"wrote {arguments.out}: {count - left_out} images over {length_s:.1f} s, {truth}\n"
+        f"replay it: semla replay {arguments.out}"
     )
-    return 0
+    return 1 if left_out else 0
 
 
 def _of_benchmark(arguments: argparse.Namespace) -> tuple[tuple[str, ...], list[Stretch]]:

@@ -189,6 +189,20 @@ def test_a_file_or_item_that_does_not_exist_is_named(
     assert "say what to fetch" in err
 
 
+def test_of_several_one_that_fails_is_named_and_the_others_are_fetched(
+    hub: Hub, weights: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(hub, BASE, weights)
+    options = ["--dest", tmp_path, "--endpoint", hub.endpoint]
+    status, out, err = semla(capsys, "catseg-b", "hf://nobody/nothing", "catseg-l", *options)
+    assert status == 1
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["semla fetch"] * 2
+    assert "nobody/nothing" in err
+    assert (tmp_path / "catseg-l" / "model_large.pth").read_bytes() == weights
+    assert "catseg-l: fetched" in out
+    assert semla(capsys, "catseg-b", "hf://nobody/nothing", *options)[0] == 2
+
+
 def test_list_shows_every_item(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = semla(capsys, "--list", "--json")
     assert status == 0

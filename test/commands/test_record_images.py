@@ -79,13 +79,40 @@ def test_labels_become_ground_truth_where_there_are_any(tmp_path: Path) -> None:
     assert np.array_equal(frames[1].truth, expected[values])
 
 
-def test_an_image_that_cannot_be_read_is_named_and_leaves_no_bag(
+def test_an_image_that_cannot_be_used_is_named_and_the_others_are_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for number in range(3):
-        save(tmp_path / "images" / f"{number}.png", picture(number))
-    (tmp_path / "images" / "2.png").write_bytes(b"no image")
-    assert "2.png: not an image file" in refused(capsys, tmp_path / "bag", tmp_path / "images")
+    (tmp_path / "classes.txt").write_text("road\nsky\n")
+    for number in range(4):
+        save(tmp_path / "images" / f"170000000{number}.png", picture(number))
+        save(tmp_path / "labels" / f"170000000{number}.png", np.full((24, 32), number % 2, np.uint8))
+    (tmp_path / "images" / "1700000000.png").write_bytes(b"no image")
+    (tmp_path / "labels" / "1700000002.png").write_bytes(b"no labels")
+    save(tmp_path / "images" / "thumbnail.png", picture(9))
+    labels = ["--labels", str(tmp_path / "labels"), "--classes", str(tmp_path / "classes.txt")]
+    for stamps, used in (("rate", (1, 3, 9)), ("names", (1, 3))):
+        bag = tmp_path / stamps
+        assert main(["record-images", str(tmp_path / "images"), *labels, "--stamps", stamps, "--out", str(bag)]) == 1
+        said = capsys.readouterr()
+        assert "1700000000.png: not an image file" in said.err
+        assert "1700000002.png" in said.err
+        assert ("thumbnail.png: its name holds no time" in said.err) == (stamps == "names")
+        assert said.err.count("left out") == 5 - len(used)
+        assert f"{len(used)} images over" in said.out
+        with BagReader(bag) as reader:
+            frames = list(FrameSource(reader, FrameOptions(), CLASSES).frames())
+        assert len(frames) == len(used)
+        assert all(np.array_equal(frame.frame.image, picture(n)) for frame, n in zip(frames, used, strict=True))
+        assert [frame.truth is None for frame in frames] == [n == 9 for n in used]
+
+
+def test_where_no_image_can_be_used_there_is_no_bag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.png").write_bytes(b"no image")
+    assert main(["record-images", str(tmp_path / "images"), "--out", str(tmp_path / "bag")]) == 2
+    left_out, error = capsys.readouterr().err.splitlines()
+    assert "0.png: not an image file" in left_out
+    assert error.endswith("none of its images can be used")
     assert not (tmp_path / "bag").exists()
 
 
@@ -143,7 +170,7 @@ def test_stamps_of_names_and_exif_order_the_images(tmp_path: Path, capsys: pytes
     assert np.array_equal(frames[0].frame.image, picture(3))
     save(tmp_path / "images" / "a" / "1700000000.png", picture(4))
     assert "have the same stamp" in refused(capsys, tmp_path / "x", tmp_path / "images", "--stamps", "names")
-    assert "EXIF data say no time" in refused(capsys, tmp_path / "x", tmp_path / "images", "--stamps", "exif")
+    assert "EXIF data say no time" in refused(capsys, tmp_path / "x", tmp_path / "images" / "a", "--stamps", "exif")
     with pytest.raises(ConfigError, match="say no time"):
         exif_stamp_ns(tmp_path / "images" / "a" / "1700000000.png")
 

@@ -11,7 +11,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Literal
 
-from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.errors import BagError, ConfigError, SemlaError
 from semla_ros.image_files import read_exif, read_image
 from semla_ros.lab.bags.writer import NANOSECONDS, SEGMENT_TOPIC, START_NS, BagWriter
 from semla_ros.labels import labels_json
@@ -66,7 +66,12 @@ class ImageBagOptions:
 
 
 def record_images(
-    path: Path, stretches: Sequence[Stretch], options: ImageBagOptions, *, progress: Callable[[], object] | None = None
+    path: Path,
+    stretches: Sequence[Stretch],
+    options: ImageBagOptions,
+    *,
+    progress: Callable[[], object] = lambda: None,
+    on_problem: Callable[[SemlaError], object] = lambda _error: None,
 ) -> float:
     """Write a bag of images in the order of their stamps; with a rate, stretch after stretch in natural order.
 
@@ -74,59 +79,79 @@ def record_images(
         path: Folder to make.
         stretches: The images.
         options: How.
-        progress: Called after each image.
+        progress: Called for each image.
+        on_problem: Told of each image that is left out: it or its labels cannot be read, or its stamp cannot be told.
 
     Returns:
         Seconds from the first image to the last.
 
     Raises:
-        BagError: The folder exists or cannot be written.
-        ConfigError: A stamp cannot be told, or two images have the same.
-        SemlaError: An image or its labels cannot be read.
+        BagError: The folder exists or cannot be written, or no image is left.
+        ConfigError: Two images have the same stamp, or the stamp of none can be told.
     """
-    frames = _stamped(stretches, options)
+    frames = _stamped(stretches, options, on_problem)
     writer = BagWriter(path)
     try:
         with writer as bag:
-            _write(bag, frames, options, progress)
+            stamps = _write(bag, frames, options, progress, on_problem)
+            if not stamps:
+                raise BagError(f"bag {path} is not written: none of its images can be used")
     except SemlaError:
         shutil.rmtree(path)  # an interrupt leaves a bag of what was written, an error nothing
         raise
-    return (frames[-1][0] - frames[0][0]) / NANOSECONDS
+    return (stamps[-1] - stamps[0]) / NANOSECONDS
 
 
 def _write(
     bag: BagWriter,
     frames: Sequence[tuple[int, Stretch, Path]],
     options: ImageBagOptions,
-    progress: Callable[[], object] | None,
-) -> None:
+    progress: Callable[[], object],
+    on_problem: Callable[[SemlaError], object],
+) -> list[int]:
+    """Write what can be read; the stamps of it."""
     topic, frame_id = f"/{options.camera}/image", f"{options.camera}_camera_optical_frame"
-    if options.class_names:
-        bag.string("/labels", labels_json(options.class_names, 1), frames[0][0])
-    name = ""
+    name, stamps = "", list[int]()
     for stamp_ns, stretch, file in frames:
+        progress()
+        try:
+            image, mask = read_image(file), stretch.mask(file)
+        except SemlaError as error:
+            on_problem(error)
+            continue
+        if options.class_names and not stamps:
+            bag.string("/labels", labels_json(options.class_names, 1), stamp_ns)
         if stretch.name != name:
             bag.string(SEGMENT_TOPIC, stretch.name, stamp_ns)
             name = stretch.name
-        image, mask = read_image(file), stretch.mask(file)
+        stamps.append(stamp_ns)
         if options.transport == "raw":
             bag.image(topic, image, stamp_ns, frame_id)
         else:
             bag.compressed_image(f"{topic}/compressed", image, stamp_ns, frame_id, format=options.transport)
         if mask is not None:
             bag.image(f"/{options.camera}/label", mask, stamp_ns, frame_id)
-        if progress is not None:
-            progress()
+    return stamps
 
 
-def _stamped(stretches: Sequence[Stretch], options: ImageBagOptions) -> list[tuple[int, Stretch, Path]]:
+def _stamped(
+    stretches: Sequence[Stretch], options: ImageBagOptions, on_problem: Callable[[SemlaError], object]
+) -> list[tuple[int, Stretch, Path]]:
     frames = [(stretch, file) for stretch in stretches for file in sorted(stretch.files, key=natural)]
     if options.stamps == "rate":
         step_ns = NANOSECONDS / options.rate_hz
         return [(START_NS + round(index * step_ns), stretch, file) for index, (stretch, file) in enumerate(frames)]
     stamp_of = name_stamp_ns if options.stamps == "names" else exif_stamp_ns
-    stamped = [(stamp_of(file), stretch, file) for stretch, file in frames]
+    stamped, problems = [], []
+    for stretch, file in frames:
+        try:
+            stamped.append((stamp_of(file), stretch, file))
+        except SemlaError as error:
+            problems.append(error)
+    if problems and not stamped:
+        raise problems[0]  # not the files are wrong, but the choice
+    for problem in problems:
+        on_problem(problem)
     stamped.sort(key=lambda frame: frame[0])  # equal ones stay in natural order
     if options.stamps == "exif":
         stamped = _spread_seconds(stamped)

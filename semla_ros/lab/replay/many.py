@@ -64,30 +64,37 @@ Progress = Callable[[int, int, TaskResult | None], None]  # tasks done, tasks in
 def find_bags(paths: Sequence[Path]) -> list[Path]:
     """The bags themselves, and all bags below folders that are none, but for those that replays wrote.
 
+    Of several paths one that is no bag stays in the list, where it fails by its name and the others go on.
+
     Raises:
-        BagError: A path does not exist or holds no bag.
+        BagError: There is one path, and it does not exist or holds no bag.
     """
     bags: dict[Path, None] = {}
     for path in paths:
-        if not path.exists():
-            raise BagError(f"bag {path}: there is no such file or folder")
-        if not path.is_dir() or is_bag_folder(path):
-            found = [path]
-        else:
-            below = sorted(folder for folder in path.rglob("*") if is_bag_folder(folder))
-            found = [bag for bag in below if not _is_result(bag)]
-            if len(found) < len(below):
-                logger.warning(
-                    "%s: %d bags below it were written by replays and are left out", path, len(below) - len(found)
-                )
-        if not found:
-            try:
-                BagReader(path).close()  # its files may be a bag by their content
-            except BagError as error:
-                raise BagError(f"{error}; there is none below it, either") from None
-            found = [path]
-        bags |= dict.fromkeys(found)
+        try:
+            bags |= dict.fromkeys(_bags_at(path))
+        except BagError:
+            if len(paths) == 1:
+                raise
+            bags[path] = None
     return list(bags)
+
+
+def _bags_at(path: Path) -> list[Path]:
+    if not path.exists():
+        raise BagError(f"bag {path}: there is no such file or folder")
+    if not path.is_dir() or is_bag_folder(path):
+        return [path]
+    below = sorted(folder for folder in path.rglob("*") if is_bag_folder(folder))
+    found = [bag for bag in below if not _is_result(bag)]
+    if len(found) < len(below):
+        logger.warning("%s: %d bags below it were written by replays and are left out", path, len(below) - len(found))
+    if not found:
+        try:
+            BagReader(path).close()  # its files may be a bag by their content
+        except BagError as error:
+            raise BagError(f"{error}; there is none below it, either") from None
+    return found or [path]
 
 
 def _is_result(path: Path) -> bool:

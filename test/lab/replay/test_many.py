@@ -47,6 +47,7 @@ def test_bags_are_found_below_a_folder_in_a_fixed_order(bags: list[Path], tmp_pa
     for path, words in ((tmp_path / "empty", "none below"), (tmp_path / "absent", "no such file")):
         with pytest.raises(BagError, match=words):
             find_bags([path])
+        assert find_bags([path, *bags]) == [path, *bags], "of several it fails by its name, and the others go on"
 
 
 def test_the_results_of_an_earlier_replay_are_no_bags(bags: list[Path], tmp_path: Path) -> None:
