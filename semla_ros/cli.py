@@ -41,7 +41,7 @@ COMMANDS = {
     "view": ("view", "live view in a browser or Foxglove"),
     "completion": ("completion", "completion of commands and options for a shell"),
 }
-# The extras without which a command would stop somewhere on its way; what only an option needs is asked for there.
+# The extras without which a command would stop somewhere on its way.
 _EXTRAS = {
     "demo": ("lab", "ros"),
     "train": ("lab",),
@@ -50,8 +50,8 @@ _EXTRAS = {
     "record-demo": ("lab",),
     "record-images": ("lab",),
     "status": ("ros",),
-    "view": ("ros", "view"),
 }
+_OPTIONS = ("ray", "rerun")  # each needs the extra of its name
 
 
 class Parser(argparse.ArgumentParser):
@@ -160,7 +160,7 @@ def _run(arguments: Sequence[str], name: str) -> int:
     options = build_parser(name).parse_args(arguments)
     level = {0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG)
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    require(*_EXTRAS.get(options.command, ()))
+    require(*_EXTRAS.get(options.command, ()), *(name for name in _OPTIONS if getattr(options, name, "")))
     status: int = options.run(options)
     return status
 

@@ -163,7 +163,12 @@ def _build(arguments: argparse.Namespace, cache: EngineCache) -> int:
 
     output_folder(str(cache.folder))  # what cannot be kept is not worth minutes of building
     subject, runtime = _Subject(arguments), arguments.runtime
-    runtimes = find_runtimes(runtime, subject.device, cache=cache, threads=arguments.threads, builds=False)
+    lacking: list[str] = []
+    runtimes = find_runtimes(
+        runtime, subject.device, cache=cache, threads=arguments.threads, builds=False, tell=lacking.append
+    )
+    if all(item.name == "torch" for item in runtimes):
+        raise EngineError(f"there is no runtime to build for: {'; '.join(lacking)}")
     failed: dict[str, str] = {}
     with Console(stderr=True).status("") as status:
         for maker, component in itertools.product(runtimes, subject.components):
@@ -249,14 +254,24 @@ def _check(arguments: argparse.Namespace, cache: EngineCache) -> int:
     damaged = [entry for entry in entries if entry.problem]
     subject = _Subject(arguments)
     runtimes: list[Runtime] = []
+    lacking: list[str] = []
     if not damaged:
         parts = subject.components
         runtimes = find_runtimes(
-            "auto", subject.device, cache=cache, threads=arguments.threads, builds=False, built_for=parts
+            "auto",
+            subject.device,
+            cache=cache,
+            threads=arguments.threads,
+            builds=False,
+            built_for=parts,
+            tell=lacking.append,
         )
     verdicts, rows = subject.compare(runtimes) if any(item.name != "torch" for item in runtimes) else ([], [])
     in_fp32 = [item for item in verdicts if item.runtime in ("onnx", "openvino")]
     wrong = [f"{item.name} in {item.runtime}" for item in in_fp32 if parity_problem(item.cosine, item.deviation)]
+    nothing = ""
+    if entries and not damaged and not rows:
+        nothing = f"nothing was compared with torch: {'; '.join(lacking) or f'no engine is of {arguments.model}'}"
     if arguments.json:
         _print_json(
             folder=str(cache.folder),
@@ -264,13 +279,15 @@ def _check(arguments: argparse.Namespace, cache: EngineCache) -> int:
             damaged=[_entry_row(entry) for entry in damaged],
             components=rows,
             wrong=wrong,
-            notes=subject.notes,
+            notes=[*subject.notes, *([nothing] if nothing else [])],
         )
     else:
         for entry in damaged:
             print(f"damaged: {entry.path.name}: {entry.problem}; 'semla engine clean' removes it")
         if rows:
             _print_rows(f"{arguments.model}, engines in {cache.folder}", rows, subject.notes)
+        if nothing:
+            print(nothing)
         intact = len(entries) - len(damaged)
         print(f"{cache.folder}: {intact} engines intact, {len(damaged)} damaged, {len(wrong)} with a wrong answer")
     return 2 if damaged or wrong else 0

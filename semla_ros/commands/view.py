@@ -28,6 +28,7 @@ from rich.console import Console
 
 from semla_ros.commands.options import add_library_option, rerun_target
 from semla_ros.errors import ConfigError
+from semla_ros.extras import require
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.finding import find_library
 from semla_ros.resources import share_folder
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(f"--port must be 0 to 65535, got {arguments.port}")
+    require("ros", "rerun" if arguments.rerun else "view")
     if arguments.rerun:
         return _run_rerun(arguments)
     from semla_ros.nodes.view_bridge import ViewBridge

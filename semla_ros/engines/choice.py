@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,6 +87,7 @@ def find_runtimes(
     threads: int = 0,
     builds: bool = True,
     built_for: Sequence[FixedComponent] = (),
+    tell: Callable[[str], object] = logger.info,
 ) -> list[Runtime]:
     """The runtimes beside torch in fp32 that a setting asks for.
 
@@ -97,6 +98,7 @@ def find_runtimes(
         threads: CPU threads; 0 = as torch.
         builds: TensorRT plans that are missing are built in the background.
         built_for: Only those that find what they need for one of these components; empty = all.
+        tell: Told why one is left out.
 
     Raises:
         EngineError: The runtime that was asked for is not installed, or cannot run on the device.
@@ -108,7 +110,7 @@ def find_runtimes(
         except Exception as error:  # a package that is broken can fail in any way
             if name == engine:
                 raise EngineError(first_line(error)) from error
-            logger.info("engine %s: %s", engine, first_line(error))
+            tell(first_line(error))
             continue
         wanted = [item for item in built_for if item.name in runtime.components]
         if not built_for or any(map(runtime.is_built, wanted)):

@@ -115,6 +115,22 @@ def test_openvino_that_is_missing_is_refused_in_one_line(tiny_model_folder, tmp_
     assert "pip install 'semla_ros[openvino]'" in lines[0]
 
 
+def test_where_no_runtime_is_installed_nothing_is_built_or_compared_in_silence(
+    folder, tiny_model_folder, tmp_path, capsys, monkeypatch
+) -> None:
+    model = ["--device", "cpu", "--model", str(tiny_model_folder)]
+    assert main(["engine", "check", *model, "--folder", str(folder), "--model", "semla-tiny"]) == 0
+    assert "nothing was compared with torch: no engine is of semla-tiny" in capsys.readouterr().out
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["engine", "build", *model, "--folder", str(tmp_path)]) == 2
+    assert main(["engine", "check", *model, "--folder", str(folder)]) == 0
+    said = capsys.readouterr()
+    for extra in ("onnx", "openvino"):
+        assert f"pip install 'semla_ros[{extra}]'" in said.err
+        assert f"pip install 'semla_ros[{extra}]'" in said.out
+
+
 def test_openvino_uses_the_graphs_that_onnx_runtime_has(folder, tiny_model_folder, capsys) -> None:
     pytest.importorskip("openvino", reason="needs OpenVINO: the extra openvino")
     command = ["engine", "build", "--runtime", "openvino", "--device", "cpu", "--model", str(tiny_model_folder)]

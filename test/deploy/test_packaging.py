@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import email
 import re
@@ -11,6 +12,7 @@ import sys
 import tarfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import semla_ros
-from semla_ros.cli import COMMANDS, main, perception
+from semla_ros.cli import COMMANDS, build_parser, main, perception
 from semla_ros.extras import MODULES, require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,6 +187,45 @@ def test_what_a_command_will_need_later_is_named_at_once(
     told = capsys.readouterr().err
     assert "pip install 'semla_ros[lab]'" in told
     assert "pip install 'semla_ros[ros]'" in told
+
+
+# Options that need an extra of their own -> the shortest line with each; "{out}" is a place to write.
+LINES = {
+    "--ray": (
+        "replay no-bag --ray local",
+        "evaluate --ray local",
+        "train library --benchmark x --data x --ray local --out {out}",
+    ),
+    "--rerun": ("replay no-bag --rerun {out}.rrd", "view --rerun {out}.rrd"),
+    "--log-to": ("evaluate --log-to tensorboard --log-dir {out}", "train all --log-to wandb --log-dir {out}"),
+}
+PACKAGES = {"--ray": "ray", "--rerun": "rerun", "--log-to": "torch.utils.tensorboard wandb"}
+
+
+def options_of(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[str, str]]:
+    for action in parser._actions:
+        yield from ((option, command) for option in action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from options_of(below, command or name)
+
+
+@pytest.mark.parametrize(("option", "line"), [(option, line) for option, lines in LINES.items() for line in lines])
+def test_an_option_names_the_package_that_it_lacks_before_any_work(
+    option: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in PACKAGES[option].split():
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(line.format(out=tmp_path / "out").split()) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(r"semla \w+: .*pip install .+\n", said.err), said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_with_a_package_of_its_own_is_tried() -> None:
+    found = {(option, command) for option, command in options_of(build_parser(*COMMANDS)) if option in LINES}
+    assert found == {(option, line.split()[0]) for option, lines in LINES.items() for line in lines}
 
 
 def test_a_module_of_the_package_that_is_missing_is_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,9 @@ def _open_tensorboard(folder: Path, name: str, settings: Mapping[str, str]) -> t
 
 
 def _open_wandb(folder: Path, name: str, settings: Mapping[str, str]) -> tuple[Scalars, Callable[[], None]]:
+    wandb = importlib.import_module("wandb")
     folder.mkdir(parents=True, exist_ok=True)
-    run = importlib.import_module("wandb").init(project=PROJECT, name=name, dir=str(folder), config=dict(settings))
+    run = wandb.init(project=PROJECT, name=name, dir=str(folder), config=dict(settings))
 
     def scalars(values: Mapping[str, float], step: int) -> None:
         # Its own count only grows, and several stages begin at 0.
