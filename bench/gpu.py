@@ -20,7 +20,7 @@ import torch
 from bench.children import Children
 from bench.report import Goal, look_up, short
 from bench.traffic import frame_traffic
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.processes import Child
 from semla_ros.resources import share_folder
@@ -97,7 +97,7 @@ def run_acceptance(out: Path, *, is_dry: bool = False, only: Sequence[str] = (),
         ConfigError: A phase is unknown, or there is no GPU.
     """
     if unknown := set(only) - BUDGETS_S.keys():
-        raise ConfigError(f"unknown phase '{min(unknown)}'; known: {', '.join(BUDGETS_S)}")
+        raise ConfigError(f"unknown phase '{min(unknown)}'; {known_names(min(unknown), BUDGETS_S)}")
     if not is_dry and not torch.cuda.is_available():
         raise ConfigError("torch sees no CUDA device; --dry tries the phases out on the CPU")
     out.mkdir(parents=True, exist_ok=True)

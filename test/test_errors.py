@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from semla_ros.errors import known_names
 from semla_ros.hub.published import PUBLISHED
 from semla_ros.resources import PUBLISHED_ENCODER, PUBLISHED_MODELS
 
+ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("catseg-b", "catseg-l", "semla-tiny", "Old-Town-Fog", "harbour-fog")
 
 
@@ -32,3 +38,22 @@ def test_long_lists_are_cut_and_empty_ones_said() -> None:
 
 def test_what_a_message_offers_to_fetch_can_be_fetched() -> None:
     assert set(PUBLISHED_MODELS) == set(PUBLISHED) - {"semla-adapters", PUBLISHED_ENCODER.replace("/", "-")}
+
+
+def refusals_of_a_name() -> Iterator[tuple[str, str]]:
+    """Each place that raises because a name is unknown: where it is, and its source."""
+    for path in [*(ROOT / "semla_ros").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        for item in ast.walk(ast.parse(text)):
+            if isinstance(item, ast.Raise) and item.exc is not None:
+                source = ast.get_source_segment(text, item) or ""
+                if re.search(r"unknown [\w ]+ ['{]", source):
+                    yield f"{path.name}:{item.lineno}", source
+
+
+def test_whatever_is_misspelt_the_message_says_the_nearest() -> None:
+    # Encodings that fit depend on the pixels; a setting of the command line is none of the file's.
+    others = ("unknown encoding '{encoding}'", "it is said when the file is used")
+    found = [(place, source) for place, source in refusals_of_a_name() if not any(text in source for text in others)]
+    assert len(found) > 10
+    assert [place for place, source in found if "known_names(" not in source] == []

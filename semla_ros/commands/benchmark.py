@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semla_ros.commands.options import Listed, output_file
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.datasets.inspection import SPLITS, DomainFindings, inspect_domain
 from semla_ros.lab.report.progress import progress
@@ -51,7 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
     one = benchmarks["val"]
     domains = list(dict.fromkeys(arguments.domains)) or list(one.domains)
     if unknown := [name for name in domains if name not in one.domains]:
-        raise ConfigError(f"unknown domain '{unknown[0]}'; benchmark '{one.name}' has {', '.join(one.domains)}")
+        raise ConfigError(
+            f"unknown domain '{unknown[0]}' of benchmark '{one.name}'; {known_names(unknown[0], one.domains)}"
+        )
     found = []
     with progress() as bars:
         for name in domains:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from semla_ros.commands.options import add_log_option, add_model_options, logging_to, output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError, DatasetError, VocabularyError
+from semla_ros.errors import ConfigError, DatasetError, VocabularyError, known_names
 from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.resources import find_model, share_folder
@@ -160,7 +160,7 @@ def _train_library(arguments: argparse.Namespace, device: torch.device) -> int:
     from semla_ros.lab.training.library_training import STAGES, LibraryRecipe, library_run, train_library
 
     if arguments.stage and arguments.stage not in STAGES:
-        raise ConfigError(f"unknown stage '{arguments.stage}'; known: {', '.join(STAGES)}")
+        raise ConfigError(f"unknown stage '{arguments.stage}'; {known_names(arguments.stage, STAGES)}")
     if arguments.minutes < 0 or arguments.jobs < 0:
         raise ConfigError("--minutes and --jobs must not be negative")
     run = library_run(

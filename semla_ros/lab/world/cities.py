@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 
 Colour = tuple[int, int, int]  # sRGB, 0..255
 
@@ -104,5 +104,5 @@ def city_style(city: str | CityStyle) -> CityStyle:
     if isinstance(city, CityStyle):
         return city
     if city not in CITIES:
-        raise ConfigError(f"unknown city {city!r}; expected one of {', '.join(CITIES)}")
+        raise ConfigError(f"unknown city {city!r}; {known_names(city, CITIES)}")
     return CITIES[city]

@@ -30,7 +30,7 @@ def split_seed(split: Split, index: int) -> int:
         ConfigError: Unknown split, or an index outside 0..999999.
     """
     if split not in _SPLIT_STARTS:
-        raise ConfigError(f"unknown split {split!r}; expected one of {', '.join(_SPLIT_STARTS)}")
+        raise ConfigError(f"unknown split {split!r}; {known_names(split, _SPLIT_STARTS)}")
     if not 0 <= index < _SPLIT_SIZE:
         raise ConfigError(f"scene index of split '{split}' must be in 0..{_SPLIT_SIZE - 1}, got {index!r}")
     return _SPLIT_STARTS[split] + int(index)
@@ -71,7 +71,7 @@ class Domain:
     def __post_init__(self) -> None:
         for city in self.cities:
             if city not in CITIES:
-                raise ConfigError(f"domain '{self.name}': unknown city {city!r}; expected one of {', '.join(CITIES)}")
+                raise ConfigError(f"domain '{self.name}': unknown city {city!r}; {known_names(city, CITIES)}")
 
     @property
     def families(self) -> frozenset[str]:

@@ -116,11 +116,11 @@ def test_what_is_missing_and_what_is_there_twice_is_named(own: DiskBenchmark) ->
     ("old", "new", "message"),
     [
         ("title:", "titel:", "unknown setting 'titel'"),
-        ("classes: yard}", "classes: garden}", "encoding 'yard': there is no class list 'garden'; known: street, yard"),
+        ("classes: yard}", "classes: garden}", "encoding 'yard': unknown class list 'garden'; did you mean 'yard'?"),
         ("9: car,", "9: truck,", "class 'truck' is not in the class list 'street': road, sky, car"),
         ('"0-6, 255"', '"0-x"', "'unlabelled' must be numbers and ranges"),
         ("role: source", "role: target", "'role' must be one of domain, source, unseen"),
-        ("encoding: yard}", "encoding: garden}", "domain 'yard': unknown encoding 'garden'; known: ids, yard"),
+        ("encoding: yard}", "encoding: garden}", "domain 'yard': unknown encoding 'garden'; did you mean 'yard'?"),
         ("images/{split}/{name}.*", "images/{weather}/{name}.*", "domain 'home': '{weather}' is none of name, split"),
         (
             "fog/{name}.jpg",

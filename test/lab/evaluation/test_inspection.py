@@ -105,4 +105,4 @@ def test_the_table_and_the_contact_sheet_show_every_domain(root: Path, capsys: p
 
 def test_an_unknown_domain_names_those_there_are(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["benchmark", "check", str(root / "own.yaml"), "--data", str(root), "--domains", "fog"]) == 2
-    assert "unknown domain 'fog'; benchmark 'own' has home, yard" in capsys.readouterr().err
+    assert "unknown domain 'fog' of benchmark 'own'; known: home, yard" in capsys.readouterr().err

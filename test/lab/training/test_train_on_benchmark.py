@@ -102,7 +102,7 @@ def test_a_domain_without_a_val_split_of_its_own_is_trained_and_not_measured(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--domain", "fog"], "unknown domain 'fog'; the 1 of benchmark 'own' are suburb"),
+        (["--domain", "fog"], "unknown domain 'fog' of benchmark 'own'; known: suburb"),
         (["--labels", "labels"], "--labels goes with --images"),
         (["--images", "images"], "in one way"),
         (["--benchmark", "cityscape"], "there is no benchmark 'cityscape'"),

@@ -86,7 +86,8 @@ class DiskBenchmark:
         for name, encoding in self.encodings.items():
             if encoding.classes not in self.classes:
                 raise ConfigError(
-                    f"encoding '{name}': there is no class list '{encoding.classes}'; known: {', '.join(self.classes)}"
+                    f"encoding '{name}': unknown class list '{encoding.classes}'; "
+                    f"{known_names(encoding.classes, self.classes)}"
                 )
             encoding.table(self.classes[encoding.classes])
         for name, domain in self.domains.items():
@@ -97,7 +98,9 @@ class DiskBenchmark:
         if not used:
             raise ConfigError(f"domain '{name}': 'layouts' must name at least one way that it lies on disk")
         if unknown := sorted(used - self.encodings.keys()):
-            raise ConfigError(f"domain '{name}': unknown encoding '{unknown[0]}'; known: {', '.join(self.encodings)}")
+            raise ConfigError(
+                f"domain '{name}': unknown encoding '{unknown[0]}'; {known_names(unknown[0], self.encodings)}"
+            )
         if len({self.encodings[item].classes for item in used}) > 1:
             raise ConfigError(f"domain '{name}': its layouts must have one class list, got those of {', '.join(used)}")
         if not 0 <= domain.val_share < 1:
@@ -163,7 +166,9 @@ class DiskBenchmark:
         """
         listed = list(dict.fromkeys(name for classes in self.classes.values() for name in classes))
         if unknown := [name for name in names if name not in listed]:
-            raise ConfigError(f"benchmark '{self.name}': class '{unknown[0]}' is none of {', '.join(listed)}")
+            raise ConfigError(
+                f"benchmark '{self.name}': unknown class '{unknown[0]}'; {known_names(unknown[0], listed)}"
+            )
         return self.without([name for name in listed if name not in names])
 
     def check(self, names: Sequence[str]) -> None:
@@ -198,8 +203,7 @@ class DiskBenchmark:
         """
         if domain not in self.domains:
             raise DatasetError(
-                f"unknown domain '{domain}'; the {len(self.domains)} of benchmark '{self.name}' are "
-                f"{', '.join(self.domains)}"
+                f"unknown domain '{domain}' of benchmark '{self.name}'; {known_names(domain, self.domains)}"
             )
         if not self.class_names(domain):
             raise DatasetError(f"domain '{domain}': none of its classes is left; without {', '.join(self.left_out)}")
