@@ -64,4 +64,4 @@ locks:
 	@tools/lock $(ARGS)
 
 clean:
-	rm -rf .venv .venv-kilted .venv-docs out build install log *.egg-info
+	rm -rf .venv .venv-kilted .venv-docs .coverage* out build install log *.egg-info

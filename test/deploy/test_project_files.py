@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+LICENCE = "Apache-2.0"
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 CHECKED = [
     *((path, "vendor.github-workflows") for path in WORKFLOWS),
@@ -67,3 +68,21 @@ def test_every_page_is_in_the_menu_of_the_site_and_the_build_counts_its_warnings
     (build,) = re.findall(r"mkdocs build (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert "--strict" in build
     assert not {"-q", "--quiet"} & set(build.split())  # quiet, mkdocs counts no warning, and strictness means nothing
+
+
+def test_every_file_is_under_the_licence_of_the_package() -> None:
+    """REUSE.toml says one licence for all, so its text is what LICENSES/ holds, and no file names another one."""
+    text = (ROOT / "REUSE.toml").read_text(encoding="utf-8")
+    assert re.findall(r'^(path|SPDX-License-Identifier) = "(.+)"$', text, re.MULTILINE) == [
+        ("path", "**"),
+        ("SPDX-License-Identifier", LICENCE),
+    ]
+    assert [path.name for path in (ROOT / "LICENSES").iterdir()] == [f"{LICENCE}.txt"]
+    assert (ROOT / "LICENSES" / f"{LICENCE}.txt").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    assert f"license: {LICENCE}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'license="{LICENCE}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f"<license>{LICENCE}</license>" in (ROOT / "package.xml").read_text(encoding="utf-8")
+    command = ["git", "grep", "-lIE", "SPDX-License-Identifier: *[A-Z]"]
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout of git")
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout == ""
