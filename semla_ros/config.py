@@ -411,6 +411,8 @@ def _coerce(hint: Any, value: Any, start: str, name: str) -> Any:
         value = {} if value is None else value
         _require(isinstance(value, Mapping), name, "a mapping", value, start)
         return {key: _coerce(options[1], item, f"{start}{name}: ", key) for key, item in value.items()}
+    if hint is Any:
+        return value
     if origin is Literal:
         _require(value in options, name, f"one of {', '.join(map(str, options))}", value, start)
         return value

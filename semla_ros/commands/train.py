@@ -47,11 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     text = "everything: CLIP, segmenter, adapters, library; resumable"
     everything = parts.add_parser("all", help=text, description=text)
-    everything.add_argument("--recipe", type=Path, help="YAML file; default: config/training.yaml")
+    everything.add_argument(
+        "--recipe", type=Path, help="YAML file; default: config/training.yaml; config/training_sed.yaml: a small SED"
+    )
     everything.add_argument("--budget", type=float, default=1.0, help="factor on every number of steps (default 1)")
     everything.add_argument("--work", type=output_folder, default="out/training", help="progress and rendered images")
-    everything.add_argument("--model-out", type=output_folder, default="out/training/models/semla-tiny")
-    everything.add_argument("--library-out", type=output_folder, default="out/training/adapters/semla-tiny")
+    everything.add_argument(
+        "--model-out", type=output_folder, metavar="DIR", help="default: models/ and the recipe's name in out/training"
+    )
+    everything.add_argument("--library-out", type=output_folder, metavar="DIR", help="likewise, in adapters/")
     everything.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     add_log_option(everything)
     _add_library_arguments(parts)
@@ -149,7 +153,13 @@ def _train(arguments: argparse.Namespace, device: torch.device) -> int:
     from semla_ros.lab.training.recipe import Recipe, TrainingFolders, train_all
 
     recipe = Recipe.load(arguments.recipe or share_folder() / "config" / "training.yaml", arguments.budget)
-    folders = TrainingFolders(work=arguments.work, model=arguments.model_out, library=arguments.library_out)
+    out = Path("out/training")
+    folders = TrainingFolders(
+        work=arguments.work / recipe.name,
+        scenes=arguments.work / "scenes",
+        model=arguments.model_out or output_folder(str(out / "models" / recipe.name)),
+        library=arguments.library_out or output_folder(str(out / "adapters" / recipe.name)),
+    )
     train_all(recipe, folders, device)
     print(f"model in {folders.model}, library in {folders.library}")
     return 0

@@ -7,6 +7,7 @@ be attached to each), and the visual tower also gives dense features, one vector
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -232,7 +233,26 @@ class ConvStem(nn.Module):
         return tokens, tuple(maps[::-1])
 
 
-class VisualTower(nn.Module):
+class ImageTower(nn.Module, ABC):
+    """The image side of a CLIP, as training from captions asks for it."""
+
+    @abstractmethod
+    def pooled(self, images: Tensor) -> Tensor:
+        """The ordinary CLIP image feature.
+
+        Args:
+            images: Normalised, shape (B, 3, H, W), H and W multiples of the tower's coarsest cell.
+
+        Returns:
+            Shape (B, embed_dim), not normalised.
+        """
+
+    @abstractmethod
+    def cells(self, images: Tensor) -> Tensor:
+        """Features of each cell of such images, shape (B, embed_dim, h, w), not normalised."""
+
+
+class VisualTower(ImageTower):
     """CLIP's vision transformer."""
 
     def __init__(self, config: ClipConfig) -> None:
@@ -279,19 +299,21 @@ class VisualTower(nn.Module):
         return self.ln_pre(torch.cat([first, x], dim=1) + self.positions(grid)), grid, details
 
     def forward(self, images: Tensor) -> Tensor:
-        """The ordinary CLIP image feature.
-
-        Args:
-            images: Normalised, shape (B, 3, H, W), H and W multiples of the patch size.
-
-        Returns:
-            Shape (B, embed_dim), not normalised.
-        """
+        """The ordinary CLIP image feature, see `pooled`."""
         x, _, _ = self._embed(images)
         for block in self.transformer.resblocks:
             x = block(x)
         pooled: Tensor = self.ln_post(x[:, 0]) if self.config.pool == "tok" else self.ln_post(x[:, 1:]).mean(dim=1)
         return pooled @ self.proj
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """See `ImageTower.pooled`."""
+        feature: Tensor = self(images)
+        return feature
+
+    def cells(self, images: Tensor) -> Tensor:
+        """See `ImageTower.cells`."""
+        return self.dense(images, ()).feature_map()
 
     def dense(self, images: Tensor, guidance_layers: tuple[int, ...]) -> DenseFeatures:
         """Features for each patch.
@@ -326,9 +348,11 @@ class TextTower(nn.Module):
         activation: Of the MLPs.
     """
 
+    visual: ImageTower
+
     def __init__(
         self,
-        visual: nn.Module,
+        visual: ImageTower,
         *,
         width: int,
         layers: int,

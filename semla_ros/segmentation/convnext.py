@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from semla_ros.segmentation.aggregation_layers import WindowMlp
+from semla_ros.segmentation.clip import ImageTower
 
 EPS = 1e-6  # of every layer norm in it
 
@@ -93,8 +94,8 @@ class HeadMlp(nn.Module):
         return projected
 
 
-class ConvNextTower(nn.Module):
-    """Trunk and image head; the head is applied at each position, and nothing is pooled."""
+class ConvNextTower(ImageTower):
+    """Trunk and image head, which is applied at each position: nothing is pooled to segment an image."""
 
     def __init__(
         self, dims: tuple[int, ...], depths: tuple[int, ...], head: Literal["linear", "mlp"], embed_dim: int
@@ -117,7 +118,21 @@ class ConvNextTower(nn.Module):
             Features (B, embed_dim, H/32, W/32), not normalised; maps at 1/4, 1/8, 1/16 and 1/32 of the image.
         """
         maps = self.trunk(images.contiguous(memory_format=torch.channels_last))
-        features = self.trunk.head["norm"](maps[-1]).permute(0, 2, 3, 1)
+        return self._project(maps[-1]), maps
+
+    def pooled(self, images: Tensor) -> Tensor:
+        """See `ImageTower.pooled`."""
+        coarsest = self.trunk(images.contiguous(memory_format=torch.channels_last))[-1]
+        return self._project(coarsest.mean(dim=(2, 3), keepdim=True)).flatten(1)
+
+    def cells(self, images: Tensor) -> Tensor:
+        """See `ImageTower.cells`."""
+        features: Tensor = self(images)[0]
+        return features
+
+    def _project(self, x: Tensor) -> Tensor:
+        features = self.trunk.head["norm"](x).permute(0, 2, 3, 1)
         for part in self.head.values():
             features = part(features)
-        return features.permute(0, 3, 1, 2), maps
+        projected: Tensor = features.permute(0, 3, 1, 2)
+        return projected

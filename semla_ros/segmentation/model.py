@@ -179,6 +179,11 @@ class CatSeg(SegmentationModel):
             f"visual width {width} is of no published model and the file's header holds no config; say what it is"
         )
 
+    @classmethod
+    def untrained(cls, settings: Mapping[str, Any], vocab_rows: int) -> CatSeg:
+        """See `SegmentationModel.untrained`."""
+        return cls(CatSegConfig.from_dict({**settings, "clip": {**settings.get("clip", {}), "vocab_rows": vocab_rows}}))
+
     @property
     def published_id(self) -> str:
         """See `SegmentationModel`."""

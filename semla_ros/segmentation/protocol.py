@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from semla_ros.errors import ConfigError, known_names
 
 if TYPE_CHECKING:
+    from semla_ros.segmentation.clip import TextTower
     from semla_ros.segmentation.fixed_component import FixedComponent
 
 CLIP_PIXEL_MEAN = (122.7709383, 116.7460125, 104.09373615)  # 0..255, RGB
@@ -115,6 +116,29 @@ class SegmentationModel(nn.Module, ABC):
         Raises:
             ConfigError: Neither says what it is.
         """
+
+    @classmethod
+    def untrained(cls, settings: Mapping[str, Any], vocab_rows: int) -> SegmentationModel:
+        """A model with random weights, to be trained from nothing.
+
+        Args:
+            settings: As of `build`, but for the token table.
+            vocab_rows: Of the token table.
+
+        Raises:
+            ConfigError: The settings are of no model, or this kind starts from published weights alone.
+        """
+        del settings, vocab_rows
+        raise ConfigError(f"models of the kind '{cls.kind}' are not trained from nothing: give a checkpoint")
+
+    @property
+    def clip(self) -> TextTower:
+        """What of it learns from captions before it is trained to segment.
+
+        Raises:
+            ConfigError: It is not built on a CLIP.
+        """
+        raise ConfigError(f"models of the kind '{self.kind}' do not learn from captions")
 
     @property
     @abstractmethod

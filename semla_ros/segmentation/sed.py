@@ -52,7 +52,8 @@ class SedConfig:
     pixel_mean: tuple[float, float, float] = CLIP_PIXEL_MEAN  # 0..255, RGB
     pixel_std: tuple[float, float, float] = CLIP_PIXEL_STD
     adapts_text: bool = False  # adapters attach to the text tower, too: each mix then needs class embeddings of its own
-    probability: ClassVar[Literal["sigmoid"]] = "sigmoid"
+    detaches_guidance: bool = True  # published: the encoder learns through the cost volume alone
+    probability: Literal["sigmoid", "softmax"] = "sigmoid"  # how the logits were trained: per class, or over classes
     sliding_windows: ClassVar[None] = None
 
     def __post_init__(self) -> None:
@@ -60,6 +61,8 @@ class SedConfig:
             raise ConfigError(f"'text_width' must be a positive multiple of {HEAD_DIM}, got {self.text_width}")
         if any(side <= 0 or side % STRIDE for side in self.working_resolution):
             raise ConfigError(f"'working_resolution' must be multiples of {STRIDE}, got {self.working_resolution}")
+        if self.probability not in ("sigmoid", "softmax"):
+            raise ConfigError(f"'probability' must be 'sigmoid' or 'softmax', got {self.probability!r}")
         if len(self.visual_dims) != 4 or len(self.visual_depths) != 4:
             raise ConfigError(f"an encoder has four stages, got {self.visual_dims} and {self.visual_depths}")
         if self.decoder.encoder_dims != self.visual_dims[2::-1]:
@@ -182,6 +185,11 @@ class Sed(SegmentationModel):
         """See `SegmentationModel.build`."""
         return cls(SedConfig.of_tensors(tensors) if settings is None else SedConfig.from_dict(settings))
 
+    @classmethod
+    def untrained(cls, settings: Mapping[str, Any], vocab_rows: int) -> Sed:
+        """See `SegmentationModel.untrained`."""
+        return cls(SedConfig.from_dict({**settings, "vocab_rows": vocab_rows}))
+
     @property
     def published_id(self) -> str:
         """See `SegmentationModel`."""
@@ -274,17 +282,27 @@ class Sed(SegmentationModel):
             auxiliary: See `SedDecoder.forward`.
 
         Returns:
-            One logit map per class, shape (B, T, H/4, W/4); sigmoid makes probabilities.
+            One logit map per class, shape (B, T, H/4, W/4); sigmoid makes probabilities (softmax where `probability`
+            says so).
 
         Raises:
             ConfigError: The images have another size.
         """
+        cost, guidance = self._encode(images, text)
+        logits: Tensor = self.decoder(cost, guidance, presence, auxiliary)
+        return logits
+
+    def forward_with_cost(self, images: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """See `SegmentationModel.forward_with_cost`; the cost is the mean over the prompts."""
+        cost, guidance = self._encode(images, text)
+        return self.decoder(cost, guidance), cost.mean(dim=2)
+
+    def _encode(self, images: Tensor, text: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Cost volume (B, T, P, H/32, W/32), and the encoder's maps that guide the decoder, coarse to fine."""
         height, width = images.shape[-2:]
         if height % STRIDE or width % STRIDE:
             raise ConfigError(f"images must have sides that are multiples of {STRIDE}, got {height}x{width}")
         features, maps = self.clip.visual(images)
         cost = torch.einsum("behw,tpe->btphw", F.normalize(features, dim=1), text.to(features.dtype))
-        # Published: guidance is detached, so that the encoder learns through the cost volume alone.
-        guidance = [item.detach() for item in maps[2::-1]]
-        logits: Tensor = self.decoder(cost, guidance, presence, auxiliary)
-        return logits
+        guidance = maps[2::-1]
+        return cost, [item.detach() for item in guidance] if self.config.detaches_guidance else guidance

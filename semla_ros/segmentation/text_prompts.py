@@ -113,7 +113,7 @@ class Vocabulary:
         self._rows = None if self.bpe_ids is None else {item: row for row, item in enumerate(self.bpe_ids)}
 
     @classmethod
-    def from_texts(cls, texts: Iterable[str], context_length: int) -> Vocabulary:
+    def from_texts(cls, texts: Iterable[str], context_length: int = 77) -> Vocabulary:
         """The smallest table that can spell the given texts; say prompts, not bare class names."""
         tokenizer = _tokenizer()
         used = {0, tokenizer.sot_token_id, tokenizer.eot_token_id}

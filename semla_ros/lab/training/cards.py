@@ -12,8 +12,8 @@ from semla_ros.segmentation.checkpoint import LoadedModel
 
 _MODEL = """# {name}
 
-The small model that ships with semla_ros, so that the whole loop runs on any machine. It knows the package's own
-procedural street scenes and nothing else: **it is of no use on real camera images.**
+A small model, so that the whole loop runs on any machine. It knows the procedural street scenes of semla_ros and
+nothing else: **it is of no use on real camera images.**
 
 | part | trained on |
 | --- | --- |
@@ -27,14 +27,14 @@ vocabulary within those words, not an open one.
 
 Classes: {classes}.
 
-Made by `semla train all` from `config/training.yaml`. Weights are half-precision safetensors. Licence: Apache-2.0.
+Made by `semla train all`. Weights are half-precision safetensors. Licence: Apache-2.0.
 """
 
 _ADAPTER = """# {name}
 
 LoRA adapter of `{base}` for {what}, from {images} rendered scenes of {cities} ({ranges}).
 
-- rank {rank}, alpha {alpha}, {targets} target modules: the published ones and the linear maps of the stem
+- rank {rank}, alpha {alpha}, {targets} target modules
 - {steps} steps of {batch} images
 - centroid of {images} scene embeddings, mean distance {spread_mean:.3g}, 95 % within {spread_p95:.3g}
 - made by `semla train all`; licence {licence}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch import Tensor
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
 from semla_ros.config import RetrievalConfig, from_mapping
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, known_names
 from semla_ros.file_integrity import file_sha256, write_atomically
 from semla_ros.lab.processes import worker_pool
 from semla_ros.lab.report.progress import training_progress
@@ -44,17 +45,16 @@ from semla_ros.library.manifest import (
     LibraryManifest,
     ModelReference,
 )
-from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model
+from semla_ros.resources import find_model
+from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, Unfilled, load_model
 from semla_ros.segmentation.clip import HEAD_DIM, ClipConfig, VisualTower, to_open_clip
-from semla_ros.segmentation.model import CatSeg, CatSegConfig
-from semla_ros.segmentation.protocol import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD
-from semla_ros.segmentation.text_prompts import SINGLE_TEMPLATE, Vocabulary
+from semla_ros.segmentation.protocol import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, SegmentationModel
+from semla_ros.segmentation.registry import model_class
+from semla_ros.segmentation.text_prompts import Vocabulary, templates
 
 log = logging.getLogger(__name__)
 
 Samples = Mapping[str, RenderedSamples]  # by domain name
-
-TRAINING_DOMAINS: Mapping[str, Domain] = {**SOURCE, **BENCHMARK}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,24 +66,50 @@ class SceneEncoderTrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that fixes a training run; read from `config/training.yaml`.
+    """Everything that fixes a training run; read from `config/training.yaml` or `config/training_sed.yaml`.
 
     Attributes:
-        model: Dimensions of the segmenter; its vocabulary is that of the captions, whatever stands there.
+        name: Of the model and of its library.
+        kind: Of the segmenter, see `registry`.
+        model: Its settings, see `SegmentationModel.untrained`; its vocabulary is that of the captions.
         scene_tower: Dimensions of the scene encoder; its text settings are not used.
+        scene_encoder_of: Model whose scene encoder is taken instead, as it is.
+        domains: Those that get an adapter; none named: all of the world's benchmark.
     """
 
-    model: CatSegConfig
-    scene_tower: ClipConfig
+    model: Mapping[str, Any]
     clip: ClipTrainingConfig
-    scene_encoder: SceneEncoderTrainingConfig
     segmenter: SegmenterTrainingConfig
     adapter: AdapterTrainingConfig
+    name: str = "semla-tiny"
+    kind: str = "catseg"
+    scene_tower: ClipConfig | None = None
+    scene_encoder: SceneEncoderTrainingConfig | None = None
+    scene_encoder_of: str = ""
+    domains: tuple[str, ...] = ()
     seed: int = 0
     image_size: tuple[int, int] = (192, 256)
     clear_images: int = 2400
     domain_images: int = 480
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+
+    def __post_init__(self) -> None:
+        trains_encoder = self.scene_tower is not None and self.scene_encoder is not None
+        if trains_encoder == bool(self.scene_encoder_of):
+            raise ConfigError("a recipe has either 'scene_tower' and 'scene_encoder', or 'scene_encoder_of'")
+        if unknown := sorted(set(self.domains) - set(BENCHMARK)):
+            raise ConfigError(f"unknown domain '{unknown[0]}'; {known_names(unknown[0], sorted(BENCHMARK))}")
+        with Unfilled():
+            self.untrained_model(vocab_rows=1)
+
+    @property
+    def training_domains(self) -> Mapping[str, Domain]:
+        """The base model's own domain, and those that get an adapter, by name."""
+        return {**SOURCE, **{name: BENCHMARK[name] for name in self.domains or BENCHMARK}}
+
+    def untrained_model(self, vocab_rows: int) -> SegmentationModel:
+        """The segmenter to begin with; raises ConfigError where its settings are of no model."""
+        return model_class(self.kind).untrained(self.model, vocab_rows)
 
     @classmethod
     def load(cls, path: Path, budget: float = 1.0) -> Recipe:
@@ -102,7 +128,8 @@ class Recipe:
         stages = {}
         for name in ("clip", "scene_encoder", "segmenter", "adapter"):
             stage = getattr(recipe, name)
-            stages[name] = replace(stage, loop=replace(stage.loop.scaled(budget), seed=recipe.seed))
+            if stage is not None:
+                stages[name] = replace(stage, loop=replace(stage.loop.scaled(budget), seed=recipe.seed))
         return replace(recipe, **stages)
 
 
@@ -129,13 +156,11 @@ def adapter_recipe(path: Path) -> AdapterTrainingConfig:
     return from_mapping(AdapterTrainingConfig, part, where=f"recipe {path}: adapter")
 
 
-def render_training_images(
-    recipe: Recipe, cache: Path, domains: Mapping[str, Domain] = TRAINING_DOMAINS
-) -> dict[str, RenderedSamples]:
+def render_training_images(recipe: Recipe, cache: Path) -> dict[str, RenderedSamples]:
     """Training images of every domain, by name; rendered by all cores where they are not cached."""
     height, width = recipe.image_size
     samples = {}
-    for name, domain in domains.items():
+    for name, domain in recipe.training_domains.items():
         count = recipe.clear_images if name in SOURCE else recipe.domain_images
         request = RenderRequest(domain=domain, split="train", count=count, width=width, height=height)
         with training_progress(f"render {name}", count) as (advance, _):
@@ -148,19 +173,16 @@ class TrainingFolders:
     """Where a training run reads and writes.
 
     Attributes:
-        work: Progress and rendered images; may be removed once all is done.
+        work: Progress; may be removed once all is done.
+        scenes: Cache of rendered images, which recipes may share; likewise.
         model: The model's folder: segmenter, scene encoder, card.
         library: The adapter library.
     """
 
     work: Path
+    scenes: Path
     model: Path
     library: Path
-
-    @property
-    def scenes(self) -> Path:
-        """Cache of rendered images."""
-        return self.work / "scenes"
 
     @property
     def segmenter(self) -> Path:
@@ -194,33 +216,44 @@ def _run(stage: str, loop: LoopConfig, folders: TrainingFolders, device: torch.d
 
 
 def train_clip_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples, device: torch.device) -> None:
-    """Train the tiny CLIP; writes the scene encoder, and the CLIP for the segmenter to start from."""
+    """Train the tiny CLIP; writes it for the segmenter to start from, and the scene encoder where one is trained."""
     captions = [text for source in samples.values() for text in source.captions]
-    prompts = [SINGLE_TEMPLATE.format(word) for words in SYNONYMS.values() for word in words]
-    prompts += [SINGLE_TEMPLATE.format(name) for name in CLASS_NAMES]
-    vocabulary = Vocabulary.from_texts([*captions, *prompts], recipe.model.clip.context_length)
+    template = model_class(recipe.kind).template
+    words = [*(word for words in SYNONYMS.values() for word in words), *CLASS_NAMES]
+    prompts = [prompt.format(word) for word in words for prompt in templates(template)]
+    rows = Vocabulary.from_texts([*captions, *prompts]).bpe_ids
+    assert rows is not None
     torch.manual_seed(recipe.seed)
-    clip = replace(recipe.model.clip, vocab_rows=len(vocabulary))
-    model = CatSeg(replace(recipe.model, clip=clip)).to(device)
-    tower = VisualTower(recipe.scene_tower).to(device)
+    model = recipe.untrained_model(len(rows)).to(device)
+    vocabulary = Vocabulary(rows, model.context_length, cuts_long_prompts=model.cuts_long_prompts)
+    tower = None if recipe.scene_tower is None else VisualTower(recipe.scene_tower).to(device)
     tokens = token_table(vocabulary, captions)
     with _run("clip", recipe.clip.loop, folders, device) as run:
         train_clip(
-            model.clip,
+            model,
             tower,
             list(samples.values()),
             samples["clear"],
             tokens,
-            vocabulary.tokenize(CLASS_NAMES),
+            vocabulary.tokenize(CLASS_NAMES, template),
             recipe.clip,
             run,
         )
-    with _run("scene_encoder", recipe.scene_encoder.loop, folders, device) as run:
-        targets = caption_targets(model.clip, tokens, device)
-        refine_scene_tower(tower, list(samples.values()), targets, recipe.scene_encoder.loop, run)
-    save_model(model, folders.clip, class_names=CLASS_NAMES, vocabulary=vocabulary, model_id="semla-tiny-clip")
-    folders.model.mkdir(parents=True, exist_ok=True)
-    save_tower(tower, folders.encoder)
+    if tower is not None and recipe.scene_encoder is not None:
+        with _run("scene_encoder", recipe.scene_encoder.loop, folders, device) as run:
+            targets = caption_targets(model.clip, tokens, device)
+            refine_scene_tower(tower, list(samples.values()), targets, recipe.scene_encoder.loop, run)
+    save_model(
+        model,
+        folders.clip,
+        class_names=CLASS_NAMES,
+        vocabulary=vocabulary,
+        template=template,
+        model_id=f"{recipe.name}-clip",
+    )
+    if tower is not None:
+        folders.model.mkdir(parents=True, exist_ok=True)
+        save_tower(tower, folders.encoder)
 
 
 def train_segmenter_stage(recipe: Recipe, folders: TrainingFolders, samples: Samples, device: torch.device) -> None:
@@ -228,13 +261,15 @@ def train_segmenter_stage(recipe: Recipe, folders: TrainingFolders, samples: Sam
     start = load_model(folders.clip, device)
     model = start.model.train()
     with _run("segmenter", recipe.segmenter.loop, folders, device) as run:
-        train_segmenter(model, samples["clear"], start.tokenizer.tokenize(CLASS_NAMES), recipe.segmenter, run)
+        tokens = start.tokenizer.tokenize(CLASS_NAMES, start.template)
+        train_segmenter(model, samples["clear"], tokens, recipe.segmenter, run)
     save_model(
         model.eval(),
         folders.segmenter,
         class_names=CLASS_NAMES,
         vocabulary=start.tokenizer,
-        model_id="semla-tiny",
+        template=start.template,
+        model_id=recipe.name,
         extra={
             "domain": RENDERED,
             "trained_on": "clear-day scenes of the source cities",
@@ -247,13 +282,12 @@ def train_adapters_stage(
     recipe: Recipe,
     folders: TrainingFolders,
     samples: Samples,
-    domains: Mapping[str, Domain],
     device: torch.device,
 ) -> None:
     """Train one adapter per domain but the base model's own, and write the library; finished ones are kept.
 
-    On a CPU as many are trained at once as there are cores, one thread each: threads that share one small step wait
-    for each other more than they help.
+    On a CPU as many are trained at once as there are cores to run on, one thread each: threads that share one small
+    step wait for each other more than they help.
     """
     base = load_model(folders.segmenter)
     encoder = SceneEncoder.load(folders.encoder)
@@ -276,11 +310,11 @@ def train_adapters_stage(
                 _train_one_adapter(job)
                 advance(1)
         else:
-            with worker_pool(os.cpu_count() or 1, threads=1) as pool:
+            with worker_pool(len(os.sched_getaffinity(0)), threads=1) as pool:
                 for future in as_completed([pool.submit(_train_one_adapter, job) for job in jobs]):
                     future.result()
                     advance(1)
-    _write_library(recipe, folders, base, encoder, samples, domains)
+    _write_library(recipe, folders, base, encoder, samples)
 
 
 @dataclass(frozen=True)
@@ -301,7 +335,7 @@ def _train_one_adapter(job: _AdapterJob) -> None:
     train_adapter(
         base.model,
         RenderedSamples(job.request, folders.scenes),
-        base.tokenizer.tokenize(CLASS_NAMES),
+        base.tokenizer.tokenize(CLASS_NAMES, base.template),
         replace(job.recipe.adapter, loop=replace(job.recipe.adapter.loop, seed=job.seed)),
         name=name,
         library=folders.library,
@@ -317,7 +351,6 @@ def _write_library(
     base: LoadedModel,
     encoder: SceneEncoder,
     samples: Samples,
-    domains: Mapping[str, Domain],
 ) -> None:
     entries = {}
     for name in samples:
@@ -331,11 +364,11 @@ def _write_library(
             images=statistics.images,
             spread_mean=statistics.spread_mean,
             spread_p95=statistics.spread_p95,
-            family=domains[name].family,
+            family=BENCHMARK[name].family,
             licence="Apache-2.0",
         )
         card = adapter_card(
-            domains[name], entries[name], base.model_id, recipe.adapter, len(recipe.adapter.targets_of(base.model))
+            BENCHMARK[name], entries[name], base.model_id, recipe.adapter, len(recipe.adapter.targets_of(base.model))
         )
         (folder / "CARD.md").write_text(card, encoding="utf-8")
     counts = {name: len(source) for name, source in samples.items()}
@@ -346,11 +379,11 @@ def _write_library(
     manifest = LibraryManifest(
         base_domain=BaseDomain(
             sha256=file_sha256(folders.library / BASE_STATISTICS_NAME),
-            family=domains[home].family,
+            family=SOURCE[home].family,
             images=home_statistics.images,
             spread_p95=home_statistics.spread_p95,
         ),
-        base=ModelReference(id="semla-tiny", sha256=base.sha256),
+        base=ModelReference(id=recipe.name, sha256=base.sha256),
         encoder=ModelReference(id=encoder.id, sha256=encoder.sha256),
         retrieval=recipe.retrieval,
         adapters=entries,
@@ -373,17 +406,18 @@ def _noted_statistics(folders: TrainingFolders, name: str, encoder: SceneEncoder
     return statistics if statistics.known is not None else None
 
 
-def train_all(
-    recipe: Recipe, folders: TrainingFolders, device: torch.device, domains: Mapping[str, Domain] = TRAINING_DOMAINS
-) -> None:
+def train_all(recipe: Recipe, folders: TrainingFolders, device: torch.device) -> None:
     """From nothing to a model folder and a library. What is finished is kept, what was interrupted goes on."""
     folders.work.mkdir(parents=True, exist_ok=True)
-    samples = render_training_images(recipe, folders.scenes, domains)
+    samples = render_training_images(recipe, folders.scenes)
+    if recipe.scene_encoder_of:
+        folders.model.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(find_model(recipe.scene_encoder_of) / ENCODER_FILE, folders.encoder)
     if not folders.clip.is_file() or not folders.encoder.is_file():
         train_clip_stage(recipe, folders, samples, device)
     if not folders.segmenter.is_file():
         train_segmenter_stage(recipe, folders, samples, device)
-    train_adapters_stage(recipe, folders, samples, domains, device)
+    train_adapters_stage(recipe, folders, samples, device)
 
 
 def token_table(vocabulary: Vocabulary, texts: Sequence[str]) -> Tensor:
