@@ -231,6 +231,12 @@ class InferenceConfig(Checked):
         _require(bool(is_size), "working_resolution", "height x width such as 480x768", self.working_resolution)
 
     @property
+    def view(self) -> str:
+        """What the model sees of an image, in words: "whole", "whole at 480x768", "whole, 8 classes go on"."""
+        size = f" at {self.working_resolution}" if self.working_resolution else ""
+        return self.inference + size + (f", {self.early_rejection} classes go on" if self.early_rejection else "")
+
+    @property
     def working_size(self) -> tuple[int, int] | None:
         """Height and width of `working_resolution`; None where the model's own counts."""
         if not self.working_resolution:

@@ -143,6 +143,9 @@ class Pipeline:
         classes: What to look for; empty = the model's own list.
         model_dir: Where model files are looked for first.
         inference: "whole" images, or "sliding" over windows, which is slower and finer.
+        working_resolution: Height and width that images are resized to, such as "480x768", where the model leaves that
+            open; empty = its own.
+        early_rejection: Classes that go on at each pixel of the decoder, where the model can; 0 = all.
         device: "auto", "cpu", "cuda", "cuda:1".
         threads: Of the CPU; 0 = all cores but one.
 
@@ -158,6 +161,8 @@ class Pipeline:
         classes: Sequence[str] = (),
         model_dir: str = "",
         inference: Literal["whole", "sliding"] = "whole",
+        working_resolution: str = "",
+        early_rejection: int = 0,
         device: str = "auto",
         threads: int = 0,
     ) -> None:
@@ -167,7 +172,13 @@ class Pipeline:
             model_dir=model_dir,
             library=str(folder) if folder != "" else "",
             classes=_listed(classes),
-            inference=InferenceConfig(inference=inference, device=device, threads=threads),
+            inference=InferenceConfig(
+                inference=inference,
+                working_resolution=working_resolution,
+                early_rejection=early_rejection,
+                device=device,
+                threads=threads,
+            ),
         )
         self._inner = PerceptionPipeline.load(self._config)
         if self._inner.status().domain == RENDERED:

@@ -33,8 +33,10 @@ from semla_ros.commands.options import (
     add_library_option,
     add_log_option,
     add_model_options,
+    add_view_options,
     logging_to,
     output_file,
+    view_settings,
 )
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, ImageError
@@ -109,7 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(subject)
     add_library_option(subject)
     subject.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: auto")
-    subject.add_argument("--inference", choices=("whole", "sliding"), help="default: what the benchmark says")
+    add_view_options(subject, default=None, shown="what the benchmark says")
     subject.add_argument("--temperature", type=float, help="default: what the library recommends")
     subject.add_argument("--top-k", type=int, help="likewise")
     subject.add_argument("--distance", choices=("euclidean", "cosine"), help="likewise")
@@ -199,7 +201,8 @@ def make_spec(arguments: argparse.Namespace, benchmark: Benchmark | None = None)
     from semla_ros.lab.evaluation.subject import PipelineSpec
 
     on_disk = benchmark if isinstance(benchmark, DiskBenchmark) else None
-    view: Any = arguments.inference or (on_disk.inference if on_disk else "whole")
+    view = view_settings(arguments)
+    view["inference"] = view["inference"] or (on_disk.inference if on_disk else "whole")
     overrides = {
         "temperature": arguments.temperature,
         "top_k": arguments.top_k,
@@ -215,7 +218,7 @@ def make_spec(arguments: argparse.Namespace, benchmark: Benchmark | None = None)
         library=arguments.library,
         # A published model has no class list of its own; each domain brings its own when its turn comes.
         classes=on_disk.class_names(next(iter(arguments.domains or on_disk.domains))) if on_disk else (),
-        inference=InferenceConfig(inference=view, device=arguments.device, engine="torch"),
+        inference=InferenceConfig(**view, device=arguments.device, engine="torch"),
     )
     return PipelineSpec(config=config, retrieval=given)
 

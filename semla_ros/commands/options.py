@@ -58,6 +58,22 @@ def add_library_option(parser: Any, default: str = "the model's own") -> None:
     )
 
 
+def add_view_options(parser: Any, default: str | None = "whole", shown: str = "whole") -> None:
+    """What a model sees of an image, for `view_settings`; `default` is that of `--inference`, `shown` in its help."""
+    parser.add_argument("--inference", choices=("whole", "sliding"), default=default, help=f"default: {shown}")
+    parser.add_argument(
+        "--working-resolution", default="", metavar="HxW", help="that images are resized to; default: the model's own"
+    )
+    parser.add_argument(
+        "--early-rejection", type=int, default=0, metavar="N", help="classes that go on at each pixel; default: 0, all"
+    )
+
+
+def view_settings(arguments: Any) -> dict[str, Any]:
+    """The fields of `InferenceConfig` that `add_view_options` asks for."""
+    return {name: getattr(arguments, name) for name in ("inference", "working_resolution", "early_rejection")}
+
+
 def output_folder(text: str) -> Path:
     """A folder to write to, as the `type` of an option: whether that is possible is tried before the work begins.
 

@@ -21,7 +21,15 @@ from typing import Any
 
 from rich.console import Console
 
-from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_folder, rerun_target
+from semla_ros.commands.options import (
+    Listed,
+    add_library_option,
+    add_model_options,
+    add_view_options,
+    output_folder,
+    rerun_target,
+    view_settings,
+)
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError
 from semla_ros.lab.bags.frames import FrameOptions
@@ -91,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--classes", action=Listed, default=[], metavar="NAME", help="vocabulary; default: the model's own"
     )
-    how.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="(%(default)s)")
+    add_view_options(how)
     how.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
     how.add_argument(
         "--threads",
@@ -150,7 +158,7 @@ def read_options(arguments: argparse.Namespace) -> ReplayOptions:
         raise ConfigError("--threads and --jobs must be at least 0")
     if arguments.through_node and arguments.rate != "max":
         raise ConfigError("--through-node waits for each mask; to play the bag to the node, give --rate live alone")
-    inference = InferenceConfig(inference=arguments.inference, device=arguments.device, threads=arguments.threads)
+    inference = InferenceConfig(**view_settings(arguments), device=arguments.device, threads=arguments.threads)
     return ReplayOptions(
         frames=FrameOptions(
             topics=tuple(arguments.topic),

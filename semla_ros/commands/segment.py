@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from semla_ros.commands.options import Listed, add_library_option, add_model_options, output_folder, unique_stems
+from semla_ros.commands.options import (
+    Listed,
+    add_library_option,
+    add_model_options,
+    add_view_options,
+    output_folder,
+    unique_stems,
+    view_settings,
+)
 from semla_ros.errors import SemlaError
 from semla_ros.image_files import read_image
 from semla_ros.results import BASE_MODEL
@@ -39,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", action=Listed, default=(), metavar="NAME", help="what to look for; default: the model's own list"
     )
-    parser.add_argument("--inference", choices=("whole", "sliding"), default="whole", help="default: %(default)s")
+    add_view_options(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1; default: %(default)s")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores but one")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -75,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 2
     summary = {
         "model": arguments.model,
-        "inference": arguments.inference,
+        **view_settings(arguments),
         "classes": list(pipeline.classes),
         "threads": torch.get_num_threads(),
         "load_s": watch.latency_ms["load"] / 1e3,
@@ -99,7 +107,7 @@ def _load(arguments: argparse.Namespace) -> Pipeline:
         library=arguments.library,
         classes=arguments.classes,
         model_dir=arguments.model_dir,
-        inference=arguments.inference,
+        **view_settings(arguments),
         device=arguments.device,
         threads=arguments.threads,
     )

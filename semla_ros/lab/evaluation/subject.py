@@ -127,7 +127,7 @@ class PipelineSubject:
             "model": self._config.model + (f" ({manifest.base.sha256[:12]})" if manifest.base.sha256 else ""),
             "library": f"{self._parts.library.folder.name}, {len(self.adapter_names)} adapters",
             "retrieval": f"{settings.distance}, temperature {settings.temperature:g}, top_k {settings.top_k}{fade}",
-            "inference": f"{inference.inference} view on {self._device.type}",
+            "inference": f"{inference.view} on {self._device.type}",
         }
 
     def retriever(self, settings: RetrievalConfig, *, as_published: bool = False) -> Retriever | PublishedRetriever:

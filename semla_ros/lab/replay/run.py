@@ -367,7 +367,7 @@ class _Measured:
             "model": options.config.model,
             "library": options.config.library or "(shipped with the model)",
             "threads": inference.threads,
-            "inference": inference.inference,
+            "inference": inference.view,
             "precision": inference.precision,
             "scope": options.scope,
             "frames": {**frames, "topics": list(frames["topics"]), "truth": list(frames["truth"])},
