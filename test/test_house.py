@@ -1,10 +1,13 @@
 """The house: robot below, laboratory above; ROS in `nodes/` alone; no import that runs up, no circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import house
 import pytest
+
+from semla_ros.segmentation.registry import OWN_KINDS
 
 ROS_PACKAGES = {
     "ament_index_python", "bond", "builtin_interfaces", "cv_bridge", "diagnostic_msgs", "diagnostic_updater", "launch",
@@ -88,6 +91,17 @@ def test_what_stands_elsewhere_imports_no_ros_and_no_nodes_but_where_it_is_liste
     assert not any(name.startswith(f"{house.PACKAGE}.{node}") for name in at_start for node in ("nodes", *nodes))
 
 
+def names_a_model_s_class(module: str, source: str) -> bool:
+    """Whether a module outside `segmentation` names the class or the module of a kind that the registry knows."""
+    named = [part.replace(".", r"\.") for kind in OWN_KINDS.values() for part in kind.split(":")]
+    return house.room(module) != "segmentation" and bool(re.search(rf"\b({'|'.join(named)})\b", source))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_outside_segmentation_names_a_model_s_class(module: str) -> None:
+    assert not names_a_model_s_class(module, FILES[module].read_text(encoding="utf-8"))
+
+
 def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
@@ -105,6 +119,10 @@ def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
     assert ("segmentation.clip", "library.manifest") in house.against_the_order(graph)
     assert house.circles(graph) == [["library.manifest", "segmentation.clip"]]
     assert house.floors(house.room_graph(graph)) == 4  # engines, lab.world, labels, library with segmentation
+    for source in ("from semla_ros.segmentation.sed import SedConfig", "model: CatSeg"):
+        assert names_a_model_s_class("engines.torch_engine", source)
+        assert not names_a_model_s_class("segmentation.model", source)
+    assert not names_a_model_s_class("engines.torch_engine", "a SegmentationModel, be it CAT-Seg")
     assert imports_ros("def f():\n    from rclpy.node import Node")
     assert not imports_ros("import rclpython")
     late = "import numpy\nclass A:\n    def f(self):\n        from semla_ros.nodes import outputs"

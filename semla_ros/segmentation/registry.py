@@ -11,7 +11,7 @@ from semla_ros.errors import CheckpointError, first_line, known_names
 from semla_ros.segmentation.protocol import SegmentationModel
 
 ENTRY_POINTS = "semla_ros.models"
-_OWN = {
+OWN_KINDS = {
     "catseg": "semla_ros.segmentation.model:CatSeg",
     "sed": "semla_ros.segmentation.sed:Sed",
 }
@@ -51,5 +51,5 @@ def recognised(tensors: Mapping[str, Tensor]) -> type[SegmentationModel]:
 
 
 def _points() -> Iterator[EntryPoint]:
-    yield from (EntryPoint(name, value, ENTRY_POINTS) for name, value in _OWN.items())
-    yield from (point for point in entry_points(group=ENTRY_POINTS) if point.name not in _OWN)
+    yield from (EntryPoint(name, value, ENTRY_POINTS) for name, value in OWN_KINDS.items())
+    yield from (point for point in entry_points(group=ENTRY_POINTS) if point.name not in OWN_KINDS)

@@ -164,3 +164,29 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.syspath_prepend(str(install_toy(tmp_path / "site", module="no_such_module:Toy")))
     with pytest.raises(CheckpointError, match="of the kind 'toy' cannot be imported: No module named"):
         load_model(write_toy(tmp_path / "toy"))
+
+
+def refused_commands(model: str, library: str, pictures: Path) -> dict[str, list[str]]:
+    """Commands that would bring a library's adapters and another model together."""
+    adapter = str(Path(library) / "fog")
+    named = ["--model", model, "--library", library]
+    return {
+        "segment": ["segment", str(pictures / "images" / "0.png"), *named],
+        "replay": ["replay", str(pictures / "bag"), *named, "--out", str(pictures / "replay"), "--no-report"],
+        "evaluate": ["evaluate", *named, "--images", "1", "--jobs", "1", "--domains", "old-town-fog"],
+        "library check": ["library", "check", library, "--model", model],
+        "library add": ["library", "add", adapter, "--library", str(pictures / "own"), "--model", model],
+        "library import": ["library", "import", library, "--model", model],
+    }
+
+
+@pytest.mark.parametrize("command", refused_commands("", "", Path()))
+def test_each_command_refuses_adapters_of_another_backbone(
+    command: str, model: Path, library_copy: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with BagWriter(pictures / "bag") as bag:
+        bag.image("/camera/image", np.zeros((48, 64, 3), np.uint8), 10**9, "camera")
+    assert main(refused_commands(str(model), str(library_copy), pictures)[command]) != 0
+    said = "".join(capsys.readouterr())
+    assert "another base model" in said
+    assert "Traceback" not in said
