@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -26,10 +27,16 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class ConvNextBlock(nn.Module):
-    """Depthwise 7x7 convolution, norm and MLP, with one residual around them."""
+    """Depthwise 7x7 convolution, norm and MLP, with one residual around them.
 
-    def __init__(self, channels: int) -> None:
+    Args:
+        channels: Of the maps.
+        drop: Stochastic depth: share of the images that pass it unchanged while training (Huang et al., ECCV 2016).
+    """
+
+    def __init__(self, channels: int, drop: float) -> None:
         super().__init__()
+        self.drop = drop
         self.gamma = nn.Parameter(torch.ones(channels))
         self.conv_dw = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=EPS)
@@ -38,17 +45,21 @@ class ConvNextBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Transform maps (B, C, H, W)."""
         mixed: Tensor = self.mlp(self.norm(self.conv_dw(x).permute(0, 2, 3, 1)))
-        return x + (self.gamma * mixed).permute(0, 3, 1, 2)
+        mixed = self.gamma * mixed
+        if self.training and self.drop:
+            kept = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop
+            mixed = mixed * kept / (1 - self.drop)
+        return x + mixed.permute(0, 3, 1, 2)
 
 
 class ConvNextStage(nn.Module):
     """Halves the maps, unless it is the first one, and transforms them."""
 
-    def __init__(self, channels_in: int, channels: int, depth: int) -> None:
+    def __init__(self, channels_in: int, channels: int, drops: list[float]) -> None:
         super().__init__()
         if channels_in:
             self.downsample = nn.Sequential(ChannelNorm(channels_in), nn.Conv2d(channels_in, channels, 2, stride=2))
-        self.blocks = nn.Sequential(*(ConvNextBlock(channels) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(ConvNextBlock(channels, drop) for drop in drops))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C, H/2, W/2), the first stage to (B, C, H, W)."""
@@ -61,11 +72,12 @@ class ConvNextStage(nn.Module):
 class ConvNextTrunk(nn.Module):
     """Four stages at 1/4, 1/8, 1/16 and 1/32 of the image, and the norm of CLIP's image head."""
 
-    def __init__(self, dims: tuple[int, ...], depths: tuple[int, ...]) -> None:
+    def __init__(self, dims: tuple[int, ...], depths: tuple[int, ...], drop: float) -> None:
         super().__init__()
+        every = iter(torch.linspace(0, drop, sum(depths), device="cpu").tolist())
         self.stem = nn.Sequential(nn.Conv2d(3, dims[0], 4, stride=4), ChannelNorm(dims[0]))
         self.stages = nn.ModuleList(
-            ConvNextStage(before, channels, depth)
+            ConvNextStage(before, channels, list(islice(every, depth)))
             for before, channels, depth in zip((0, *dims), dims, depths, strict=False)
         )
         self.head = nn.ModuleDict({"norm": ChannelNorm(dims[-1])})
@@ -83,14 +95,15 @@ class ConvNextTrunk(nn.Module):
 class HeadMlp(nn.Module):
     """The image head of the larger models: two linear layers with an exact GELU between them."""
 
-    def __init__(self, channels: int, embed_dim: int) -> None:
+    def __init__(self, channels: int, embed_dim: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.fc1 = nn.Linear(channels, 2 * embed_dim)
         self.fc2 = nn.Linear(2 * embed_dim, embed_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., embed_dim)."""
-        projected: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        projected: Tensor = self.fc2(self.dropout(F.gelu(self.fc1(x))))
         return projected
 
 
@@ -98,14 +111,19 @@ class ConvNextTower(ImageTower):
     """Trunk and image head, which is applied at each position: nothing is pooled to segment an image."""
 
     def __init__(
-        self, dims: tuple[int, ...], depths: tuple[int, ...], head: Literal["linear", "mlp"], embed_dim: int
+        self,
+        dims: tuple[int, ...],
+        depths: tuple[int, ...],
+        head: Literal["linear", "mlp"],
+        embed_dim: int,
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
-        self.trunk = ConvNextTrunk(dims, depths)
+        self.trunk = ConvNextTrunk(dims, depths, drop)
         self.head = nn.ModuleDict(
             {"proj": nn.Linear(dims[-1], embed_dim, bias=False)}
             if head == "linear"
-            else {"mlp": HeadMlp(dims[-1], embed_dim)}
+            else {"mlp": HeadMlp(dims[-1], embed_dim, drop)}
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:

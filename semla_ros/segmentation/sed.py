@@ -33,6 +33,7 @@ from semla_ros.segmentation.targets import targets_among
 STRIDE = 32  # of the coarsest map: both sides of an image are multiples of it
 _CLIP = "sem_seg_head.predictor.clip_model."
 _DECODER = "sem_seg_head.predictor.transformer."
+_DROP_OF_L = 0.1  # published, for the size whose image head is an MLP
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ class SedConfig:
     pixel_mean: tuple[float, float, float] = CLIP_PIXEL_MEAN  # 0..255, RGB
     pixel_std: tuple[float, float, float] = CLIP_PIXEL_STD
     adapts_text: bool = False  # adapters attach to the text tower, too: each mix then needs class embeddings of its own
+    drop: float = 0.0  # while training: of the image head's MLP, and stochastic depth, up to this at the last block
     detaches_guidance: bool = True  # published: the encoder learns through the cost volume alone
     probability: Literal["sigmoid", "softmax"] = "sigmoid"  # how the logits were trained: per class, or over classes
     sliding_windows: ClassVar[None] = None
@@ -81,7 +83,7 @@ class SedConfig:
         """The published model on ConvNeXt-L."""
         dims = (192, 384, 768, 1536)
         decoder = SedDecoderConfig(encoder_dims=dims[2::-1])
-        sizes = {"embed_dim": 768, "text_width": 768, "text_layers": 16}
+        sizes = {"drop": _DROP_OF_L, "embed_dim": 768, "text_width": 768, "text_layers": 16}
         return cls(visual_dims=dims, head="mlp", decoder=decoder, **sizes)  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, Any]:
@@ -121,10 +123,12 @@ class SedConfig:
         dims = tuple(size(stage.format(index) + ".0.norm.weight") for index in range(4))
         steps = range(count(_DECODER + r"decoder(\d+)."))
         guidance = _DECODER + "decoder_guidance_projection.{}.0.weight"
+        has_mlp = _CLIP + "visual.head.mlp.fc2.weight" in shapes
         return cls(
             visual_dims=dims,
             visual_depths=depths,
-            head="mlp" if _CLIP + "visual.head.mlp.fc2.weight" in shapes else "linear",
+            head="mlp" if has_mlp else "linear",
+            drop=_DROP_OF_L if has_mlp else 0.0,
             embed_dim=size(_CLIP + "text_projection", 1),
             text_width=size(_CLIP + "text_projection"),
             text_layers=count(_CLIP + r"transformer.resblocks.(\d+)."),
@@ -164,7 +168,7 @@ class Sed(SegmentationModel):
         super().__init__()
         self.config = config
         clip = TextTower(
-            ConvNextTower(config.visual_dims, config.visual_depths, config.head, config.embed_dim),
+            ConvNextTower(config.visual_dims, config.visual_depths, config.head, config.embed_dim, config.drop),
             width=config.text_width,
             layers=config.text_layers,
             embed_dim=config.embed_dim,

@@ -25,6 +25,7 @@ def small_sed(vocab_rows: int = 300, *, head: str = "mlp") -> Sed:
         visual_dims=dims,
         visual_depths=(1, 2, 1, 1),
         head=head,  # type: ignore[arg-type]
+        drop=0.1 if head == "mlp" else 0.0,  # as published of this head
         embed_dim=36,
         text_width=64,
         text_layers=1,

@@ -14,6 +14,7 @@ from torch import Tensor
 from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.segmentation.checkpoint import load_model
 from semla_ros.segmentation.class_buckets import pad_vocabulary
+from semla_ros.segmentation.convnext import ConvNextBlock, ConvNextTrunk
 from semla_ros.segmentation.inference import segment_probabilities
 from semla_ros.segmentation.sed import Sed, SedConfig
 from semla_ros.segmentation.sed_decoder import REJECTED
@@ -113,6 +114,34 @@ def test_a_model_that_leaves_neither_open_says_so() -> None:
         other.choose((64, 64), 0)
     with pytest.raises(ConfigError, match="'early_rejection'"):
         other.choose(None, 2)
+
+
+def test_dropping_acts_while_training_alone_and_nowhere_that_it_was_not_published(model: Sed) -> None:
+    view, text = images(4), class_embeddings(model)
+    expected = logits_of(model, view, text)
+    for drop in (0.0, 0.5):
+        other = Sed(replace(model.config, drop=drop))
+        other.load_state_dict(model.state_dict())
+        assert torch.equal(logits_of(other.train(), view, text), expected) == (drop == 0)
+        assert torch.equal(logits_of(other.eval(), view, text), expected)
+    assert (SedConfig.sed_b().drop, SedConfig.sed_l().drop) == (0.0, 0.1)
+
+
+def test_a_block_that_is_passed_by_is_made_up_for_by_the_others() -> None:
+    torch.manual_seed(0)
+    block, x = ConvNextBlock(8, 0.25), torch.randn(1, 8, 4, 4).expand(4000, -1, -1, -1)
+    with torch.no_grad():
+        whole = block.eval()(x[:1]) - x[:1]
+        some = block.train()(x) - x
+    assert float((some == 0).all(dim=(1, 2, 3)).float().mean()) == pytest.approx(0.25, abs=0.03)
+    torch.testing.assert_close(some.mean(0, keepdim=True), whole, atol=0.03 * float(whole.abs().max()), rtol=0)
+
+
+def test_the_share_that_is_dropped_grows_over_the_blocks() -> None:
+    with torch.device("meta"):
+        trunk = ConvNextTrunk((8, 8, 8, 8), (1, 2, 1, 1), 0.1)
+    drops = [block.drop for stage in trunk.stages for block in stage.blocks]
+    assert drops == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
 
 
 def test_prompts_of_another_number_of_templates_are_refused(model: Sed) -> None:

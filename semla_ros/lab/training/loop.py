@@ -137,6 +137,7 @@ def run_loop(
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * factor
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            torch.manual_seed(config.seed * 1_000_003 + step)  # what a model drops is drawn from the global generator
             with torch.autocast(run.device.type, torch.bfloat16, enabled=config.bfloat16):
                 loss = step_loss(generator)
             value = float(loss.detach())
