@@ -60,9 +60,9 @@ setup(
     license="Apache-2.0",
     entry_points={
         "console_scripts": [
-            "perception = semla_ros.cli:perception",
-            "scene_camera = semla_ros.cli:scene_camera",
-            "semla = semla_ros.cli:main",
+            "perception = semla_ros.executables:perception",
+            "scene_camera = semla_ros.executables:scene_camera",
+            "semla = semla_ros.executables:semla",
         ],
     },
 )

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from semla_ros import __version__
 from semla_ros.errors import SemlaError, known_names
 from semla_ros.extras import missing_extra, require
+from semla_ros.interrupts import end_by_interrupts, raise_interrupts
 
 _WRONG_CHOICE = re.compile(r"invalid choice: '?([^']*)'? \(choose from (.*)\)")
 
@@ -143,6 +144,7 @@ def scene_camera() -> int:
 
 
 def _run_node(name: str, module: str) -> int:
+    end_by_interrupts()
     try:
         node = importlib.import_module(module)
     except ImportError as error:
@@ -154,10 +156,14 @@ def _run_node(name: str, module: str) -> int:
 
 
 def _run(arguments: Sequence[str], name: str) -> int:
-    from rich.console import Console  # here, where an interrupt is quiet
+    end_by_interrupts()
+    try:
+        from rich.console import Console
 
-    Console.on_broken_pipe = _raise_again  # type: ignore[method-assign, assignment]  # rich would end the process without a word
-    options = build_parser(name).parse_args(arguments)
+        Console.on_broken_pipe = _raise_again  # type: ignore[method-assign, assignment]  # rich would end the process without a word
+        options = build_parser(name).parse_args(arguments)
+    finally:
+        raise_interrupts()
     level = {0: logging.WARNING, 1: logging.INFO}.get(options.verbose, logging.DEBUG)
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     require(*_EXTRAS.get(options.command, ()), *(name for name in _OPTIONS if getattr(options, name, "")))

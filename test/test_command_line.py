@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 from semla_ros.cli import COMMANDS, build_parser, main
 from semla_ros.commands.options import Listed, output_file, output_folder, unique_stems
 from semla_ros.errors import ConfigError
+from semla_ros.interrupts import end_by_interrupts, raise_interrupts
 
 OUTPUTS = {"--out", "--dest", "--html", "--markdown", "--work", "--model-out", "--library-out", "--log-dir"}
 LISTINGS = (
@@ -91,6 +93,69 @@ def test_whatever_the_system_refuses_is_one_line(
     assert main(["library", "list"]) == 2
     expected = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     assert capsys.readouterr().err == f"semla library: {expected}\n"
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+from semla_ros import executables
+
+class Interrupt:
+    def find_spec(self, name, path, target=None):
+        if name == {module!r}:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.sigtimedwait([], 0.1)
+            except KeyboardInterrupt:
+                raise ImportError("as modules in C say it") from None
+
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = {arguments!r}
+sys.exit(executables.{name}())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "module"),
+    [
+        ("perception", [], "semla_ros.cli"),
+        ("perception", ["--help"], "argparse"),
+        pytest.param("perception", [], "rclpy.node", marks=pytest.mark.ros),
+        pytest.param("scene_camera", [], "semla_ros.lab.world.render", marks=pytest.mark.ros),
+        ("semla", ["segment", "x.png"], "semla_ros.cli"),
+        ("semla", ["segment", "x.png"], "rich.console"),
+        ("semla", ["library", "list"], "semla_ros.commands.library"),
+    ],
+)
+def test_an_interrupt_in_the_middle_of_any_import_ends_an_executable_without_a_word(
+    name: str, arguments: list[str], module: str
+) -> None:
+    if name == "scene_camera" or module == "rclpy.node":
+        pytest.importorskip("rclpy", reason="needs rclpy")
+    code = INTERRUPTED_IMPORT.format(name=name, arguments=arguments, module=module)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (answer.returncode, answer.stdout, answer.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_an_interrupt_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as behind nohup
+    try:
+        end_by_interrupts()
+        raise_interrupts()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_command_that_runs_can_finish_what_it_has_begun_when_it_is_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[object] = []
+    module = importlib.import_module("semla_ros.commands.library")
+    monkeypatch.setattr(module, "run", lambda _: seen.append(signal.getsignal(signal.SIGINT)) or 0)
+    assert main(["library", "list"]) == 0
+    with pytest.raises(SystemExit):
+        main(["library", "--help"])
+    assert [*seen, signal.getsignal(signal.SIGINT)] == [signal.default_int_handler] * 2
 
 
 def test_an_interrupt_while_modules_load_is_quiet(

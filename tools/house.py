@@ -22,7 +22,7 @@ PACKAGE = "semla_ros"
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = (
     "errors results timing config resources labels image_codec image_samples image_bytes image_files codec_warnings "
-    "file_integrity hub extras torchvision_compat"
+    "file_integrity hub extras interrupts torchvision_compat"
 )
 # From the ground up; a room imports only from its own and those before it. What stands in one line is one storey.
 ORDER = tuple(
@@ -46,9 +46,10 @@ ORDER = tuple(
         "lab.demo",
         "api",
         "commands cli",
+        "executables",
     )
 )
-ABOVE = ("lab", "api", "commands", "cli")  # all else is the robot
+ABOVE = ("lab", "api", "commands", "cli", "executables")  # all else is the robot
 ABOVE_BEFORE = (
     *ABOVE,
     "scenes",

@@ -345,6 +345,11 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         """Go on where a callback failed, and tell."""
         self._troubles.refuse("a callback failed", error)
 
+    @property
+    def is_changing(self) -> bool:
+        """A transition is under way, such as the one that loads the model."""
+        return bool(self._troubles.progress)
+
     def doing(self) -> str:
         """What the node is busy with, for who wants to end it."""
         hang = self._frames.hang()
@@ -386,7 +391,11 @@ def spin(make: Callable[[], PerceptionNode], arguments: Sequence[str] | None = N
         is_made.wait()  # in a context that has ended, what is half made could be neither finished nor taken down
         rclpy.get_default_context().try_shutdown()  # rclpy.try_shutdown also undoes handlers, in the main thread alone
 
-    guard = EndGuard(shut_down, lambda: nodes[0].doing() if nodes else "the node is being made")
+    guard = EndGuard(
+        shut_down,
+        doing=lambda: nodes[0].doing() if nodes else "the node is being made",
+        is_changing=lambda: bool(nodes) and nodes[0].is_changing,
+    )
     try:
         # rclpy's own handlers would end the context at any time, and do nothing where the main thread hangs.
         rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)

@@ -12,9 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 
 ORDERLY_S = 4.0  # how long threads may take to end
 AT_LAST_S = 4.7  # when the kernel ends the process by SIGALRM, should nothing else be able to
+LOOK_S = 0.1  # between two looks at what there is still to wait for
 ECHO_S = 0.25  # a terminal and a launch program may both pass on one Ctrl-C
 HUNG_STATUS = 70  # exit status where the watchdog ends the process
 
@@ -50,19 +52,34 @@ def end_at_once(status: int, reason: str) -> None:
     os._exit(status)
 
 
+def is_importing() -> bool:
+    """Some thread is in the middle of an import, which can be neither interrupted nor hurried."""
+    for frame in sys._current_frames().values():
+        inner: FrameType | None = frame
+        while inner is not None:
+            if inner.f_code.co_filename == "<frozen importlib._bootstrap>":
+                return True
+            inner = inner.f_back
+    return False
+
+
 class EndGuard:
     """Takes SIGINT and SIGTERM, in a thread that needs no other: the first one begins an orderly end.
 
     Where that takes longer than `ORDERLY_S`, or another signal comes, the process ends at once with the status of the
-    first signal, 128 + its number. To be made in the main thread; takes the place of other handlers.
+    first signal, 128 + its number; without a word where no image is served and modules are being imported. To be made
+    in the main thread; takes the place of other handlers.
 
     Args:
         shut_down: Begins the orderly end; called in a thread of its own.
         doing: Says what hangs, as far as that is known.
+        is_changing: No image is served just now, as while a model loads.
     """
 
-    def __init__(self, shut_down: Callable[[], object], doing: Callable[[], str]) -> None:
-        self._shut_down, self._doing = shut_down, doing
+    def __init__(
+        self, shut_down: Callable[[], object], doing: Callable[[], str], is_changing: Callable[[], bool] = bool
+    ) -> None:
+        self._shut_down, self._doing, self._is_changing = shut_down, doing, is_changing
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
@@ -87,7 +104,9 @@ class EndGuard:
         notify("STOPPING=1")
         reason = f"not ended {ORDERLY_S:g} s after {first.name}"
         while (left_s := began_s + ORDERLY_S - time.monotonic()) > 0:
-            if select.select([self._receiver], [], [], left_s)[0]:
+            if self._is_changing() and is_importing():
+                os._exit(128 + first)
+            if select.select([self._receiver], [], [], min(left_s, LOOK_S))[0]:
                 again = signal.Signals(self._receiver.recv(1)[0])
                 if time.monotonic() - began_s > ECHO_S:
                     reason = f"{again.name} while ending by {first.name}"

@@ -6,6 +6,7 @@ of classes, so that a test can tell which image a mask belongs to.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -34,6 +35,9 @@ class CostlessPipeline:
         self._hangs_in = config.model.removeprefix("hangs in ")
         self.engine = SimpleNamespace(stage=None, name="costless", precision="fp32")
         self._hang("loading")
+        if self._hangs_in == "importing":
+            sys.meta_path.insert(0, SimpleNamespace(find_spec=lambda *_: self._hang("importing")))  # type: ignore[arg-type]
+            importlib.import_module("a_module_that_never_comes")
         if config.model == "missing":
             raise ConfigError("model 'missing' was not found in /nowhere")
         if config.model.endswith(".ready"):  # loads until the test makes this file

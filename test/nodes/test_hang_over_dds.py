@@ -22,7 +22,7 @@ from sensor_msgs.msg import Image
 def running(graph: Graph, name: str, hangs_in: str, **parameters: Any) -> tuple[PerceptionClient, NodeProcess]:
     client = PerceptionClient(graph, name)
     process = start_costless(graph, name, model=f"hangs in {hangs_in}", **parameters)
-    if hangs_in != "loading":
+    if hangs_in not in ("loading", "importing"):
         client.wait_for_state("active")
     return client, process
 
@@ -127,6 +127,19 @@ def test_a_signal_while_the_node_is_made_ends_the_process_in_five_seconds(
     assert time.monotonic() - began_s < 5.0
     assert named in process.output
     assert "Traceback" not in process.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_signal_while_modules_of_the_model_are_imported_ends_the_process_without_a_word(
+    graph: Graph, number: signal.Signals
+) -> None:
+    process = running(graph, f"importing_{number.name.lower()}", "importing")[1]
+    wait_for(lambda: "now hanging: importing" in process.output, "an import that hangs")
+    said = process.output
+    began_s = time.monotonic()
+    assert process.stop(number) == 128 + number, process.output
+    assert time.monotonic() - began_s < 2.0
+    assert process.output == said
 
 
 def test_a_second_signal_ends_a_process_that_hangs_at_once(graph: Graph) -> None:

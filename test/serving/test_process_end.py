@@ -16,14 +16,14 @@ from semla_ros.serving.process_end import notify
 HANGING_MAIN = """
 import threading, time
 from semla_ros.serving.process_end import EndGuard
-guard = EndGuard({shut_down}, lambda: "doing something")
+guard = EndGuard({shut_down}, lambda: "doing something"{more})
 print("ready", flush=True)
 {main}
 """
 
 
-def started(main: str, shut_down: str = "lambda: None") -> subprocess.Popen[str]:
-    code = HANGING_MAIN.format(main=main, shut_down=shut_down)
+def started(main: str, shut_down: str = "lambda: None", more: str = "") -> subprocess.Popen[str]:
+    code = HANGING_MAIN.format(main=main, shut_down=shut_down, more=more)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
@@ -70,6 +70,42 @@ def test_a_standard_error_that_nobody_reads_keeps_no_process_from_its_end() -> N
     process = started("import os; os.set_blocking(2, True)\nwhile True: os.write(2, b'x' * 4096)")
     process.send_signal(signal.SIGINT)
     assert process.wait(60.0) == 128 + signal.SIGINT
+
+
+IMPORTING = """
+import sys
+class Endless:
+    def find_spec(self, name, path, target=None):
+        if name == "endless":
+            print("importing", flush=True)
+            while True: time.sleep(0.01)
+sys.meta_path.insert(0, Endless())
+threading.Thread(target=lambda: __import__("endless")).start()
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_import_while_nothing_is_served_is_left_at_once_and_without_a_word(number: signal.Signals) -> None:
+    process = started(IMPORTING, more=", is_changing=lambda: True")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    began_s = time.monotonic()
+    process.send_signal(number)
+    assert process.communicate(timeout=60.0) == ("", "")
+    assert process.returncode == 128 + number
+    assert time.monotonic() - began_s < 2.0
+
+
+def test_while_images_are_served_an_import_is_waited_for_as_all_else() -> None:
+    process = started(IMPORTING, more=", is_changing=lambda: False")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    began_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60.0)
+    assert time.monotonic() - began_s > 3.9
+    assert "not ended 4 s after SIGINT" in told
 
 
 def test_an_orderly_end_is_left_alone() -> None:
