@@ -39,7 +39,7 @@ from semla_ros.nodes.bond import BEAT_S, Bond
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
 from semla_ros.nodes.parameter_services import ParameterServices
-from semla_ros.nodes.rclpy_internals import Serve, guard_transitions, listen
+from semla_ros.nodes.rclpy_internals import Serve, destroy, guard_transitions, listen
 from semla_ros.nodes.reporter import Reporter
 from semla_ros.nodes.services import NodeServices
 from semla_ros.nodes.start_log import start_lines
@@ -422,7 +422,7 @@ def _serve(node: PerceptionNode) -> None:
     finally:
         node.close()
         executor.shutdown(timeout_sec=5.0)
-        node.destroy_node()
+        destroy(node)
         rclpy.try_shutdown()
 
 

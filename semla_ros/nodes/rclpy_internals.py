@@ -34,6 +34,16 @@ def lifecycle_state(node: LifecycleNodeMixin) -> str:
     return str(node._state_machine.current_state[1])
 
 
+def destroy(node: LifecycleNodeMixin) -> None:
+    """Destroy a node with all that it holds in the middleware.
+
+    The state machine, whose services are not the node's own, would keep the DDS participant with its shared memory
+    until it is collected, which at the end of a process may be never.
+    """
+    node.destroy_node()
+    del node._state_machine
+
+
 def guard_transitions(node: LifecycleNodeMixin, guard: Callable[[Serve], Serve]) -> None:
     """Put a guard around the service that runs transitions: an impossible one raises, which would end the executor."""
     service = node._service_change_state
