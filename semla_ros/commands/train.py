@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from semla_ros.commands.options import add_log_option, add_model_options, logging_to, output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError, DatasetError, VocabularyError, known_names
+from semla_ros.errors import ConfigError, DatasetError, LibraryError, VocabularyError, known_names
 from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.resources import find_model, share_folder
@@ -211,6 +211,7 @@ def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
     from semla_ros.segmentation.checkpoint import load_model
 
     base = load_model(find_model(arguments.model, arguments.model_dir))
+    _check_library(arguments.library, base)
     source: SampleSource
     with ExitStack() as stack:
         if arguments.benchmark:
@@ -234,6 +235,19 @@ def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
     if arguments.benchmark:
         _validate(arguments, class_names)
     return status
+
+
+def _check_library(library: Path, base: LoadedModel) -> None:
+    """Refuse a library of another base model, before an adapter is trained that would spoil it."""
+    from semla_ros.library.manifest import ModelReference, read_manifest
+
+    stated = read_manifest(library).base
+    used = ModelReference(id=base.model_id, sha256=base.sha256 if stated.sha256 else "")
+    if difference := stated.difference(used):
+        raise LibraryError(
+            f"adapter library {library}: made for the base model with {difference} as '{base.path}'; "
+            "train into a library of that model, or into a new folder"
+        )
 
 
 _OPTIONS = {  # what says where images come from -> what it needs, what else goes with it

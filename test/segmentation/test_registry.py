@@ -166,6 +166,20 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch:
         load_model(write_toy(tmp_path / "toy"))
 
 
+def test_no_adapter_is_trained_into_a_library_of_another_model(
+    model: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = pictures / "of-another"
+    library.mkdir()
+    (library / "library.yaml").write_text("base: {id: somebody-else}", encoding="utf-8")
+    options = ["--images", str(pictures / "images"), "--labels", str(pictures / "labels"), "--device", "cpu"]
+    more = ["--classes", str(pictures / "classes.txt"), "--model", str(model), "--library", str(library)]
+    assert main(["train", "adapter", "--name", "mist", *options, *more]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "made for the base model with id 'somebody-else', not '" in line
+    assert not (library / "mist").exists()
+
+
 def refused_commands(model: str, library: str, pictures: Path) -> dict[str, list[str]]:
     """Commands that would bring a library's adapters and another model together."""
     adapter = str(Path(library) / "fog")
