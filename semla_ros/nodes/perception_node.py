@@ -7,6 +7,7 @@ pipeline's own one adapts.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -420,6 +421,7 @@ def _serve(node: PerceptionNode) -> None:
                     node.refused(error)
                     time.sleep(0.01)
     finally:
+        gc.freeze()  # to look through all that a process holds takes seconds, and it is about to end
         node.close()
         executor.shutdown(timeout_sec=5.0)
         destroy(node)
