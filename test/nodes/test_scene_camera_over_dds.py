@@ -55,8 +55,9 @@ def test_a_wrong_parameter_is_one_line_and_status_2(graph: Graph) -> None:
     process = graph.start(*MODULE, namespace="wrong", rate=5.0)
     wait_for(lambda: not process.is_alive, "the end of the process")
     assert process.stop() == 2
-    assert process.output.strip().startswith("scene_camera: unknown setting 'rate'; did you mean 'rate_hz'?")
-    assert len(process.output.strip().splitlines()) == 1
+    # Kilted's middleware warns of the older one of the two variables that name a profile.
+    (line,) = (line for line in process.output.strip().splitlines() if "[rmw_fastrtps_shared_cpp]" not in line)
+    assert line.startswith("scene_camera: unknown setting 'rate'; did you mean 'rate_hz'?")
 
 
 @pytest.mark.parametrize(
