@@ -92,4 +92,6 @@ def test_without_the_package_one_line_says_how_to_get_it(
     bag = write_toy_bag(tmp_path / "bag", frames=2)
     options = ["--out", str(tmp_path / "out"), "--rerun", str(tmp_path / "x.rrd")]
     assert main(["replay", str(bag), *options]) == 2
-    assert capsys.readouterr().err.strip() == "semla replay: --rerun needs rerun-sdk: pip install 'semla_ros[rerun]'"
+    assert (
+        capsys.readouterr().err.strip() == "semla replay: this is not installed: rerun: pip install 'semla_ros[rerun]'"
+    )
