@@ -13,7 +13,7 @@ from semla_ros.lab.isolation import free_domain, isolated_environment
 
 pytest.importorskip("rclpy")
 ROOT = Path(__file__).resolve().parents[2]
-GROUND = {"image_codec", "image_samples", "image_files", "results", "timing"}
+GROUND = {"image_codec", "image_samples", "results", "timing"}
 PATH = {
     "serving/frame_loop", "serving/camera_statistics", "serving/model_bank", "pipeline", "adaptation/background",
     "adaptation/swap_gate", "nodes/messages", "nodes/outputs",
