@@ -97,15 +97,15 @@ def test_images_of_one_shape_share_a_host_buffer() -> None:
     allocated: list[tuple[int, ...]] = []
     memory = PageLocked(lambda shape: allocated.append(shape) or on_host(shape))
     rng = np.random.default_rng(0)
-    for height in (4, 4, 6, 6):
-        image = rng.integers(0, 256, (height, 5, 3), dtype=np.uint8)[:, ::-1]  # as a mirrored view
-        image.flags.writeable = False
-        assert np.array_equal(memory.image(0, image).numpy(), image)
-    assert allocated == [(4, 5, 3), (6, 5, 3)]
+    for height, count in ((4, 2), (4, 1), (4, 2), (6, 1), (6, 3)):
+        images = rng.integers(0, 256, (count, height, 5, 3), dtype=np.uint8)[:, :, ::-1]  # as mirrored views
+        images.flags.writeable = False
+        assert np.array_equal(memory.images(0, images).numpy(), images)
+    assert allocated == [(2, 4, 5, 3), (1, 6, 5, 3), (3, 6, 5, 3)]  # fewer need none of their own
 
 
 def test_images_of_one_batch_do_not_overwrite_each_other() -> None:
     memory = PageLocked(on_host)
     images = [np.full((2, 2, 3), value, np.uint8) for value in (1, 2, 3)]
-    sent = [memory.image(place, image) for place, image in enumerate(images)]
+    sent = [memory.images(place, [image]) for place, image in enumerate(images)]
     assert [int(item.max()) for item in sent] == [1, 2, 3]
