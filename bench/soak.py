@@ -26,10 +26,12 @@ from bench.children import Children
 from bench.soak_client import IN_FLIGHT, SoakClient
 from bench.soak_images import COMPRESSED_FAULTS, FAULTS, Picture, Stamps, broken, make_pictures
 from bench.soak_library import ChangingLibrary
+from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.world.caption import SYNONYMS
+from semla_ros.pipeline_parts import load_parts
 from semla_ros.resources import model_library
 from semla_ros.serving.memory import GIVE_BACK_EVERY_S
 
@@ -130,6 +132,7 @@ def measure(
 
     Raises:
         ConfigError: `out` holds an unfinished run of other settings.
+        SemlaError: Model and library cannot be loaded together.
     """
     if frames < 1 or part < 1:
         raise ConfigError(f"a soak needs at least one image in all and in each part, got {frames} and {part}")
@@ -137,6 +140,8 @@ def measure(
     path = out / "soak.json"
     sizes = [min(part, frames - start) for start in range(0, frames, part)]
     parts = _done(path, settings)
+    # A node whose files do not fit waits for better ones, and the soak would wait for the node.
+    load_parts(SemlaConfig(model=model, library=library, inference=InferenceConfig(device="cpu")))
     for index, size in list(enumerate(sizes))[len(parts) :]:
         parts.append(_measure_part(index, size, model, library, seed))
         _write(path, {"settings": settings, "parts": parts})

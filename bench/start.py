@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def _start_apart(folder: Path, model: str, library: str, environment: dict[str, 
         [sys.executable, "-c", call], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     if answer.returncode:
-        raise ConfigError(f"{folder}: no mask: {answer.stderr.strip().splitlines()[-1]}")
+        reason = re.sub(r"^[\w.]+Error: ", "", answer.stderr.strip().splitlines()[-1])
+        raise ConfigError(f"{folder}: no mask: {reason}")
     told = json.loads(answer.stdout.splitlines()[-1])
     stamps_s = told.pop("stamps_s")
     parts_ms = [(end - begin) * 1e3 for begin, end in pairwise(stamps_s)]

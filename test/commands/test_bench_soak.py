@@ -19,6 +19,7 @@ from decoding import decode, decode_compressed
 from bench.soak import COUNTS, LOOK_SETTINGS, RIGHT_CHANGES, failures, growth, measure, total
 from bench.soak_images import COMPRESSED_FAULTS, FAULTS, FORMATS, Picture, Stamps, broken, encode, make_pictures
 from bench.soak_library import ChangingLibrary
+from semla_ros.cli import main
 from semla_ros.errors import ConfigError, ImageError
 from semla_ros.image_codec import ENCODINGS
 from semla_ros.lab.world.drive import demo_drive
@@ -144,6 +145,19 @@ HELD: dict[str, Any] = {
     "sent_around_changes": 0, "masks_of_damaged": 0, "transitions_unanswered": 0, "transitions_misjudged": 0,
     "crashes": 0, "crash": "", "reloads_failed": 0, "tracebacks": 0, "exit_status": 0, "memory_growth": 0.5,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["soak", "start", "node"])
+def test_a_library_of_another_model_is_refused_before_a_node_is_waited_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "library.yaml").write_text(f"format: 1\nbase: {{sha256: {'f' * 64}}}\n", encoding="utf-8")
+    assert main(["bench", name, "--library", str(library), "--repeats", "1", "--out", str(tmp_path / "out")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "made for the base model with SHA-256 'ffff" in said
+    assert "LibraryError" not in said
 
 
 def test_a_short_run_that_holds_has_no_failures_whatever_its_memory() -> None:
