@@ -22,10 +22,12 @@ SPREAD_S = 60.0  # time constant of the scene's spread, which is the encoder's a
 # What makes another scene, as measured on rendered drives (docs/gate.md).
 STANDS_OFF = 2.0  # spreads of the scene that it lies away from it
 LIES_TOGETHER = 1 / 3  # its looks' distance from each other, as a part of that from the scene
+FAR, LIES_NEARLY = 8.0, 1 / 2  # where they lie so many spreads away, this distance will do: the change is not over yet
 IS_BACK = 1 / 2  # a look's distance from the scene before, likewise: the mean of a scene is surer than one look
 STEP_SHARE = 0.75  # of the mix that changes
 LEAST_STEP_S = 0.2  # that it has been seen for: at 30 Hz two looks are one splash on the lens
 LONGEST_RUN = 6  # looks in a row that stand off without lying together, after which the scene is given up
+TRIAL = (4, 1.5)  # looks and seconds after which a recall is given up where none of them asks for its mix
 # What corrects the mix of one and the same scene.
 LASTS = 0.4  # of `steady_s`: what the share beyond `mix_threshold`, summed over time, must reach
 SETTLED = (6, 2.5)  # looks and seconds after which a new scene's mix, that of its first looks, is corrected at once
@@ -62,9 +64,10 @@ class DriftGate:
     the average differs from the mix in use beyond `mix_threshold` decides: large differences must last for seconds,
     small ones longer. The average starts over at once where the scene is another one: two looks in a row stand off by
     more than twice the scene's own spread, lie together, and ask for another mix. A look that stands off alone changes
-    nothing, unless it is back in the scene before, whose mix still stands by: that mix is recalled, which is no fusion.
-    Fusions are capped by a token bucket; where it is empty, whatever comes counts towards the average, so that what
-    flickers between more scenes than two gets a blend.
+    nothing, unless it is back in the scene before, whose mix still stands by: that mix is recalled, which is no fusion,
+    and given up again where the first four looks all ask for another one. Fusions are capped by a token bucket; where
+    it is empty, whatever comes counts towards the average, so that what flickers between more scenes than two gets a
+    blend.
 
     Distances are compared with the stream's own spread alone, so no setting depends on the scene encoder.
 
@@ -89,6 +92,7 @@ class DriftGate:
         self._tokens = self._most_tokens
         self._is_owed = False  # a mix was decided on, and is not in use
         self._run: list[_Look] = []  # looks in a row that stand off from the scene
+        self._trial: list[_Look] | None = None  # looks since a recall, none of which asks for its mix
         self._scene = _Scene(0, self.config.steady_s)
         self._serves: _Scene | None = None  # whose mix is in use
         self._before: _Scene | None = None  # whose mix was in use before, where that is another one
@@ -141,6 +145,20 @@ class DriftGate:
             self.reset()
         elapsed_s = self._elapse(stamp_ns)
         look = _Look(value, mix, stamp_ns, self._scene.distance(value))
+        decision = self._judge(look, in_use, elapsed_s, stands_by)
+        if decision.has_drifted or self._trial is None:
+            return decision
+        if mix.difference(in_use) <= STEP_SHARE:
+            self._trial = None
+            return decision
+        self._trial.append(look)
+        if self._tokens < 1 or len(self._trial) < TRIAL[0] or _lasted_s(self._trial) < TRIAL[1] * (1 - JITTER):
+            return decision
+        self._begin(self._trial)
+        return self._decision(True, self._scene.average.mix().difference(in_use))
+
+    def _judge(self, look: _Look, in_use: AdapterMix, elapsed_s: float, stands_by: AdapterMix | None) -> GateDecision:
+        """Whether this look, with those before it, corrects the scene's mix, makes another scene or is back in one."""
         if not self._scene.looks:
             self._begin([look])
             return self._decision(True, None)
@@ -153,7 +171,7 @@ class DriftGate:
             self._run.append(look)
             if not self._is_another_scene():
                 self._note_spread(self._run[-2:-1], elapsed_s)
-                return self._decision(False, mix.difference(in_use))
+                return self._decision(False, look.mix.difference(in_use))
             begun = [earlier for earlier in self._run if earlier.lies_with(look)]
             if (drift := _AverageMix.of(begun).mix().difference(in_use)) > STEP_SHARE:
                 self._begin(begun)
@@ -164,7 +182,7 @@ class DriftGate:
         self._run = []
         self._scene.add(look, elapsed_s)
         drift = self._scene.average.mix().difference(in_use)
-        return self._decision(self._is_due(drift, elapsed_s, stamp_ns), drift)
+        return self._decision(self._is_due(drift, elapsed_s, look.stamp_ns), drift)
 
     def accept(self, mix: AdapterMix, *, is_recall: bool = False) -> None:
         """This mix is in use since the latest look; where it is not the one decided on, the average goes on from it.
@@ -176,6 +194,7 @@ class DriftGate:
         self._is_owed, self._scene.excess = False, 0.0
         self._before = None if self._serves is self._scene else self._serves  # its weights stand by only then
         self._serves = self._scene
+        self._trial = [] if is_recall else None
         if is_recall:
             return
         self._tokens = max(0.0, self._tokens - 1)
@@ -217,9 +236,12 @@ class DriftGate:
 
     def _is_another_scene(self) -> bool:
         """Whether the looks in a row that stand off make another scene."""
-        first, latest = self._run[0], self._run[-1]
-        has_lasted = latest.stamp_ns - first.stamp_ns >= LEAST_STEP_S * 1e9 * (1 - JITTER)
-        lies_together = len(self._run) > 1 and self._run[-2].lies_with(latest)
+        latest = self._run[-1]
+        has_lasted = _lasted_s(self._run) >= LEAST_STEP_S * (1 - JITTER)
+        before = self._run[-2:-1]
+        nearest = min(look.distance for look in (*before, latest))
+        share = LIES_NEARLY if nearest > FAR * self._spread.value else LIES_TOGETHER
+        lies_together = any(look.lies_with(latest, share) for look in before)
         return has_lasted and (lies_together or len(self._run) >= LONGEST_RUN)
 
     def _note_spread(self, looks: Sequence[_Look], elapsed_s: float) -> None:
@@ -270,9 +292,13 @@ class _Look:
     stamp_ns: int
     distance: float
 
-    def lies_with(self, other: _Look) -> bool:
+    def lies_with(self, other: _Look, share: float = LIES_TOGETHER) -> bool:
         nearest = min(self.distance, other.distance)
-        return self is other or float(np.linalg.norm(self.value - other.value)) < LIES_TOGETHER * nearest
+        return self is other or float(np.linalg.norm(self.value - other.value)) < share * nearest
+
+
+def _lasted_s(looks: Sequence[_Look]) -> float:
+    return (looks[-1].stamp_ns - looks[0].stamp_ns) / 1e9
 
 
 class _Scene:

@@ -340,6 +340,43 @@ def test_a_steady_difference_is_waited_for_and_then_fused() -> None:
     assert not decisions[-1].is_dwelling
 
 
+@pytest.mark.parametrize(("rate_hz", "looks"), [(1.0, 4), (2.0, 4), (10.0, 16)])
+def test_a_recall_that_the_looks_after_it_do_not_ask_for_is_given_up(rate_hz: float, looks: int) -> None:
+    """As where a street at night looks like dusk for a moment, and its looks then lie too near to stand off."""
+    stream = Stream(rate_hz).looks(noisy("day", 60, 0)).looks(noisy("night", 60, 1))
+    stream.look(CENTROIDS["day"])
+    assert len(stream.recalls) == 1
+    gate, stamp_ns = stream.gate, stream.stamps_ns[-1]
+    for index, look in enumerate(noisy("day", 60, 2), start=1):
+        decision = gate.update(
+            look, retrieve(CENTROIDS["fog"]), stream.in_use, stamp_ns + round(index / rate_hz * SECOND)
+        )
+        if decision.has_drifted:
+            break
+    assert index == looks
+    assert decision.mix.heaviest == "fog"
+    assert not decision.is_recall
+
+
+def test_a_recall_that_one_look_asks_for_is_no_longer_on_trial() -> None:
+    stream = Stream().looks(noisy("day", 60, 0)).looks(noisy("night", 60, 1)).looks(noisy("day", 2, 2))
+    assert len(stream.recalls) == 1
+    stamp_ns = stream.stamps_ns[-1]
+    for index, look in enumerate(noisy("day", 6, 3), start=1):
+        mix = retrieve(CENTROIDS["fog"])
+        decision = stream.gate.update(look, mix, stream.in_use, stamp_ns + round(index / 2 * SECOND))
+        assert not decision.has_drifted
+
+
+def test_two_looks_far_from_the_scene_need_not_lie_together_as_closely() -> None:
+    """The first look into a bank of fog sees its edge."""
+    near, far = (Stream().looks(noisy("day", 60, 0, noise=noise)) for noise in (1.0, 0.1))
+    for stream in (near, far):
+        stream.looks([between(0.7), between(1.0)])
+    assert [stream.in_use.heaviest for stream in (near, far)] == ["day", "night"]
+    assert retrieve(between(1.0)).difference(far.in_use) < 0.01  # that of the latest look alone
+
+
 def test_mixes_of_before_count_no_longer_once_they_are_forgotten() -> None:
     stream = Stream().looks(noisy("day", 30, 0, noise=0.1))
     stream.gate.forget_mixes()
