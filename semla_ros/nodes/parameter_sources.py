@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rclpy.node import Node
@@ -47,9 +46,13 @@ def files_for_others(node: Node, arguments: Sequence[str]) -> list[str]:
     return sentences
 
 
-def _read(file: str) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    # Nothing but text, as the names are: launch's files have tags that a safe loader refuses and rcl ignores.
-    return _sections(yaml.load(Path(file).read_text("utf-8"), yaml.BaseLoader))
+def _read(file: str) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
+    """Name, as its parts, and parameters of each section of a file, with all that rcl takes.
+
+    These are launch's tags, several documents and a section that comes twice, so no tree of values is made of it.
+    """
+    for document in yaml.compose_all(Path(file).read_text("utf-8"), yaml.BaseLoader):
+        yield from _sections(document)
 
 
 def _ros_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -62,13 +65,16 @@ def _ros_options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
         before = argument
 
 
-def _sections(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Node name, as its parts, and parameters of each section of a parameter file."""
-    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+def _sections(tree: yaml.Node, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], yaml.Node]]:
+    for key, value in _items(tree):
         if key == "ros__parameters":
-            yield path, value if isinstance(value, Mapping) else {}
+            yield path, value
         else:
-            yield from _sections(value, (*path, *str(key).strip("/").split("/")))
+            yield from _sections(value, (*path, *key.strip("/").split("/")))
+
+
+def _items(tree: yaml.Node) -> list[tuple[str, yaml.Node]]:
+    return [(str(key.value), value) for key, value in tree.value] if isinstance(tree, yaml.MappingNode) else []
 
 
 def _fits(section: Sequence[str], full_name: str) -> bool:
@@ -77,10 +83,10 @@ def _fits(section: Sequence[str], full_name: str) -> bool:
     return re.fullmatch("".join(patterns.get(part, f"/{part}") for part in section), full_name) is not None
 
 
-def _flat(parameters: Mapping[str, Any], start: str = "") -> Iterator[str]:
+def _flat(parameters: yaml.Node, start: str = "") -> Iterator[str]:
     """Full names of parameters, those of groups with dots."""
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
+    for key, value in _items(parameters):
+        if isinstance(value, yaml.MappingNode):
             yield from _flat(value, f"{start}{key}.")
         else:
             yield f"{start}{key}"

@@ -12,7 +12,7 @@ from graph import Graph
 from rclpy.context import Context
 from rclpy.node import Node
 
-from semla_ros.nodes.parameter_sources import named_for
+from semla_ros.nodes.parameter_sources import files_for_others, named_for
 from semla_ros.nodes.rclpy_internals import given_parameters
 
 # Parameter -> the section it stands in; every form that rcl knows.
@@ -42,6 +42,10 @@ def test_a_section_counts_as_the_nodes_own_where_it_applies_and_ends_in_the_node
     sections = [f"{section}:\n  ros__parameters: {{{name}: 1}}\n" for name, section in SECTIONS.items()]
     nested = "/*/*:\n  ros__parameters: {tagged: !!python/tuple [a, b]}\n"  # as launch writes lists
     nested += "car:\n  perception:\n    ros__parameters: {nested: 1, group: {deep: {named: 1}}}\n"
+    # rcl takes all that stands in a section that comes twice, and in all documents of a file.
+    nested += (
+        "/car/perception:\n  ros__parameters: {again: 1}\n---\n/car/perception:\n  ros__parameters: {document: 1}\n"
+    )
     file.write_text("".join(sections) + nested, encoding="utf-8")
     arguments = ["node", "--ros-args", "--params-file", str(file), "-r", f"__ns:={namespace or '/'}"]
     with started(graph, arguments) as node:
@@ -50,6 +54,8 @@ def test_a_section_counts_as_the_nodes_own_where_it_applies_and_ends_in_the_node
         assert given & wildcards
         assert given - wildcards
         assert named_for(node, arguments) == given - wildcards
+        assert given & {"again", "document"} == ({"again", "document"} if namespace == "/car" else set())
+        assert files_for_others(node, arguments) == []
 
 
 def test_a_rule_counts_as_the_nodes_own_where_it_names_the_node(graph: Graph) -> None:
