@@ -18,7 +18,7 @@ from semla_ros.config import GONE
 from semla_ros.errors import ConfigError
 from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.parameter_descriptors import descriptor_of
-from semla_ros.nodes.parameter_sources import files_for_others, named_for
+from semla_ros.nodes.parameter_sources import files_for_others, named_for, remapped_topics
 from semla_ros.nodes.rclpy_internals import given_parameters, replace_services
 from semla_ros.serving.model_bank import ModelBank
 from semla_ros.serving.parameters import QOS_PREFIX, SPECS, Settings, check_ranges, unknown_parameters
@@ -51,6 +51,7 @@ class ParameterServices:
     ) -> None:
         self._node, self._bank, self._troubles = node, bank, troubles
         self._is_syncing = False
+        self._remapped = remapped_topics(node, arguments)
         self._declare(arguments)
         node.add_on_set_parameters_callback(self._on_set)
 
@@ -129,8 +130,9 @@ class ParameterServices:
         return f"{images.rpartition('/')[0]}/camera_info"
 
     def _is_remapped(self, topic: str) -> bool:
-        resolve = self._node.resolve_topic_name
-        return bool(resolve(topic) != resolve(topic, only_expand=True))
+        """Whether a rule says where a topic is, be it where it is without one."""
+        name = self._node.resolve_topic_name(topic, only_expand=True)
+        return name in self._remapped or bool(name != self._node.resolve_topic_name(topic))
 
     @property
     def hardware_id(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from rclpy.node import Node
 
-_RULE = re.compile(r"(?:(?P<node>\w+):)?(?P<name>[^:]+):=")  # of `-p`
+_RULE = re.compile(r"(?:(?P<node>\w+):)?(?P<name>[^:]+):=")  # of `-p` and `-r`
 
 
 def named_for(node: Node, arguments: Sequence[str]) -> set[str]:
@@ -30,6 +30,16 @@ def named_for(node: Node, arguments: Sequence[str]) -> set[str]:
                 if section[-1:] == (node.get_name(),) and _fits(section, node.get_fully_qualified_name()):
                     names.update(_flat(parameters))
     return names
+
+
+def remapped_topics(node: Node, arguments: Sequence[str]) -> set[str]:
+    """Full names that a command line remaps for a node, those to themselves among them: they are meant as they are."""
+    rules = [_RULE.match(value) for option, value in _ros_options(arguments) if option in ("-r", "--remap")]
+    return {
+        node.resolve_topic_name(rule["name"], only_expand=True)
+        for rule in rules
+        if rule is not None and rule["node"] in (None, node.get_name()) and not rule["name"].startswith("__")
+    }
 
 
 def files_for_others(node: Node, arguments: Sequence[str]) -> list[str]:

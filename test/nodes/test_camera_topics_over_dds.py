@@ -18,6 +18,17 @@ CASES: dict[str, tuple[dict[str, str], dict[str, Any], dict[str, str]]] = {
         {"image": "/c/image_raw", "camera_info": "/d/info"}, {}, {"/c/image_raw": "/d/info"},
     ),
     "the calibration alone": ({"camera_info": "/d/info"}, {}, {"image": "/d/info"}),
+    "the calibration where it is without a rule, by a rule": (
+        {"image": "/c/image_raw", "camera_info": "camera_info"}, {}, {"/c/image_raw": "camera_info"},
+    ),
+    "a rule for another node": (
+        {"image": "/c/image_raw", "camera:camera_info": "/d/info", "camera:image": "/d/image"}, {},
+        {"/c/image_raw": "/c/camera_info"},
+    ),
+    "compressed images where they are without a rule, by a rule": (
+        {"image": "/c/image_raw", "perception:image/compressed": "image/compressed"},
+        {"image_transport": "compressed"}, {"image/compressed": "camera_info"},
+    ),
     "compressed": (
         {"image": "/c/image_raw"}, {"image_transport": "compressed"}, {"/c/image_raw/compressed": "/c/camera_info"},
     ),
