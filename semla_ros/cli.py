@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def perception() -> int:
-    """Run the node `perception`; status 2 with one line where ROS 2 or another package is not to be found."""
+    """Run the node `perception`; status 2 with one line where it cannot start: a package is missing, ROS refuses to."""
     return _run_node("perception", "semla_ros.nodes.perception_node")
 
 
@@ -151,7 +151,10 @@ def _run_node(name: str, module: str) -> int:
         if (told := missing_extra(error)) is None:
             raise
         return _told(f"{name}: {told}")
-    status: int = node.main()
+    try:
+        status: int = node.main()
+    except SemlaError as error:
+        return _told(f"{name}: {error}")
     return status
 
 

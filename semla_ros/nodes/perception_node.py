@@ -40,7 +40,7 @@ from semla_ros.nodes.bond import BEAT_S, Bond
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
 from semla_ros.nodes.parameter_services import ParameterServices
-from semla_ros.nodes.rclpy_internals import Serve, destroy, guard_transitions, listen
+from semla_ros.nodes.rclpy_internals import Serve, destroy, guard_transitions, listen, starting
 from semla_ros.nodes.reporter import Reporter
 from semla_ros.nodes.services import NodeServices
 from semla_ros.nodes.start_log import start_lines
@@ -384,6 +384,9 @@ def spin(make: Callable[[], PerceptionNode], arguments: Sequence[str] | None = N
     Args:
         make: Makes the node, in the default context.
         arguments: As for `rclpy.init`.
+
+    Raises:
+        ConfigError: ROS refuses the command line or the environment.
     """
     nodes: list[PerceptionNode] = []
     is_made = threading.Event()
@@ -398,9 +401,10 @@ def spin(make: Callable[[], PerceptionNode], arguments: Sequence[str] | None = N
         is_changing=lambda: bool(nodes) and nodes[0].is_changing,
     )
     try:
-        # rclpy's own handlers would end the context at any time, and do nothing where the main thread hangs.
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-        nodes.append(make())
+        with starting():
+            # rclpy's own handlers would end the context at any time, and do nothing where the main thread hangs.
+            rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+            nodes.append(make())
     finally:
         is_made.set()
     _serve(nodes[0])
@@ -429,7 +433,7 @@ def _serve(node: PerceptionNode) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the node, or say what it is where that is asked for before `--ros-args`."""
+    """Run the node, or say what it is where that is asked for before `--ros-args`; raises as `spin`."""
     arguments = sys.argv if arguments is None else list(arguments)
     if {"-h", "--help"} & {*itertools.takewhile(lambda argument: argument != "--ros-args", arguments)}:
         print(HELP.format(share=share_folder()))

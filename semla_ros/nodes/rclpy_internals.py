@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.exceptions import ParameterException
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle.node import LifecycleNodeMixin
 from rclpy.node import Node
 
+from semla_ros.errors import ConfigError
 from semla_ros.nodes.rclpy_compat import (
     PublisherEventCallbacks,
     SubscriptionEventCallbacks,
@@ -19,6 +24,22 @@ from semla_ros.serving.camera_statistics import CameraStatistics
 from semla_ros.serving.parameters import QOS_PREFIX
 
 Serve = Callable[[Any, Any], Any]  # (request, response) -> response, or an awaitable of it
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """To initialise ROS and to create a node in.
+
+    Raises:
+        ConfigError: ROS refuses what the process was started with; in the words of rcl, less its source files.
+    """
+    try:
+        yield
+    except rclpy_implementation.UnknownROSArgsError as error:
+        raise ConfigError(f"no arguments of ROS: {error}; known are -r, -p, --params-file, --log-level, …") from error
+    except (rclpy_implementation.RCLError, ParameterException) as error:
+        said = re.sub(r", at \S+:\d+", "", str(error))
+        raise ConfigError(f"{said}; check what follows --ros-args, and the variables ROS_* and RMW_*") from error
 
 
 def given_parameters(node: Node) -> dict[str, Any]:

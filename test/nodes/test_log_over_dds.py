@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from graph import Graph, PerceptionClient, start_costless, wait_for
 
 
@@ -39,6 +40,33 @@ def test_a_node_that_cannot_start_says_what_to_do_next(graph: Graph) -> None:
     words = "model 'missing' was not found in /nowhere; then: ros2 lifecycle set /lost/perception configure"
     wait_for(lambda: words in process.output, "the next step")
     assert process.stop() == 0, process.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--params-file", "/nowhere.yaml"), "'--params-file /nowhere.yaml'. Error: Error opening YAML file"),
+        (("-p", "use_sim_time:=1"), "'use_sim_time' to '1' of type 'INTEGER', expecting type 'BOOL'"),
+        (("-r", "__node:=my-node"), "Couldn't parse remap rule: '-r __node:=my-node'"),
+        (("-r", "__ns:=/robot2/"), "invalid node namespace"),
+        (("--log-level", "chatty"), "'--log-level chatty'. Error: Argument does not use a valid severity level"),
+        (("--help",), "no arguments of ROS: ['--help']"),
+    ],
+)
+@pytest.mark.parametrize("name", ["perception", "scene_camera"])
+def test_what_ros_refuses_of_a_command_line_ends_with_one_line_and_status_2(
+    graph: Graph, name: str, arguments: tuple[str, ...], words: str
+) -> None:
+    command = [sys.executable, "-c", f"import sys; from semla_ros import cli; sys.exit(cli.{name}())", "--ros-args"]
+    answer = subprocess.run(
+        [*command, *arguments], env=graph.environment, capture_output=True, text=True, check=False, timeout=90
+    )
+    assert answer.returncode == 2, answer.stderr
+    line = answer.stderr.splitlines()[-1]
+    assert "Traceback" not in answer.stderr
+    assert line.startswith(f"{name}: ")
+    assert words in line
+    assert ".c:" not in line
 
 
 def test_help_explains_and_starts_no_node() -> None:

@@ -31,6 +31,7 @@ from semla_ros.lab.world.drive import Drive, demo_drive
 from semla_ros.lab.world.render import Scene
 from semla_ros.nodes import messages
 from semla_ros.nodes.parameter_descriptors import descriptor_of
+from semla_ros.nodes.rclpy_internals import starting
 from semla_ros.serving.memory import keep_large_blocks
 from semla_ros.serving.ros_logging import forward_logs, stop_forwarding
 
@@ -177,11 +178,12 @@ def camera_info(config: SceneCameraConfig) -> CameraInfo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the node; exit status 2 with one clear line for a wrong parameter."""
+    """Run the node; exit status 2 with one clear line for a wrong parameter, or what ROS refuses."""
     keep_large_blocks()
-    rclpy.init(args=None if arguments is None else list(arguments))
     try:
-        node = SceneCameraNode()
+        with starting():
+            rclpy.init(args=None if arguments is None else list(arguments))
+            node = SceneCameraNode()
     except ConfigError as error:
         print(f"scene_camera: {error}", file=sys.stderr)
         rclpy.try_shutdown()
