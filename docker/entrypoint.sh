@@ -6,8 +6,10 @@ for ros in /opt/ros/current /opt/ros/jazzy; do
 done
 . /opt/semla/workspace/install/setup.bash
 export PATH="/opt/semla/workspace/install/semla_ros/lib/semla_ros:$PATH"
-# Images larger than the default shared-memory segment; a profile of your own goes first.
+# For images larger than the default shared-memory segment; what is said of DDS otherwise stays, as with launch.
 profile=/opt/semla/workspace/install/semla_ros/share/semla_ros/config/fastdds.xml
-export FASTRTPS_DEFAULT_PROFILES_FILE="${FASTRTPS_DEFAULT_PROFILES_FILE:-$profile}"
-export FASTDDS_DEFAULT_PROFILES_FILE="${FASTDDS_DEFAULT_PROFILES_FILE:-$profile}"
+if [ -z "$FASTRTPS_DEFAULT_PROFILES_FILE$FASTDDS_DEFAULT_PROFILES_FILE$FASTDDS_BUILTIN_TRANSPORTS" ] \
+  && [ ! -f DEFAULT_FASTRTPS_PROFILES.xml ] && [ ! -f DEFAULT_FASTDDS_PROFILES.xml ]; then
+  export FASTRTPS_DEFAULT_PROFILES_FILE="$profile" FASTDDS_DEFAULT_PROFILES_FILE="$profile"
+fi
 exec "$@"

@@ -20,6 +20,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from semla_ros.lab.isolation import free_domain, isolated_environment
+from semla_ros.serving.dds_profile import VARIABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
@@ -117,6 +118,56 @@ def test_what_the_unit_starts_is_the_node_whose_end_systemd_sees(
     told = log.read_text()
     assert "/camera/image_raw" in told
     assert "top_k=3" in told
+
+
+def profiles_given(starter: str, folder: Path, said: dict[str, str]) -> list[str]:
+    """Both variables for a profile, as the container's entry point or the unit starts the node with them."""
+    install = folder / "semla" / ("workspace/install" if starter == "container" else "install")
+    executable = install / "semla_ros" / "lib" / "semla_ros" / "perception"
+    for file in (folder / "ros" / "jazzy" / "setup.bash", install / "setup.bash", executable):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    executable.write_text(f'#!/bin/bash\necho "${VARIABLES[0]},${VARIABLES[1]}"\n')
+    executable.chmod(0o755)
+    command = [
+        "bash",
+        "-c",
+        (ROOT / "docker" / "entrypoint.sh").read_text(encoding="utf-8"),
+        "entrypoint",
+        "perception",
+    ]
+    if starter == "unit":
+        assert not re.search(r"^Environment=.*FAST", UNIT, re.MULTILINE)
+        command = shlex.split(re.findall(r"^ExecStart=(.*)$", UNIT, re.MULTILINE)[0])
+    answer = subprocess.run(
+        [item.replace("/opt/", f"{folder}/") for item in command],
+        env={key: value for key, value in os.environ.items() if not key.startswith("FAST")} | said,
+        cwd=folder, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shipped = str(install / "semla_ros" / "share" / "semla_ros" / "config" / "fastdds.xml")
+    return answer.stdout.strip().replace(shipped, "shipped").split(",")
+
+
+@pytest.mark.parametrize(
+    ("said", "profiles"),
+    [
+        ({}, ["shipped", "shipped"]),
+        ({VARIABLES[0]: "/etc/own.xml"}, ["/etc/own.xml", ""]),
+        ({VARIABLES[1]: "/etc/own.xml"}, ["", "/etc/own.xml"]),
+        ({"FASTDDS_BUILTIN_TRANSPORTS": "UDPv4"}, ["", ""]),
+    ],
+)
+@pytest.mark.parametrize("starter", ["container", "unit"])
+def test_container_and_unit_leave_what_the_vehicle_says_of_dds(
+    starter: str, said: dict[str, str], profiles: list[str], tmp_path: Path
+) -> None:
+    assert profiles_given(starter, tmp_path, said) == profiles
+
+
+@pytest.mark.parametrize("name", ["DEFAULT_FASTRTPS_PROFILES.xml", "DEFAULT_FASTDDS_PROFILES.xml"])
+def test_a_container_leaves_the_profile_of_its_working_directory(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    assert profiles_given("container", tmp_path, {}) == ["", ""]
 
 
 def test_other_enclaves_ask_only_for_what_the_node_gives() -> None:
