@@ -44,10 +44,10 @@ def shared_memory_problem(environment: Mapping[str, str], folder: str = "/dev/sh
     """What to do where a process with this environment would get no shared memory; empty where it would.
 
     Args:
-        environment: Names a profile, or none.
+        environment: Names a profile, or none; then one in the working directory counts.
         folder: Where shared memory is.
     """
-    path = next(filter(None, map(environment.get, VARIABLES)), "")
+    path = next(filter(None, map(environment.get, VARIABLES)), "") or next(filter(os.path.isfile, _OWN_FILES), "")
     try:
         sizes = [int(item.text or 0) for item in ElementTree.parse(path).iter() if item.tag.endswith("segment_size")]
         status = os.statvfs(folder)

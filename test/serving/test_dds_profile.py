@@ -59,6 +59,12 @@ def test_a_segment_that_does_not_fit_is_told_with_what_to_do(elsewhere: Path) ->
     assert f"asks for {1 << 40} MiB" in problem
 
 
+@pytest.mark.parametrize("name", ["DEFAULT_FASTRTPS_PROFILES.xml", "DEFAULT_FASTDDS_PROFILES.xml"])
+def test_so_is_one_of_a_profile_in_the_working_directory(elsewhere: Path, name: str) -> None:
+    Path(profile(elsewhere, 1 << 60)[VARIABLES[0]]).rename(elsewhere / name)
+    assert f"the Fast DDS profile {name} asks for" in shared_memory_problem({}, str(elsewhere))
+
+
 def test_profiles_without_segments_and_files_that_are_none_are_no_problem(elsewhere: Path) -> None:
     (elsewhere / "broken.xml").write_text("<profiles", encoding="utf-8")
     for environment in (
