@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     node = "" if arguments.all else arguments.node
     found: dict[str, Status] = {}
+    heard: Mapping[str, Status] = {}
     if arguments.watch:
         with Live(Text("waiting for a message on /diagnostics"), console=console, auto_refresh=False) as live:
             for heard in listen(float("inf")):
@@ -67,9 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
             break
     if not found:
         who = "no node" if arguments.all else f"node '{arguments.node}'"
+        others = sorted({name.removesuffix(": node") for name in heard if name.endswith(": node")})
         raise ConfigError(
             f"{who} was not heard on /diagnostics within {arguments.timeout:g} s; "
-            "check that it runs and that ROS_DOMAIN_ID is the same"
+            + (f"--node may be {' or '.join(others)}; " if others else "")
+            + "check that it runs and that ROS_DOMAIN_ID is the same"
         )
     if arguments.json:
         print(json.dumps({name: as_dict(report) for name, report in found.items()}, indent=2))

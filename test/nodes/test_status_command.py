@@ -43,8 +43,14 @@ def test_a_node_of_another_name_is_not_taken_for_the_one_asked_for(
     perception: PerceptionClient, capsys: pytest.CaptureFixture[str], node: str
 ) -> None:
     perception.wait_for_state("active")
+    wait_for(lambda: names_told(node, capsys), "the node that is there instead")
+
+
+def names_told(node: str, capsys: pytest.CaptureFixture[str]) -> bool:
     assert main(["status", "--node", node, "--timeout", "0.5"]) == 2
-    assert f"node '{node}' was not heard" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"node '{node}' was not heard" in told
+    return "--node may be /test_status_command/perception; check" in told
 
 
 def test_silence_is_one_line_and_status_2(graph: Graph, capsys: pytest.CaptureFixture[str]) -> None:
