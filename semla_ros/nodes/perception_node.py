@@ -192,7 +192,9 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         if self._parameter_services.problem:
             return "start the node again with other parameters"
         name = self.get_fully_qualified_name()
-        return f"then: ros2 lifecycle set {name} {verb}" if verb else f"semla status --node {name} says what it is now"
+        if verb is None:
+            return f"semla status --node {name} says what it is now"
+        return f"then: ros2 lifecycle set {name} {verb}; where a parameter is wrong that is not live, start it again"
 
     def on_configure(self, _: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the model, and create the publishers."""

@@ -37,7 +37,8 @@ def test_an_active_node_says_what_runs_where_and_where_to_look(graph: Graph) -> 
 
 def test_a_node_that_cannot_start_says_what_to_do_next(graph: Graph) -> None:
     process = start_costless(graph, "lost", model="missing")
-    words = "model 'missing' was not found in /nowhere; then: ros2 lifecycle set /lost/perception configure"
+    words = "model 'missing' was not found in /nowhere; then: ros2 lifecycle set /lost/perception configure; "
+    words += "where a parameter is wrong that is not live, start it again"
     wait_for(lambda: words in process.output, "the next step")
     assert process.stop() == 0, process.output
 
