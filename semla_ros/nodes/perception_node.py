@@ -40,7 +40,7 @@ from semla_ros.nodes.bond import BEAT_S, Bond
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
 from semla_ros.nodes.parameter_services import ParameterServices
-from semla_ros.nodes.rclpy_internals import Serve, destroy, guard_transitions, listen, starting
+from semla_ros.nodes.rclpy_internals import Serve, destroy, guard_transitions, listen, overriding_qos, starting
 from semla_ros.nodes.reporter import Reporter
 from semla_ros.nodes.services import NodeServices
 from semla_ros.nodes.start_log import start_lines
@@ -55,7 +55,6 @@ from semla_ros.serving.memory import (
     keep_large_blocks,
 )
 from semla_ros.serving.model_bank import Load, ModelBank, load_pipeline
-from semla_ros.serving.parameters import QOS_PREFIX
 from semla_ros.serving.process_end import EndGuard
 from semla_ros.serving.ros_logging import forward_logs, stop_forwarding
 from semla_ros.serving.troubles import Troubles
@@ -259,10 +258,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._troubles.progress = f"loading model {model} and its adapter library"
         bank.open(parameters.settings, parameters.cameras)
         parameters.show_values_in_use()
-        try:
+        with overriding_qos():
             self._outputs.create(bank.pipelines)
-        except (RuntimeError, ValueError) as error:  # what rclpy raises for a policy that it does not know
-            raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
         for pipeline in bank.pipelines.values():
             pipeline.on_generation.append(self._on_generation)
         self._load_s = time.perf_counter() - started_s
@@ -299,15 +296,13 @@ class PerceptionNode(LifecycleNodeMixin, Node):
     def _subscribe(self) -> None:
         parameters = self._parameter_services
         message_type = Image if parameters.settings.node.image_transport == "raw" else CompressedImage
-        try:
+        with overriding_qos():
             for camera in parameters.cameras:
                 create = partial(listen, self, self._frames.statistics[camera])
                 image_topic, receive = parameters.image_topic(camera), partial(self._frames.receive, camera)
                 self._listen(create, message_type, image_topic, receive)
                 info_topic, take_info = parameters.info_topic(camera), partial(self._outputs.infos.__setitem__, camera)
                 self._listen(self.create_subscription, CameraInfo, info_topic, take_info)
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
         parameters.tell_unused()
 
     def _listen(self, create: Callable[..., Any], kind: type, topic: str, callback: Callable[[Any], None]) -> None:

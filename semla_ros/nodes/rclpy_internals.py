@@ -42,6 +42,19 @@ def starting() -> Iterator[None]:
         raise ConfigError(f"{said}; check what follows --ros-args, and the variables ROS_* and RMW_*") from error
 
 
+@contextlib.contextmanager
+def overriding_qos() -> Iterator[None]:
+    """To create publishers and subscriptions in whose QoS can be set from outside.
+
+    Raises:
+        ConfigError: rclpy knows no such policy, or not of such a type.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, ParameterException) as error:
+        raise ConfigError(f"{QOS_PREFIX}*: {error}") from None
+
+
 def given_parameters(node: Node) -> dict[str, Any]:
     """Name -> value of every parameter from the command line and files.
 

@@ -133,6 +133,37 @@ def test_qos_is_set_from_outside_and_a_setting_for_no_topic_is_told(graph: Graph
     assert process.stop() == 0, process.output
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "words", "state"),
+    [
+        ("image.subscription.reliability", "sure", "policy `reliability`: `sure`", "inactive"),
+        (
+            "image.subscription.deadline",
+            0.1,
+            "'0.1' of type 'DOUBLE', expecting type 'INTEGER'",
+            "inactive",
+        ),
+        (
+            "perception/mask.publisher.depth",
+            "five",
+            "'five' of type 'STRING', expecting",
+            "unconfigured",
+        ),
+    ],
+)
+def test_a_qos_setting_that_no_topic_can_have_is_told_and_expected(
+    graph: Graph, setting: str, value: object, words: str, state: str
+) -> None:
+    namespace = f"qos_{setting.rpartition('.')[2]}"
+    client = PerceptionClient(graph, namespace)
+    process = start_costless(graph, namespace, **{f"qos_overrides./{namespace}/{setting}": value})
+    status = client.wait_for_message("node", words)
+    assert "failed: qos_overrides.*: " in status.message
+    assert client.state() == state
+    assert process.stop() == 0, process.output
+    assert "Traceback" not in process.output
+
+
 def test_parameters_set_for_every_node_are_passed_over_and_told(graph: Graph, tmp_path: Path) -> None:
     file = tmp_path / "vehicle.yaml"
     file.write_text("/**: {ros__parameters: {wheel_radius: 0.3, topk: 3, top_k: 2, geometry: {track: 1.4}}}", "utf-8")
