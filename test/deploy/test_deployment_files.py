@@ -70,6 +70,7 @@ UNIT = (ROOT / "deploy" / "semla-perception.service").read_text(encoding="utf-8"
 def test_the_unit_restarts_what_failed_and_ends_the_node_as_ctrl_c_does() -> None:
     assert re.findall(r"^\[(\w+)\]$", UNIT, re.MULTILINE) == ["Unit", "Service", "Install"]
     lines = ("KillSignal=SIGINT", "Restart=on-failure", "Type=notify", "NotifyAccess=main", "WatchdogSec=30")
+    lines += (f"SuccessExitStatus={128 + signal.SIGINT} {128 + signal.SIGTERM}",)
     assert [line for line in lines if f"\n{line}\n" not in UNIT] == []
     if (systemd := shutil.which("systemd-analyze")) is not None:
         path = ROOT / "deploy" / "semla-perception.service"
