@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from semla_ros.lab.evaluation.kept import KeptResults
     from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject
 
+_SHOWN = 20  # lines about images that were left out
 MOST_WORKERS = 8  # each holds a model; the shipped one is small, published ones are not
 
 
@@ -272,12 +273,26 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
         write_html(results, arguments.html, scenery=scenery, command=_command_line())
     if arguments.markdown:
         write_text(markdown_table(results), arguments.markdown)
-    if arguments.cards:
+    if arguments.cards and not evaluation.left_out:
         _write_cards(arguments, results)
-    if kept:
+    if kept and not evaluation.left_out:
         kept.remove()
     _say_written(arguments)
-    return 0
+    return _say_left_out(evaluation, arguments)
+
+
+def _say_left_out(evaluation: Evaluation, arguments: argparse.Namespace) -> int:
+    """Name what was not scored; returns the exit status."""
+    lines = [line for lines in evaluation.left_out.values() for line in lines]
+    for line in lines[:_SHOWN]:
+        print(f"left out: {line}", file=sys.stderr)
+    if len(lines) > _SHOWN:
+        print(f"and {len(lines) - _SHOWN} more; '--json FILE' lists them all", file=sys.stderr)
+    if lines:
+        again = "; once they are mended, the same command scores them alone" if arguments.json else ""
+        cards = ", and are not in the cards" if arguments.cards else ""
+        print(f"the figures are without these {len(lines)} images{cards}{again}", file=sys.stderr)
+    return 1 if lines else 0
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, float]:

@@ -344,9 +344,17 @@ def _validate(arguments: argparse.Namespace, class_names: Sequence[str]) -> None
         inference=InferenceConfig(inference=benchmark.inference, device=arguments.device, engine="torch"),
     )
     subject = PipelineSpec(config=config).load(1)
-    before, after = (domain_miou(subject, images, mix) for mix in (AdapterMix(), equal_mix([arguments.name])))
+    left_out: list[str] = []
+    mixes = AdapterMix(), equal_mix([arguments.name])
+    before, after = (domain_miou(subject, images, mix, left_out) for mix in mixes)
+    wrong = dict.fromkeys(left_out)
+    for line in wrong:
+        print(f"left out of the validation: {line}", file=sys.stderr)
+    if len(wrong) == len(images):
+        print("validation: none, not one image can be used")
+        return
     print(
-        f"validation mIoU of '{arguments.domain}' on {len(images)} images that were not trained on, "
+        f"validation mIoU of '{arguments.domain}' on {len(images) - len(wrong)} images that were not trained on, "
         f"{len(class_names)} classes: {100 * before:.1f} before, {100 * after:.1f} with the adapter"
     )
 

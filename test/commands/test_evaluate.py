@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toy_world import ADAPTED, ToyBenchmark, ToySpec
+from toy_world import ADAPTED, ToyBenchmark, ToySpec, ToySubject
 
 from semla_ros.cli import main
 from semla_ros.commands import evaluate
@@ -127,6 +127,79 @@ def test_the_published_domains_run_from_their_folders(tmp_path: Path) -> None:
     assert results["domains"] == {"bdd": {"zero_shot": 0.0, "oracle": 1.0}}
     with pytest.raises(DatasetError, match="'nyu'"):
         evaluate.run(parse(*options[:4], "--domains", "nyu"), spec=Spec())
+
+
+def test_images_that_cannot_be_used_are_left_out_of_every_variant_named_and_scored_once_mended(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spec:
+        def load(self, threads: int) -> ToySubject:
+            subject = ToySpec().load(threads)
+            subject.adapter_names, subject.centroids = ("own",), np.zeros((1, 2), np.float32)
+            subject.embed = lambda image: np.zeros(2, np.float32)
+            subject.probabilities = lambda image, size: np.eye(2, dtype=np.float32)[
+                (image[..., 0] > (100 if subject.mix.as_dict() else 30)).astype(int)
+            ].transpose(2, 0, 1)
+            return subject
+
+    spec, rng = Spec(), np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    for index in range(11):
+        labels = rng.integers(0, 2, (24, 32)).astype(np.uint8)
+        pixels = np.repeat((labels * 150 + rng.integers(0, 80, (24, 32)))[..., None], 3, axis=2).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index:02}.png")
+        Image.fromarray(labels).save(tmp_path / "labels" / f"{index:02}.png")
+    (tmp_path / "b.yaml").write_text(
+        "classes: {two: [road, car]}\nencodings: {e: {classes: two, values: {0: road, 1: car}}}\ndomains:\n"
+        "  own: {layouts: {here: {encoding: e, images: 'images/{name}.png', labels: 'labels/{name}.png'}}}\n"
+    )
+    base = ["--benchmark", str(tmp_path / "b.yaml"), "--data", str(tmp_path), "--variants", "zero_shot,semla,oracle"]
+
+    def score(name: str, seeds: str = "0") -> int:
+        out = ["--json", str(tmp_path / f"{name}.json"), "--markdown", str(tmp_path / "table.md")]
+        return evaluate.run(parse(*base, "--images", "0", "--seeds", seeds, *out), spec=spec)
+
+    def figures(name: str) -> dict:
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    assert score("whole") == 0
+    files = {
+        tmp_path / name: (tmp_path / name).read_bytes() for name in ("images/02.png", "labels/09.png", "labels/10.png")
+    }
+    (tmp_path / "images/02.png").write_bytes(files[tmp_path / "images/02.png"][:60])
+    Image.fromarray(np.zeros((20, 32), np.uint8)).save(tmp_path / "labels/09.png")
+    Image.fromarray(np.full((24, 32), 77, np.uint8)).save(tmp_path / "labels/10.png")
+    capsys.readouterr()
+    assert score("some", "0,1") == 1
+    told, found = capsys.readouterr().err, figures("some")
+    assert [Path(line.split(str(tmp_path))[1].split()[0].strip(":,'")).name for line in told.splitlines()[:3]] == [
+        "02.png", "09.png", "10.png",
+    ]  # fmt: skip
+    assert "the figures are without these 3 images; once they are mended, the same command scores them alone" in told
+    assert [line.removeprefix("left out: ") for line in told.splitlines()[:3]] == found["left_out"]["own"]
+    assert "all images per domain and seed, without 3 that could not be used" in (tmp_path / "table.md").read_text()
+    assert {entry["image"] for entry in found["weights"]["own"]}.isdisjoint({"02", "09", "10"})
+
+    (tmp_path / "bad").mkdir()
+    for path in files:
+        for folder in ("images", "labels"):
+            (tmp_path / folder / path.name).rename(tmp_path / "bad" / f"{folder}_{path.name}")
+    assert score("few") == 0
+    without = figures("few")
+    assert found["per_class"] == without["per_class"]
+    assert found["domains"]["own"] == without["domains"]["own"]
+    for path in (tmp_path / "bad").iterdir():
+        path.rename(tmp_path / path.name.replace("_", "/"))
+
+    for path, content in files.items():
+        path.write_bytes(content)
+    done = []
+    monkeypatch.setattr(protocol, "run_job", lambda *given: done.append(given[2].indices) or run_job(*given))
+    assert score("some", "0,1") == 0
+    assert done == 2 * [(0, 1, 2, 3), (8, 9, 10)]
+    assert figures("some")["per_class"] == figures("whole")["per_class"]
+    assert not (tmp_path / "some.json.part").exists()
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semla_ros.errors import DatasetError
 from semla_ros.lab.evaluation.miou import Counts, iou_per_class, mean_iou
 from semla_ros.lab.evaluation.protocol import ImageTrace, JobResult, Plan
 
@@ -41,6 +42,7 @@ class Evaluation:
         embeddings: Domain -> scene embeddings, shape (N, D).
         forward_passes: Images through a model, over all variants.
         fusions: Models fused.
+        left_out: Domain -> what is wrong with each image that could not be used; domains with such images alone.
     """
 
     plan: Plan
@@ -50,19 +52,30 @@ class Evaluation:
     embeddings: Mapping[str, NDArray[np.float32]]
     forward_passes: int
     fusions: int
+    left_out: Mapping[str, Sequence[str]]
 
     @classmethod
     def collect(cls, plan: Plan, results: Sequence[JobResult]) -> Evaluation:
-        """Add up the results of all jobs."""
+        """Add up the results of all jobs.
+
+        Raises:
+            DatasetError: None of the images could be used.
+        """
         counts: dict[tuple[str, str, int], Counts] = {}
         traces: dict[str, list[ImageTrace]] = defaultdict(list)
         embeddings: dict[str, list[NDArray[np.float32]]] = defaultdict(list)
+        left_out: dict[str, dict[str, None]] = defaultdict(dict)  # an image that several seeds drew, once
         for result in results:
             for variant, added in result.counts.items():
                 key = (result.job.domain, variant, result.job.seed)
                 counts[key] = counts[key] + added if key in counts else added
             traces[result.job.domain].extend(result.traces)
             embeddings[result.job.domain].append(result.embeddings)
+            if result.left_out:
+                left_out[result.job.domain].update(dict.fromkeys(result.left_out))
+        if left_out and not any(traces.values()):
+            wrong = [line for lines in left_out.values() for line in lines]
+            raise DatasetError(f"none of the {len(wrong)} images can be used; the first: {wrong[0]}")
         return cls(
             plan=plan,
             class_names={result.job.domain: result.class_names for result in results},
@@ -71,6 +84,7 @@ class Evaluation:
             embeddings={name: np.concatenate(parts) for name, parts in embeddings.items()},
             forward_passes=sum(result.forward_passes for result in results),
             fusions=sum(result.fusions for result in results),
+            left_out={name: list(lines) for name, lines in left_out.items()},
         )
 
     def variants(self, domain: str) -> tuple[str, ...]:
@@ -155,6 +169,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "weights": _weights(evaluation),
         "forward_passes": evaluation.forward_passes,
         "fusions": evaluation.fusions,
+        "left_out": {name: list(lines) for name, lines in evaluation.left_out.items()},
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, DatasetError
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, DomainImages
 from semla_ros.lab.evaluation.datasets.sizes import stretch_to
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix, mean_iou
-from semla_ros.lab.evaluation.sources import EvaluationImage, WorldBenchmark
+from semla_ros.lab.evaluation.sources import EvaluationImage, RenderedDomain, WorldBenchmark
 from semla_ros.lab.evaluation.variants import Share, Variant, retrieval_settings, shares
 from semla_ros.lab.tasks import run_each
 from semla_ros.results import AdapterMix
@@ -163,6 +163,7 @@ class JobResult:
         embeddings: Scene embeddings, shape (N, D), float32.
         forward_passes: Number of images that went through a model.
         fusions: Number of times that a model was fused.
+        left_out: What is wrong with each image that cannot be used; no variant is scored on it.
     """
 
     job: Job
@@ -172,6 +173,7 @@ class JobResult:
     embeddings: NDArray[np.float32]
     forward_passes: int
     fusions: int
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -191,8 +193,11 @@ def run_job(subject: PipelineSubject, benchmark: Benchmark, job: Job, variants: 
     """Evaluate the images of one job with every variant."""
     source = benchmark.open(job.domain)
     subject.set_classes(source.class_names)
-    images = [source.read(job.seed, index) for index in job.indices]
-    embeddings = np.stack([np.asarray(subject.embed(image.scene), np.float32) for image in images])
+    left_out: list[str] = []
+    images = list(_usable(source, job.seed, job.indices, left_out))
+    embeddings = np.zeros((len(images), subject.centroids.shape[1]), np.float32)
+    for row, image in zip(embeddings, images, strict=True):
+        row[:] = subject.embed(image.scene)
     own = job.domain if job.domain in subject.adapter_names else None
     wanted = _wanted_shares(subject, variants, own, embeddings)
     counts = {variant.name: _no_counts(len(source.class_names)) for variant in variants}
@@ -205,7 +210,19 @@ def run_job(subject: PipelineSubject, benchmark: Benchmark, job: Job, variants: 
         embeddings=embeddings,
         forward_passes=forward_passes,
         fusions=fusions,
+        left_out=tuple(left_out),
     )
+
+
+def _usable(
+    source: DomainImages | RenderedDomain, seed: int, indices: Iterable[int], left_out: list[str]
+) -> Iterator[EvaluationImage]:
+    """The images that can be read and have labels that fit; `left_out` is told what is wrong with the others."""
+    for index in indices:
+        try:
+            yield source.read(seed, index)
+        except DatasetError as error:
+            left_out.append(str(error))
 
 
 def _wanted_shares(
@@ -262,13 +279,19 @@ def _answer(
     return forward_passes, len(needs)
 
 
-def domain_miou(subject: PipelineSubject, source: DomainImages, mix: AdapterMix) -> float:
-    """Mean IoU of one mix over all images of a domain, 0..1, as a run counts it for a variant that fuses it."""
+def domain_miou(subject: PipelineSubject, source: DomainImages, mix: AdapterMix, left_out: list[str]) -> float:
+    """Mean IoU of one mix over a domain, 0..1, as a run counts it for a variant that fuses it; NaN without an image.
+
+    Args:
+        subject: The model.
+        source: The images.
+        mix: What is fused.
+        left_out: Is told what is wrong with each image that cannot be used.
+    """
     subject.set_classes(source.class_names)
     subject.use(mix)
     counts = _no_counts(len(source.class_names))
-    for index in range(len(source)):
-        image = source.read(0, index)
+    for image in _usable(source, 0, range(len(source)), left_out):
         counts += _score(subject.probabilities(image.image, image.answer_size), image, len(counts))
     return mean_iou(counts)
 
@@ -329,7 +352,7 @@ def run(
         jobs: Processes, each with a model and one thread, or tasks at a time on Ray; 1 without Ray: this process.
         ray_address: Run on this Ray cluster; empty = on this machine without Ray.
         subject: Already loaded, for a run in this process.
-        kept: What an interrupted run has left, which is not done again; it is told what is done.
+        kept: What an interrupted run has left, which is not done again; it is told what is done whole.
         on_progress: Called with the number of images just finished.
 
     Returns:
@@ -346,7 +369,7 @@ def run(
             report(len(job.indices))
     for job, result in _run_jobs(todo, plan, spec, jobs, ray_address, subject):
         results[job] = result
-        if kept:
+        if kept and not result.left_out:
             kept.write(result)
         report(len(job.indices))
     return [result for result in results.values() if result is not None]

@@ -122,7 +122,9 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 def extent_of(results: Mapping[str, Any]) -> str:
     """How many images of which seeds a run saw."""
     count = "all" if results["images"] == 0 else results["images"]
-    return f"{count} images per domain and seed, seeds {', '.join(map(str, results['seeds']))}"
+    left_out = sum(map(len, results["left_out"].values()))
+    without = f", without {left_out} that could not be used" if left_out else ""
+    return f"{count} images per domain and seed{without}, seeds {', '.join(map(str, results['seeds']))}"
 
 
 def write_card_figures(results: Mapping[str, Any], library: Path, model: Path, command: str) -> list[Path]:

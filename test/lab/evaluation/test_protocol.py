@@ -7,7 +7,7 @@ import published_benchmark
 import pytest
 from toy_world import ADAPTED, CLASSES, HEIGHT, WIDTH, ToyBenchmark, ToyRetriever, ToySpec, ToySubject
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, DatasetError
 from semla_ros.lab.evaluation.aggregate import Evaluation, as_json, harmonic_mean
 from semla_ros.lab.evaluation.protocol import Job, Plan, run, run_job
 from semla_ros.lab.evaluation.sources import WorldBenchmark
@@ -267,3 +267,37 @@ def test_published_domains_have_families_of_their_own() -> None:
         "rain", "fog", "snow", "night", "street", "photos", "indoor",
     }  # fmt: skip
     assert benchmark.family("muses-rain-night") == "night"
+
+
+class UnusableDomain:
+    """As a domain is whose label files are all of another encoding."""
+
+    class_names = CLASSES
+
+    def indices(self, seed: int, count: int) -> list[int]:
+        return list(range(count))
+
+    def read(self, seed: int, index: int) -> object:
+        raise DatasetError(f"label file {index}.png holds 77")
+
+
+class PartlyUnusable(ToyBenchmark):
+    def open(self, domain: str) -> object:
+        return UnusableDomain() if domain == self.broken else super().open(domain)
+
+
+def test_a_domain_without_a_usable_image_has_no_figures_and_takes_none_from_the_others(results: dict) -> None:
+    plan = toy_plan(benchmark=PartlyUnusable(broken="b-fog"))
+    found = as_json(Evaluation.collect(plan, run(plan, ToySpec())))
+    assert set(found["domains"].pop("b-fog").values()) == {None}
+    assert found["domains"] == {name: scores for name, scores in results["domains"].items() if name != "b-fog"}
+    assert set(found["h_mean"].values()) == {None}
+    assert found["left_out"] == {"b-fog": [f"label file {index}.png holds 77" for index in range(7)]}
+    assert results["left_out"] == {}
+    json.dumps(found, allow_nan=False)
+
+
+def test_without_a_single_usable_image_there_is_nothing_to_report() -> None:
+    plan = toy_plan(benchmark=PartlyUnusable(broken="a-fog"), domains=("a-fog",), unseen=(), sources=(), seeds=(0,))
+    with pytest.raises(DatasetError, match=r"none of the 7 images can be used; the first: label file 0\.png holds 77"):
+        Evaluation.collect(plan, run(plan, ToySpec()))

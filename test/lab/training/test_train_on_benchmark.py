@@ -99,6 +99,18 @@ def test_a_domain_without_a_val_split_of_its_own_is_trained_and_not_measured(
     assert (root / "library" / "street" / "adapter_model.safetensors").is_file()
 
 
+def test_a_validation_image_that_cannot_be_read_is_named_and_costs_neither_adapter_nor_figures(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, last = sorted((root / "images").iterdir())
+    last.write_bytes(last.read_bytes()[:40])
+    assert train(root) == 0
+    shown = capsys.readouterr()
+    assert "validation mIoU of 'suburb' on 1 images that were not trained on" in shown.out
+    (told,) = (line for line in shown.err.splitlines() if line.startswith("left out of the validation"))
+    assert last.name in told
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
