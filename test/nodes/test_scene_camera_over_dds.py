@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +12,7 @@ from graph import LATCHED, RELIABLE, Graph, wait_for
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import String
 
-from semla_ros.config import from_mapping
+from semla_ros.config import from_mapping, settings_of
 from semla_ros.errors import ConfigError
 from semla_ros.lab.demo.scene_camera_node import SceneCameraConfig
 from semla_ros.lab.world.classes import CLASS_NAMES
@@ -74,3 +76,9 @@ def test_a_wrong_setting_is_refused_by_name(values: dict, words: list[str]) -> N
     with pytest.raises(ConfigError) as caught:
         from_mapping(SceneCameraConfig, values)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_help_has_every_parameter_and_starts_no_node() -> None:
+    answer = subprocess.run([sys.executable, *MODULE, "--help"], capture_output=True, text=True, check=True, timeout=60)
+    assert "usage: scene_camera" in answer.stdout
+    assert all(f"  {name} " in answer.stdout for name in settings_of(SceneCameraConfig))

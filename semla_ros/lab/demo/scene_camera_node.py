@@ -177,12 +177,24 @@ def camera_info(config: SceneCameraConfig) -> CameraInfo:
     return info
 
 
+def _help() -> str:
+    settings = settings_of(SceneCameraConfig)
+    width = max(map(len, settings))
+    lines = [f"  {name:{width}}  {setting.text}; default: {setting.default}" for name, setting in settings.items()]
+    use = "usage: scene_camera [--help] [--ros-args -p seed:=3 -r image:=/camera/image_raw ...]"
+    return "\n".join([use, "", str(__doc__), "Parameters:", *lines])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the node; exit status 2 with one clear line for a wrong parameter, or what ROS refuses."""
+    """Run the node, or say what it is; exit status 2 with one clear line for a wrong parameter, or what ROS refuses."""
+    given = sys.argv if arguments is None else list(arguments)
+    if {"-h", "--help"} & {*given}:
+        print(_help())
+        return 0
     keep_large_blocks()
     try:
         with starting():
-            rclpy.init(args=None if arguments is None else list(arguments))
+            rclpy.init(args=given)
             node = SceneCameraNode()
     except ConfigError as error:
         print(f"scene_camera: {error}", file=sys.stderr)
