@@ -9,14 +9,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context, resource_tracker
 from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
 
 from semla_ros.errors import SemlaError
 
+T = TypeVar("T")
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_INTERRUPTS = {signal.SIGINT}
 
 
 class ChildError(SemlaError):
@@ -37,18 +41,65 @@ def end_with_parent(parent: int = 0) -> None:
 def worker_pool(workers: int, *, threads: int = 0) -> ProcessPoolExecutor:
     """Processes for independent work that end with this one, however it ends.
 
-    They are spawned: a forked child would inherit the locks of torch's and OpenCV's threads.
+    They are spawned: a forked child would inherit the locks of torch's and OpenCV's threads. SIGINT, which a terminal
+    sends to all, raises KeyboardInterrupt in the tasks that run, and none begins after it; it disturbs no worker that
+    is starting or between tasks.
 
     Args:
         workers: How many.
         threads: Of torch, in each of them; 0 = as it chooses.
     """
-    return ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(), threads)
-    )
+    return _Pool(workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(os.getpid(), threads))
+
+
+class _Pool(ProcessPoolExecutor):
+    def submit(self, work: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
+        # A worker inherits what is held back here, for as long as it has no handler. The tracker's start lets it pass.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
+        try:
+            return super().submit(_run_task, work, *args, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown(cancel_futures=kind is not None)
+
+
+class _Interrupts:
+    """Of a worker: whether one came, and whether a task runs that is to know of it."""
+
+    def __init__(self) -> None:
+        self.came = self.has_task = False
+
+    def watch(self) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored
+            signal.signal(signal.SIGINT, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
+
+    def _note(self, *_: object) -> None:
+        self.came = True
+        if self.has_task:
+            raise KeyboardInterrupt
+
+
+_interrupts = _Interrupts()
+
+
+def _run_task(work: Callable[..., T], /, *args: Any, **options: Any) -> T:
+    _interrupts.has_task = True
+    try:
+        if _interrupts.came:
+            raise KeyboardInterrupt
+        return work(*args, **options)
+    finally:
+        _interrupts.has_task = False
 
 
 def _start_worker(parent: int, threads: int) -> None:
+    _interrupts.watch()
     end_with_parent(parent)
     if threads:
         import torch

@@ -3,11 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from bench.children import Children
-from semla_ros.lab.processes import ChildError
+from semla_ros.lab.processes import ChildError, worker_pool
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(code: str) -> list[str]:
@@ -103,3 +106,49 @@ def test_children_end_even_when_the_demo_is_killed(tmp_path) -> None:
 def test_a_program_that_is_not_there_is_named(tmp_path) -> None:
     with Children() as children, pytest.raises(ChildError, match="camera cannot be started with /no/such/program"):
         children.start("camera", ["/no/such/program"], os.environ, tmp_path / "camera.log")
+
+
+@pytest.mark.parametrize("wait_s", [0.05, 0.3, 0.6, 1.2, 2.0])
+def test_an_interrupt_ends_workers_without_a_word_whatever_they_are_about(tmp_path, wait_s: float) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\nfor _ in range(100):\n    time.sleep(0.005)\ndef work(n): time.sleep(n)\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "import slow\n"
+        "from semla_ros.lab.processes import worker_pool\n"
+        "if __name__ == '__main__':\n"
+        "    print('ready', flush=True)\n"
+        "    try:\n"
+        "        with worker_pool(2) as pool:\n"
+        "            list(pool.map(slow.work, [1.5] * 100))\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('interrupted', flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "main.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(wait_s)
+    os.killpg(process.pid, signal.SIGINT)
+    out, told = process.communicate(timeout=30)
+    assert (out, told) == ("interrupted\n", "")
+
+
+def test_what_is_left_of_a_pool_does_not_begin_after_an_error(tmp_path) -> None:
+    waiting: list = []
+
+    def fail_after_the_first() -> None:
+        with worker_pool(1) as pool:
+            waiting.extend(pool.submit(time.sleep, 0.5) for _ in range(40))
+            waiting[0].result()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_the_first()
+    assert sum(future.cancelled() for future in waiting) > 30

@@ -59,7 +59,7 @@ def test_no_process_outlives_the_one_that_is_killed() -> None:
 
 def test_every_pool_of_processes_is_one_that_ends_with_its_command() -> None:
     sources = Path(semla_ros.__file__).parent.rglob("*.py")
-    assert [path.name for path in sources if "ProcessPoolExecutor(" in path.read_text(encoding="utf-8")] == [
+    assert [path.name for path in sources if "ProcessPoolExecutor" in path.read_text(encoding="utf-8")] == [
         "processes.py"
     ]
 
