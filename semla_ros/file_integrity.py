@@ -61,9 +61,13 @@ def file_sha256(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file (text as UTF-8) in one step: readers see the old one or the new one."""
+    """Write a file (text as UTF-8) in one step: readers see the old one or the new one; a device or a pipe as it is."""
+    data = content.encode() if isinstance(content, str) else content
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     with atomic_file(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.write_bytes(data)
 
 
 @contextmanager

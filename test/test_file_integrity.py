@@ -70,3 +70,16 @@ def test_a_disk_that_is_full_is_told_with_the_file_and_leaves_nothing(
         write_atomically(tmp_path / "no" / "mask.png", b"x")
     assert missing.value.filename == str(tmp_path / "no" / "mask.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_is_written_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(pipe, "text")
+    assert os.read(reader, 100) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(Path("/dev/full"), "text")
+    assert Path("/dev/full").is_char_device()

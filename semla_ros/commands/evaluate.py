@@ -40,6 +40,7 @@ from semla_ros.commands.options import (
 )
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, ImageError
+from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.drives import KINDS, make_drives
 from semla_ros.lab.evaluation.protocol import Benchmark, JobResult, Plan, make_plan
@@ -453,7 +454,7 @@ def write_text(text: str, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_atomically(path, text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from None
 

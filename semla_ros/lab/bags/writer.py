@@ -197,8 +197,15 @@ class BagWriter:
     def __enter__(self) -> BagWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except OSError as at_the_end:
+            error = at_the_end
+            raise
+        finally:
+            if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+                error.filename = str(self.path)  # a write that fails names nothing
 
 
 def _new(msgtype: str, **fields: Any) -> Any:

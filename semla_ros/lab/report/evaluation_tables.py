@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.report.charts import percent
 
 _LABELS = {"zero_shot": "zero-shot", "semla": "SemLA", "late_fusion": "late fusion"}
@@ -160,5 +161,5 @@ def _replace_section(card: Path, origin: str, rows: list[tuple[str, float]]) -> 
         return []
     text = card.read_text(encoding="utf-8").split(_CARD_HEADING)[0].rstrip()
     table = "\n".join(["| | mIoU |", "| --- | --- |", *(f"| {label} | {value:.3f} |" for label, value in rows)])
-    card.write_text(f"{text}\n\n{_CARD_HEADING}\n\n{origin}\n\n{table}\n", encoding="utf-8")
+    write_atomically(card, f"{text}\n\n{_CARD_HEADING}\n\n{origin}\n\n{table}\n")
     return [card]

@@ -1,6 +1,8 @@
 """Bags: what is written is read back, in every storage; what is damaged is read as far as it goes."""
 
+import resource
 import shutil
+import signal
 import tracemalloc
 from pathlib import Path
 
@@ -253,3 +255,16 @@ def test_reading_keeps_only_a_few_chunks_in_memory(tmp_path: Path) -> None:
             tracemalloc.stop()
         assert total > frames * 240 * 320 * 3
     assert peaks[1] < peaks[0] * 1.3 + 200_000
+
+
+def test_a_write_that_fails_names_the_bag(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write_bag(tmp_path / "bag", frames=40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert caught.value.filename == str(tmp_path / "bag")
