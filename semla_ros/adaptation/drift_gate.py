@@ -29,7 +29,7 @@ LEAST_STEP_S = 0.2  # that it has been seen for: at 30 Hz two looks are one spla
 LONGEST_RUN = 6  # looks in a row that stand off without lying together, after which the scene is given up
 TRIAL = (4, 1.5)  # looks and seconds after which a recall is given up where none of them asks for its mix
 # What corrects the mix of one and the same scene.
-LASTS = 0.4  # of `steady_s`: what the share beyond `mix_threshold`, summed over time, must reach
+LASTS = 0.6  # of `steady_s`: what the share beyond `mix_threshold`, summed over time, must reach
 SETTLED = (6, 2.5)  # looks and seconds after which a new scene's mix, that of its first looks, is corrected at once
 RESTS = 6.0  # of `steady_s`: from one correction to the next
 BURST = 0.4  # part of a minute's fusions that may follow each other at once
