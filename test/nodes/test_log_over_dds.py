@@ -51,7 +51,7 @@ def test_a_node_that_cannot_start_says_what_to_do_next(graph: Graph) -> None:
         (("-r", "__node:=my-node"), "Couldn't parse remap rule: '-r __node:=my-node'"),
         (("-r", "__ns:=/robot2/"), "invalid node namespace"),
         (("--log-level", "chatty"), "'--log-level chatty'. Error: Argument does not use a valid severity level"),
-        (("--help",), "no arguments of ROS: ['--help']"),
+        (("--hepl",), "no arguments of ROS: ['--hepl']"),
     ],
 )
 @pytest.mark.parametrize("name", ["perception", "scene_camera"])
