@@ -156,6 +156,7 @@ class PerceptionPipeline:
 
         Where the weights in use give no finite answer, the base model gives one, and their adapters are set aside.
         """
+        self._parts.engine.catch_up()
         with self._swap_gate.frame():
             if self._fuser.in_use is None:
                 self._serve_base("the weights in use are not known")

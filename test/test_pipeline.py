@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -396,6 +397,21 @@ def test_the_background_thread_follows_the_scene_while_frames_go_on(pipeline: Pe
     pipeline.offer(scene("snow", stamp_s=stamp + 100))
     time.sleep(0.05)
     assert pipeline.generation.number == number
+
+
+def test_an_engine_that_judges_what_was_built_does_not_hold_up_a_swap(
+    pipeline: PerceptionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped: list[str] = []
+
+    def judge() -> None:
+        with ThreadPoolExecutor(1) as threads:
+            swapped.append(threads.submit(pipeline.adapt, scene("fog", stamp_s=1)).result(timeout=20).action)
+
+    monkeypatch.setattr(pipeline._parts.engine, "catch_up", judge)
+    segmentation = pipeline.segment(scene("fog", stamp_s=1))
+    assert swapped == ["fused"]
+    assert segmentation.generation.mix.names[0] == "fog"
 
 
 def test_a_callback_that_fails_does_not_stop_adaptation(pipeline: PerceptionPipeline) -> None:

@@ -92,6 +92,13 @@ class Engine(Protocol):
         """
         ...
 
+    def catch_up(self) -> None:
+        """Load and judge what was made beside the frames since the last call; what serves may change by it.
+
+        For the caller of `segment_batch`, before it. Weights may be swapped meanwhile.
+        """
+        ...
+
     def set_text(self, text_features: Tensor) -> None:
         """Take over class embeddings (T, C), unit length; the mask's indices follow their order.
 

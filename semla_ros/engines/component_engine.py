@@ -124,6 +124,7 @@ class ComponentEngine:
         self._measure = measure
         self._own_notes: list[str] = []
         self._serving: dict[str, tuple[Verdict, ExitStack]] = {}  # closing it gives the component back to torch
+        self._passed: list[tuple[FixedComponent, Runner, Verdict]] = []  # alone; whole frames come next
         self._is_settled = False
 
     @property
@@ -163,16 +164,31 @@ class ComponentEngine:
         return answer
 
     def segment_batch(self, images: Sequence[ImageArray], want_confidence: bool = True) -> list[EngineOutput]:
-        """Segment images, after what was built since the last ones has been checked and taken over.
+        """Segment images, after a decoder that passed alone has been tried in whole frames.
 
         A runner that fails gives its component back to torch for good. See `Engine.segment_batch`.
         """
-        with self._torch.entered("engine check"):
-            self._adopt_arrivals()
+        while self._passed:
+            component, runner, verdict = self._passed.pop()
+            with self._torch.entered("engine check"), self._survived(component.name):
+                self._serve(component, runner, verdict)
         answers = self._torch.segment_batch(images, want_confidence)
         if DECODER in self._serving and not self._torch.has_runners:
             self._give_back_to_torch(DECODER)
         return answers
+
+    def catch_up(self) -> None:
+        """Load and judge what was built since the last call, see `Engine.catch_up`."""
+        arrived = [(runtime.name, *arrival) for runtime in self._runtimes for arrival in runtime.arrivals()]
+        for runtime, component, make in arrived:
+            with self._torch.entered("engine check"), self._survived(component.name):
+                best = self._fastest(component, [(runtime, make)])
+                if best is None:
+                    continue
+                if component.name == DECODER:
+                    self._passed.append((component, *best))
+                else:
+                    self._serve(component, *best)
 
     def set_text(self, text_features: Tensor) -> None:
         """Take over class embeddings, see `Engine.set_text`."""
@@ -197,6 +213,8 @@ class ComponentEngine:
 
     def release(self) -> None:
         """Give the components back to torch, which goes on, and release the runners."""
+        while self._passed:
+            self._passed.pop()[1].close()
         for name in list(self._serving):
             self._give_back_to_torch(name)
 
@@ -207,20 +225,17 @@ class ComponentEngine:
         self.release()
         self._torch.close()
 
-    def _adopt_arrivals(self) -> None:
-        for runtime in self._runtimes:
-            for component, make in runtime.arrivals():
-                self._settle(component, [(runtime.name, make)])
-
     def _settle(self, component: FixedComponent, makers: Iterable[tuple[str, Maker]]) -> None:
-        """Let the fastest runner that passes every gate serve a component that torch serves; close the others.
+        """Let the fastest runner that passes every gate serve a component that torch serves."""
+        with self._survived(component.name):
+            if best := self._fastest(component, makers):
+                self._serve(component, *best)
+
+    def _fastest(self, component: FixedComponent, makers: Iterable[tuple[str, Maker]]) -> tuple[Runner, Verdict] | None:
+        """The fastest runner that gives torch's answer, sooner; where there is none, notes tell why. Others are closed.
 
         Runners are drawn one after the other, so that no more than two exist at once.
         """
-        with self._survived(component.name):
-            self._choose(component, makers)
-
-    def _choose(self, component: FixedComponent, makers: Iterable[tuple[str, Maker]]) -> None:
         best: tuple[Runner, Verdict] | None = None
         refused: list[tuple[str, str]] = []  # runtimes and reasons
         for runtime, make in makers:
@@ -246,11 +261,11 @@ class ComponentEngine:
                 best[0].close()
             best = runner, verdict
         if best is not None:
-            self._serve(component, *best)
-            return
+            return best
         are_several = len({runtime for runtime, _ in refused}) > 1
         for runtime, reason in refused:
             self._refuse(f"{runtime}: {reason}" if are_several else reason)
+        return None
 
     def _serve(self, component: FixedComponent, runner: Runner, verdict: Verdict) -> None:
         """Mount a runner, and give back to torch what fails or slows down whole frames."""

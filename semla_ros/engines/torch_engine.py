@@ -146,6 +146,9 @@ class TorchEngine:
         if self.device.type == "cpu":
             torch.set_num_threads(choose_threads(config.threads))
 
+    def catch_up(self) -> None:
+        """Nothing is made beside the frames, see `Engine.catch_up`."""
+
     def set_text(self, text_features: Tensor) -> None:
         """Take over class embeddings (T, ...).
 

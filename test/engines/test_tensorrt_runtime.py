@@ -79,6 +79,7 @@ def make_engine(world, toolkit, cache, *, names=tuple(NAMES), builds: bool = Tru
 def finish_builds(world, engine) -> list[str]:
     """Names of what serves after the background builds."""
     assert engine.runtime.wait_until_built(WAIT_S)
+    engine.catch_up()
     engine.segment(world.images[0])
     return list(engine.serving)
 
@@ -100,6 +101,30 @@ def test_torch_serves_while_plans_are_built_and_they_take_over_when_they_are_rea
     engine.close()
     assert all(runner.is_closed for runner in toolkit.runners.values())
     assert "forward" not in vars(world.encoder.tower)
+
+
+def test_plans_are_loaded_and_judged_before_a_frame_and_only_whole_frames_are_compared_within_one(
+    world, toolkit, cache
+) -> None:
+    engine = make_engine(world, toolkit, cache)
+    expected = engine.segment(world.images[0]).mask
+    assert engine.runtime.wait_until_built(WAIT_S)
+    engine.segment(world.images[0])
+    assert not toolkit.runners  # a frame alone loads nothing
+    engine.catch_up()
+    assert sorted(toolkit.runners) == NAMES
+    assert list(engine.serving) == [SCENE_ENCODER]
+    assert np.array_equal(engine.segment(world.images[0]).mask, expected)
+    assert list(engine.serving) == NAMES
+    engine.close()
+
+
+def test_a_plan_that_no_frame_came_to_try_is_given_back(world, toolkit, cache) -> None:
+    engine = make_engine(world, toolkit, cache)
+    assert engine.runtime.wait_until_built(WAIT_S)
+    engine.catch_up()
+    engine.close()
+    assert all(runner.is_closed for runner in toolkit.runners.values())
 
 
 def test_a_close_ends_the_build(world, toolkit, cache) -> None:
