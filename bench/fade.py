@@ -1,10 +1,10 @@
-"""What the fade knows: strange images, the library's own domains, unseen combinations and, where given, photographs.
+"""What the fade knows: strange images, the library's own domains and unseen combinations.
 
     python -m bench.fade --seeds 0 1 2 --images 34 --json out/fade.json
-    python -m bench.fade --pictures screenshots/ --photographs images/ labels/ --label-map classes.yaml
+    python -m bench.fade --pictures screenshots/
 
-Model and library are chosen as in `semla evaluate`. `--pictures` are images that no adapter is for; `--photographs` are
-pairs of folders of images and labels, reported by what stands before the first "_" of a file's name.
+Model and library are chosen as in `semla evaluate`, which tells of labelled photographs (`--benchmark`). `--pictures`
+are images that no adapter is for.
 """
 
 from __future__ import annotations
@@ -21,15 +21,13 @@ from rich.table import Table
 
 from semla_ros.commands import evaluate
 from semla_ros.errors import SemlaError
-from semla_ros.lab.bags.label_map import LabelMap, read_label_map
 from semla_ros.lab.evaluation.aggregate import Evaluation, number
-from semla_ros.lab.evaluation.miou import MiouMeter
 from semla_ros.lab.evaluation.protocol import Benchmark, make_plan
 from semla_ros.lab.evaluation.sources import WorldBenchmark
 from semla_ros.lab.evaluation.subject import PipelineSpec, PipelineSubject
 from semla_ros.lab.evaluation.variants import choose_variants
-from semla_ros.lab.training.samples import FolderSamples, image_files, training_image
-from semla_ros.results import AdapterMix, ImageArray
+from semla_ros.lab.training.samples import image_files, training_image
+from semla_ros.results import ImageArray
 
 VARIANTS = ("zero_shot", "semla")
 HEIGHT, WIDTH = 480, 640
@@ -84,48 +82,6 @@ def own_domains(
     return found
 
 
-def photographs(
-    subject: PipelineSubject,
-    folders: Sequence[tuple[Path, Path]],
-    names: Mapping[int, str],
-    *,
-    stride: int = 1,
-) -> dict[str, dict[str, Any]]:
-    """Group of labelled images -> mIoU of the base model and of SemLA, flagged share, the base model's mean share.
-
-    Args:
-        subject: Model and library.
-        folders: Pairs of images and labels, matched by name.
-        names: Label value -> class; these classes are the vocabulary, other values are not scored.
-        stride: Every n-th image of each pair of folders.
-    """
-    classes = list(dict.fromkeys(names.values()))
-    subject.set_classes(classes)
-    retriever, label_map = subject.retriever(subject.recommended), LabelMap(names, classes)
-    meters: dict[str, dict[str, MiouMeter]] = {}
-    mixes: dict[str, list[AdapterMix]] = {}
-    for images, labels in folders:
-        samples = FolderSamples(images, labels, 256)
-        for index in range(0, len(samples), stride):
-            group = samples.name(index).split("_")[0]
-            image, truth = samples.image(index), label_map(samples.mask(index))
-            mix = retriever.retrieve(subject.embed(image))
-            mixes.setdefault(group, []).append(mix)
-            variants = meters.setdefault(group, {name: MiouMeter(len(classes)) for name in ("zero_shot", "semla")})
-            for name, used in (("zero_shot", AdapterMix()), ("semla", mix)):
-                subject.use(used)
-                variants[name].add(truth, subject.probabilities(image, truth.shape).argmax(0).astype(np.uint8))
-    return {
-        group: {
-            **{name: number(meter.mean) for name, meter in variants.items()},
-            "images": len(mixes[group]),
-            "flagged": number(float(np.mean([mix.is_out_of_library for mix in mixes[group]]))),
-            "base_weight": number(float(np.mean([mix.base_weight for mix in mixes[group]]))),
-        }
-        for group, variants in meters.items()
-    }
-
-
 def unseen_domains(
     arguments: argparse.Namespace, spec: PipelineSpec, subject: PipelineSubject, benchmark: Benchmark
 ) -> dict[str, dict[str, Any]]:
@@ -153,9 +109,6 @@ def run(
     parser = argparse.ArgumentParser(prog="python -m bench.fade", description=__doc__)
     evaluate.add_arguments(parser)
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="images that no adapter is for")
-    parser.add_argument("--photographs", type=Path, nargs=2, action="append", default=[], metavar=("IMAGES", "LABELS"))
-    parser.add_argument("--label-map", type=Path, metavar="FILE", help="YAML or JSON: label value -> class name")
-    parser.add_argument("--stride", type=int, default=1, metavar="N", help="every n-th photograph")
     arguments = parser.parse_args(options)
     evaluate.check(arguments)
     spec, benchmark = spec or evaluate.make_spec(arguments), benchmark or WorldBenchmark()
@@ -168,10 +121,6 @@ def run(
         "own": own_domains(subject, benchmark, arguments.seeds, arguments.images),
         "unseen": unseen_domains(arguments, spec, subject, benchmark),
     }
-    if arguments.photographs:
-        names = read_label_map(arguments.label_map) if arguments.label_map else {}
-        folders = [(images, labels) for images, labels in arguments.photographs]
-        found["photographs"] = photographs(subject, folders, names, stride=arguments.stride)
     found["mean"] = {
         kind: {key: _mean([row[key] for row in rows.values()]) for key in next(iter(rows.values()))}
         for kind, rows in found.items()

@@ -32,6 +32,7 @@ from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame
 from semla_ros.segmentation.inference import InferenceMode, segment_probabilities
 from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.protocol import SegmentationModel
 from semla_ros.timing import Stopwatch
 
 CLASSES = 19
@@ -57,10 +58,11 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         library, engines = Path(folder, "library"), EngineCache(Path(folder, "engines"))
         parts = random_parts(size, library, inference=inference, classes=CLASSES)
-        peer_model, peer_encoder = copy.deepcopy(parts.model), _in_torch(parts.encoder)
-        pipeline = PerceptionPipeline(parts)
-        torch_engine = parts.engine
+        torch_engine, model = parts.engine, parts.model
         assert isinstance(torch_engine, TorchEngine)
+        assert isinstance(model, CatSeg)
+        peer_model, peer_encoder = copy.deepcopy(model), _in_torch(parts.encoder)
+        pipeline = PerceptionPipeline(parts)
         frame = Frame(image=image, stamp_ns=0)
         retriever = Retriever(parts.library, RetrievalConfig())
         pipeline.apply_mix(retriever.retrieve(parts.encoder.embed(image)), "parameters")
@@ -68,7 +70,8 @@ def measure(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft warns that the active adapter was deleted, which is the point
             loop = PublishedLoop(peer_model, library, ADAPTERS)
-        tokens, answers = parts.tokens_of(class_list(CLASSES)), []
+        tokens = parts.tokens_of(class_list(CLASSES))
+        answers: list[Tensor] = []
 
         def turn(watch: Stopwatch) -> None:
             with warnings.catch_warnings():
@@ -102,10 +105,10 @@ def measure(
             running = _running_pipeline(pipeline, image, repeats)
         with torch_threads(int(best)):
             rows = _other_ways(
-                parts.model, pipeline.text_features, image, repeats, is_sliding=mode == "sliding", compiled=compiled
+                model, pipeline.text_features, image, repeats, is_sliding=mode == "sliding", compiled=compiled
             )
-            growth = _growth_with_classes(parts.model, repeats)
-            resolutions = _growth_with_resolution(parts.model, pipeline.text_features, repeats)
+            growth = _growth_with_classes(model, repeats)
+            resolutions = _growth_with_resolution(model, pipeline.text_features, repeats)
         pipeline.close()
     return {
         "inference": mode,
@@ -163,10 +166,10 @@ def _pixels(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def predict_maps(mode: InferenceMode) -> Callable[[CatSeg, np.ndarray, Tensor], Tensor]:
+def predict_maps(mode: InferenceMode) -> Callable[[SegmentationModel, np.ndarray, Tensor], Tensor]:
     """As published: every class map is resized to the image before the arg-max; on the class embeddings' device."""
 
-    def predict(model: CatSeg, image: np.ndarray, text: Tensor) -> Tensor:
+    def predict(model: SegmentationModel, image: np.ndarray, text: Tensor) -> Tensor:
         pixels = _pixels(image).to(text.device)
         maps = segment_probabilities(model, pixels, text, (image.shape[0], image.shape[1]), mode)
         maps.argmax(dim=0)

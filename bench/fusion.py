@@ -132,11 +132,17 @@ def _largest_error(model: CatSeg, reference: CatSeg, library: AdapterLibrary, mi
     """Largest deviation of a fused weight from the float64 sum, relative to its matrix' largest value."""
     largest = 0.0
     for path in model.lora_targets():
-        expected = reference.get_submodule(path).weight.double()  # type: ignore[union-attr, operator]
+        expected = _weight(reference, path).double()
         for name, weight in zip(mix.names, mix.weights, strict=True):
             adapter = library.adapter(name)
             a, b = (torch.as_tensor(matrix).double() for matrix in adapter.layers[path])
             expected = expected + float(weight) * adapter.scaling * (b @ a)
-        error = (model.get_submodule(path).weight.double() - expected).abs().max()  # type: ignore[union-attr, operator]
+        error = (_weight(model, path).double() - expected).abs().max()
         largest = max(largest, float(error / expected.abs().max()))
     return largest
+
+
+def _weight(model: CatSeg, path: str) -> torch.Tensor:
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight

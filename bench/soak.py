@@ -279,7 +279,7 @@ def _drive(
     for index in range(frames):
         is_broken, is_burst = rng.random() < BROKEN_SHARE, index % BURST_EVERY < BURST
         # A drive: its pictures come in order, each a few times, as fast as the node takes them.
-        picture = faulty[rng.integers(len(faulty))] if is_broken else pictures[index // 4 % len(pictures)]
+        picture = faulty[int(rng.integers(len(faulty)))] if is_broken else pictures[index // 4 % len(pictures)]
         if not is_burst:
             client.wait_for_turn(in_flight=1 if is_broken else IN_FLIGHT)
         client.send(picture, stamps.next())

@@ -22,7 +22,7 @@ from semla_ros.resources import share_folder
 PARTS = ("imports", "load", "warm_up", "first_mask")
 
 
-def measure(model: str, library: str, *, repeats: int = 5, against: Path | None = None) -> dict[str, object]:
+def measure(model: str, library: str, *, repeats: int = 5, against: Path | None = None) -> dict[str, Any]:
     """Figures for `start`: this tree, and against another one, each start in a process of its own, in turns."""
     folders = [share_folder(), *([against] if against else [])]
     runs: list[list[dict[str, float]]] = [[] for _ in folders]
@@ -30,9 +30,9 @@ def measure(model: str, library: str, *, repeats: int = 5, against: Path | None 
         environment = {**os.environ, "SEMLA_ENGINE_DIR": engines}
         for turn in range(repeats + 1):
             for folder, collected in zip(folders, runs, strict=True):
-                figures = _start_apart(folder, model, library, environment)
+                start = _start_apart(folder, model, library, environment)
                 if turn:  # the first start reads files from the disk and compiles modules
-                    collected.append(figures)
+                    collected.append(start)
     here, *others = (_summary(collected) for collected in runs)
     figures: dict[str, Any] = {"model": model, **here}
     for other in others:

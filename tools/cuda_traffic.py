@@ -225,7 +225,8 @@ def _indexed(tensor: Tensor, index: Any) -> Tensor:
     """`tensor[index]` of numbers, slices, None, an ellipsis, or of tensors alone."""
     items = list(index) if isinstance(index, tuple) else [index]
     if any(isinstance(item, Tensor) for item in items):
-        return torch.ops.aten.index(tensor, items)
+        indexed: Tensor = torch.ops.aten.index(tensor, items)
+        return indexed
     if Ellipsis in items:
         place = items.index(Ellipsis)
         rest = tensor.ndim - sum(item is not None for item in items) + 1
@@ -247,7 +248,8 @@ def _indexed(tensor: Tensor, index: Any) -> Tensor:
 def _moved(module: nn.Module, device: torch.device) -> nn.Module:
     """`module.to(device)`, which fake tensors refuse."""
     for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
+        held: tuple[dict[str, Any], ...] = part._parameters, part._buffers
+        for tensors in held:
             for name, item in tensors.items():
                 if item is not None:
                     moved = torch.empty(item.shape, dtype=item.dtype, device=device)

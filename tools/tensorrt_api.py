@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 RECORD = Path(__file__).resolve().parents[1] / "test" / "engines" / "tensorrt_api.json"
 MODULE = "tensorrt_bindings"
@@ -71,14 +72,14 @@ def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _signature(module: object, name: str) -> str:
+def _signature(module: Any, name: str) -> str:
     """Its overloads, one a line; "class of" its base; "value"; empty where it is missing."""
     try:
-        item = reduce(getattr, name.split("."), module)
+        item: Any = reduce(getattr, name.split("."), module)
     except AttributeError:
         return ""
     if isinstance(item, type):
-        return f"class of {item.__base__.__name__}"
+        return f"class of {item.__bases__[0].__name__}"
     if not callable(item):
         return "value"
     lines = re.findall(rf"^(?:\d+\. )?{item.__name__}(\(self: .*\) -> .*)$", item.__doc__, re.MULTILINE)
