@@ -60,7 +60,7 @@ from semla_ros.segmentation.protocol import SegmentationModel
 
 STAGES = ("segmenter", "scene_encoder", "adapters", "library")
 CAMERA = "camera"  # images of a camera, as a model or a library states it
-TIMED_STEPS = 4
+TIMED_STEPS = 8
 
 Say = Callable[[str], None]
 
