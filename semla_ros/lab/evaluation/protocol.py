@@ -111,7 +111,7 @@ def make_plan(
     if not domains and not own:
         raise ConfigError(
             f"the library has no adapter of the benchmark '{benchmark.name}': it has {', '.join(adapter_names[:8])}; "
-            f"expected some of {', '.join(benchmark.domain_names[:8])}"
+            f"expected some of {', '.join(benchmark.domain_names[:8])}; those named with --domains are scored without"
         )
     if without:
         logger.warning("no own adapter for %s: reported as unseen, without leave-one-out", ", ".join(without))
