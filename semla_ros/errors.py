@@ -93,6 +93,17 @@ def known_names(name: str, known: Iterable[str], most: int = 24) -> str:
     return f"known: {', '.join(names[:most]) or 'none'}{more}"
 
 
+def counted(count: int, noun: str, many: str = "") -> str:
+    """A count and what is counted: "1 image", "3 images".
+
+    Args:
+        count: How many.
+        noun: What one of them is called.
+        many: What several are called, where that is not `noun` with an "s".
+    """
+    return f"{count} {noun if count == 1 else many or f'{noun}s'}"
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line of at most 300 characters."""
     lines = str(error).strip().split("\n")

@@ -9,7 +9,7 @@ Example:
   semla demo --out out/demo
   semla demo --fast --seed 3
 
-Exit status: 0 if every promise was kept, 1 if masks were missing or adaptation did not help, 2 if it could not run.
+Exit status: 0 if no promise was broken, 1 if masks were missing or adaptation did not help, 2 if it could not run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -28,9 +27,12 @@ from semla_ros.commands.options import add_library_option, output_folder
 from semla_ros.config import SemlaConfig
 from semla_ros.lab.demo.demo_bag import DRIVE_S, DemoBagOptions, parse_size
 from semla_ros.lab.demo.run import FAST_SPEED, drive_options, replay_options, run_demo
+from semla_ros.lab.demo.verdict import BROKEN, KEPT, NOT_JUDGED
 from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.replay_page import stretch_table, variant_table
 from semla_ros.lab.report.terminal import terminal_table
+
+_STYLES = {KEPT: "green", BROKEN: "bold red", NOT_JUDGED: "yellow"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,14 +66,20 @@ def run(arguments: argparse.Namespace) -> int:
     terminate_like_interrupt()
     console = Console(stderr=arguments.json)
     summary = run_demo(arguments.out, drive, options, console)
-    _report(summary, arguments.out, console)
+    _print_tables(summary, console)
+    _print_checks(summary, console)
+    console.print(
+        f"\nResults in {arguments.out}: report.html, timeline.png, contact_sheet.png, replay.mp4, summary.json",
+        highlight=False,
+        soft_wrap=True,
+    )
     if arguments.json:
         json.dump(summary, sys.stdout, indent=1, ensure_ascii=False)
         print()
     return 130 if summary["interrupted"] else 0 if summary["passed"] else 1
 
 
-def _report(summary: Mapping[str, Any], out: Path, console: Console) -> None:
+def _print_tables(summary: Mapping[str, Any], console: Console) -> None:
     if (table := stretch_table(summary)) is not None:
         led = summary["right_adapter_led"]
         stretches = [visit["segment"] for visit in summary["variants"]["semla"]["visits"]]
@@ -81,18 +89,15 @@ def _report(summary: Mapping[str, Any], out: Path, console: Console) -> None:
         console.print(terminal_table(table, without=["heaviest"]))
     variants = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
     console.print("", terminal_table(variants, without=["frames"]), "")
+
+
+def _print_checks(summary: Mapping[str, Any], console: Console) -> None:
     for check in summary["checks"]:
-        broken = "[yellow]BROKEN[/]" if check["explanation"] else "[bold red]BROKEN[/]"
-        mark = "[green]kept  [/]" if check["passed"] else broken
+        mark = f"[{_STYLES[check['verdict']]}]{check['verdict']:<{len(NOT_JUDGED)}}[/]"
         note = " [grey62](relaxed for --fast)[/]" if check["is_relaxed"] else ""
-        note += f": [yellow]{check['explanation']}[/]" if check["explanation"] else ""
+        note += f"; {check['explanation']}" if check["explanation"] else ""
         console.print(f"{mark} {check['sentence']}{note}", highlight=False, soft_wrap=True)
     if summary["interrupted"]:
         console.print("interrupted; the results are those of the frames done so far", style="yellow")
     elif summary["drive"]["speed"] > 1:
         console.print("[grey62]--fast: which adapter led in each segment is reported above, but not judged[/]")
-    console.print(
-        f"\nResults in {out}: report.html, timeline.png, contact_sheet.png, replay.mp4, summary.json",
-        highlight=False,
-        soft_wrap=True,
-    )

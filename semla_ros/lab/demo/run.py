@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, counted
 from semla_ros.lab.bags.frames import ReplayFrame
 from semla_ros.lab.demo.demo_bag import DemoBagOptions, record_demo_bag
 from semla_ros.lab.demo.live_line import LiveLine
-from semla_ros.lab.demo.verdict import Leaders, judge
+from semla_ros.lab.demo.verdict import Leaders, judge, told
 from semla_ros.lab.replay.comparison import ReplayVariant
 from semla_ros.lab.replay.run import SUMMARY, Replay, ReplayOptions, write_json
 from semla_ros.lab.replay.runners import Outcome
@@ -73,7 +73,7 @@ def usable_cores() -> int:
 
 
 def run_demo(out: Path, drive: DemoBagOptions, options: ReplayOptions, console: Console) -> dict[str, Any]:
-    """Run it; returns what `summary.json` holds: that of the replay, with the checks and whether all "passed".
+    """Run it; returns what `summary.json` holds: that of the replay, with the checks and whether it "passed".
 
     An interrupt keeps what was done so far; nothing is judged then.
 
@@ -119,8 +119,7 @@ def run_demo(out: Path, drive: DemoBagOptions, options: ReplayOptions, console: 
     right = leaders.fractions()
     checks = [] if summary["interrupted"] else judge(summary, right, is_fast=options.speed > 1)
     summary |= {
-        "passed": bool(checks) and not any(check.is_broken for check in checks),
-        "checks": [asdict(check) for check in checks],
+        **told(checks),
         "right_adapter_led": right,
         "drive": {**asdict(drive), "speed": options.speed},
     }
@@ -129,7 +128,7 @@ def run_demo(out: Path, drive: DemoBagOptions, options: ReplayOptions, console: 
 
 
 def _record(bag: Path, drive: DemoBagOptions, console: Console) -> None:
-    console.print(f"rendering {drive.frames} images of a drive of {drive.duration_s:.0f} s", highlight=False)
+    console.print(f"rendering {counted(drive.frames, 'image')} of a drive of {drive.duration_s:.0f} s", highlight=False)
     with progress(console, stays=console.is_terminal) as bars:
         task = bars.add_task("rendering the drive", total=drive.frames)
         record_demo_bag(bag, drive, jobs=usable_cores(), progress=lambda done: bars.update(task, completed=done))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from semla_ros.errors import counted
 from semla_ros.lab.replay.scores import is_shifted
 from semla_ros.lab.world.drive import SEGMENT_FAMILIES
 from semla_ros.results import BASE_MODEL
@@ -19,6 +20,8 @@ LEAST_FUSIONS = 5
 LEAST_RIGHT = 0.8  # of the frames of each pure segment
 MOST_HARM = 0.03  # mIoU that adaptation may cost in any stretch
 
+KEPT, BROKEN, NOT_JUDGED = "kept", "broken", "not judged"  # what may become of a promise
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
@@ -26,22 +29,17 @@ class Check:
 
     Attributes:
         name: Short identifier.
-        passed: Kept.
+        verdict: `KEPT`, `BROKEN` or `NOT_JUDGED`. The demo fails for a broken one, and for no other.
         sentence: What was expected and what came.
         is_relaxed: The full drive's limit makes no sense on a short one and was lowered.
-        explanation: Why it may be broken on such a drive, which does not fail for it then.
+        explanation: Why it is not judged.
     """
 
     name: str
-    passed: bool
+    verdict: str
     sentence: str
     is_relaxed: bool = False
     explanation: str = ""
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether the demo fails for it."""
-        return not self.passed and not self.explanation
 
 
 class Leaders:
@@ -81,40 +79,60 @@ def judge(summary: Mapping[str, Any], right: Mapping[str, float], *, is_fast: bo
         is_fast: A short drive: less is expected, and the checks say so.
     """
     base, adapted = summary["variants"][summary["reference"]], summary["variants"][summary["primary"]]
-    least_gain, least_fusions = (0.0, 2) if is_fast else (LEAST_GAIN, LEAST_FUSIONS)
+    least_fusions = 2 if is_fast else LEAST_FUSIONS
     answered = adapted["sent"] - adapted["dropped"]
     taken = max(answered, adapted["received_by_node"] - adapted["dropped_by_node"].get(OVERTAKEN, 0))
-    gain = adapted["shifted_gain_over_base"]
     checks = [
         Check(
             name="masks",
-            passed=taken > 0 and answered >= LEAST_ANSWERED * taken and not adapted["masks_of_no_image"],
-            sentence=f"{answered} of {taken} frames that the node took came back as masks with the identical stamp and "
-            f"frame_id ({answered / max(taken, 1):.1%}; at least {LEAST_ANSWERED:.0%} expected), and "
-            f"{adapted['masks_of_no_image']} masks belong to none",
+            verdict=_verdict(taken > 0 and answered >= LEAST_ANSWERED * taken and not adapted["masks_of_no_image"]),
+            sentence=f"{answered} of {counted(taken, 'frame')} that the node took came back as masks with the "
+            f"identical stamp and frame_id ({answered / max(taken, 1):.1%}; at least {LEAST_ANSWERED:.0%} expected), "
+            f"and {counted(adapted['masks_of_no_image'], 'mask')} of no image",
         ),
-        Check(
-            name="gain",
-            passed=gain is not None and gain >= least_gain,
-            sentence="no shifted segment was seen"
-            if gain is None
-            else f"adaptation moved mIoU over the shifted segments from {base['shifted_miou']:.3f} to "
-            f"{adapted['shifted_miou']:.3f} ({gain:+.3f}; at least {least_gain:+.2f} expected)",
-            is_relaxed=is_fast,
-        ),
+        _gain(base, adapted, is_fast=is_fast),
         _harm(base["visits"], adapted["visits"], is_fast=is_fast),
         Check(
             name="fusions",
-            passed=adapted["fusions"] >= least_fusions,
-            sentence=f"{adapted['fusions']} models were fused (at least {least_fusions} expected)",
+            verdict=_verdict(adapted["fusions"] >= least_fusions),
+            sentence=f"{counted(adapted['fusions'], 'model')} fused (at least {least_fusions} expected)",
             is_relaxed=is_fast,
         ),
     ]
     return checks if is_fast else [*checks, *_adapter_checks(right)]
 
 
+def told(checks: Sequence[Check]) -> dict[str, Any]:
+    """What `summary.json` says of them: the "checks", and whether there are any and none is broken as "passed"."""
+    passed = bool(checks) and all(check.verdict != BROKEN for check in checks)
+    return {"passed": passed, "checks": [asdict(check) for check in checks]}
+
+
+def _verdict(is_kept: bool) -> str:
+    return KEPT if is_kept else BROKEN
+
+
+def _gain(base: Mapping[str, Any], adapted: Mapping[str, Any], *, is_fast: bool) -> Check:
+    """Whether adaptation helped where the scene is not that of the base model's training."""
+    gain, least_gain = adapted["shifted_gain_over_base"], 0.0 if is_fast else LEAST_GAIN
+    if gain is None:
+        return Check(
+            name="gain",
+            verdict=NOT_JUDGED if is_fast else BROKEN,
+            sentence="no shifted segment was seen",
+            explanation="a drive played this fast is too short to be sure of one" if is_fast else "",
+        )
+    return Check(
+        name="gain",
+        verdict=_verdict(gain >= least_gain),
+        sentence=f"adaptation moved mIoU over the shifted segments from {base['shifted_miou']:.3f} to "
+        f"{adapted['shifted_miou']:.3f} ({gain:+.3f}; at least {least_gain:+.2f} expected)",
+        is_relaxed=is_fast,
+    )
+
+
 def _harm(base: Sequence[Mapping[str, Any]], adapted: Sequence[Mapping[str, Any]], *, is_fast: bool) -> Check:
-    """Whether adaptation cost anything in any stretch, and on a fast drive why it may have."""
+    """Whether adaptation cost anything in any stretch, and on a fast drive why that says little."""
     losses = [
         (before["miou"] - after["miou"], before["segment"], before["miou"], after["miou"])
         for before, after in zip(base, adapted, strict=True)
@@ -122,14 +140,14 @@ def _harm(base: Sequence[Mapping[str, Any]], adapted: Sequence[Mapping[str, Any]
     lost, segment, before, after = max(losses, default=(0.0, "", 0.0, 0.0))
     if lost <= MOST_HARM:
         sentence = f"in no stretch did adaptation cost more than {max(lost, 0):.2f} mIoU (at most {MOST_HARM} allowed)"
-        return Check(name="harm", passed=True, sentence=sentence)
+        return Check(name="harm", verdict=KEPT, sentence=sentence)
     explanation = (
-        "played this fast, a stretch is nearly over before its adapters are in use, and those of the stretch before "
-        "still serve; without --fast the drive has its own pace"
+        "a drive played this fast is too short to judge it: a stretch is nearly over before its adapters are in use, "
+        "and those of the stretch before still serve; without --fast the drive has its own pace, and this is judged"
     )
     return Check(
         name="harm",
-        passed=False,
+        verdict=NOT_JUDGED if is_fast else BROKEN,
         sentence=f"in stretch '{segment}' adaptation cost {lost:.2f} mIoU, {before:.2f} → {after:.2f} (at most "
         f"{MOST_HARM} allowed)",
         explanation=explanation if is_fast else "",
@@ -141,7 +159,7 @@ def _adapter_checks(right: Mapping[str, float]) -> list[Check]:
     return [
         Check(
             name=f"right adapter: {segment}",
-            passed=fraction >= LEAST_RIGHT,
+            verdict=_verdict(fraction >= LEAST_RIGHT),
             sentence=f"in segment '{segment}' the heaviest adapter was the right one in {fraction:.0%} of the frames "
             f"(at least {LEAST_RIGHT:.0%} expected)",
         )

@@ -1,8 +1,11 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from semla_ros.lab.demo.verdict import Leaders, judge
+from semla_ros.cli import main
+from semla_ros.commands import demo
+from semla_ros.lab.demo.verdict import BROKEN, KEPT, NOT_JUDGED, Leaders, judge, told
 from semla_ros.results import BASE_MODEL
 
 RIGHT = {"clear": 1.0, "night": 1.0, "fog": 0.9}
@@ -27,7 +30,7 @@ def summary(**adapted: Any) -> dict[str, Any]:
 
 
 def broken(right: dict[str, float] = RIGHT, *, is_fast: bool = False, **adapted: Any) -> list[str]:
-    return [check.name for check in judge(summary(**adapted), right, is_fast=is_fast) if not check.passed]
+    return [check.name for check in judge(summary(**adapted), right, is_fast=is_fast) if check.verdict != KEPT]
 
 
 def test_a_good_drive_keeps_every_promise() -> None:
@@ -40,7 +43,7 @@ def test_a_good_drive_keeps_every_promise() -> None:
         "right adapter: night",
         "right adapter: fog",
     ]
-    assert all(check.passed for check in checks)
+    assert all(check.verdict == KEPT for check in checks)
     assert "from 0.150 to 0.450 (+0.300; at least +0.08 expected)" in checks[1].sentence
 
 
@@ -75,17 +78,52 @@ def test_a_fast_drive_is_judged_by_lower_limits_and_says_so() -> None:
     assert relaxed == ["gain", "fusions"]
 
 
-def test_harm_on_a_fast_drive_is_explained_instead_and_never_called_kept() -> None:
+def test_harm_on_a_fast_drive_is_explained_and_neither_called_kept_nor_broken() -> None:
     harmed = summary(visits=visits(clear=0.61, night=0.4))
     (check,) = [check for check in judge(harmed, RIGHT, is_fast=True) if check.name == "harm"]
-    assert not check.passed
-    assert not check.is_broken
+    assert check.verdict == NOT_JUDGED
     assert "'clear' adaptation cost 0.09 mIoU, 0.70 → 0.61" in check.sentence
-    assert "without --fast" in check.explanation
+    assert "too short to judge" in check.explanation
     (check,) = [check for check in judge(harmed, RIGHT, is_fast=False) if check.name == "harm"]
-    assert check.is_broken
+    assert (check.verdict, check.explanation) == (BROKEN, "")
     (check,) = [check for check in judge(summary(), RIGHT, is_fast=True) if check.name == "harm"]
-    assert check.passed
+    assert (check.verdict, check.explanation) == (KEPT, "")
+
+
+def test_a_fast_drive_without_a_shifted_segment_is_not_judged_by_it() -> None:
+    (check,) = [
+        item for item in judge(summary(shifted_gain_over_base=None), RIGHT, is_fast=True) if item.name == "gain"
+    ]
+    assert check.verdict == NOT_JUDGED
+    assert "too short" in check.explanation
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+@pytest.mark.parametrize(
+    "adapted",
+    [
+        {},
+        {"dropped": 40},
+        {"shifted_gain_over_base": -0.1},
+        {"shifted_gain_over_base": None},
+        {"fusions": 0},
+        {"visits": visits(clear=0.61, night=0.4)},
+    ],
+)
+def test_words_and_exit_status_say_the_same(
+    adapted: dict[str, Any], *, is_fast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    replayed = summary(**adapted)
+    verdicts = told(judge(replayed, RIGHT, is_fast=is_fast))
+    entry = {"interrupted": False, "drive": {"speed": 5.0 if is_fast else 1.0}}
+    monkeypatch.setattr(demo, "run_demo", lambda *_: replayed | entry | verdicts)
+    monkeypatch.setattr(demo, "_print_tables", lambda *_: None)
+    status = main(["demo", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    first_words = [line.split("  ")[0] for line in printed.splitlines()]
+    assert ("broken" in first_words) is (status == 1) is (not verdicts["passed"])
+    assert all(f"{check['verdict']:<10} {check['sentence']}" in printed for check in verdicts["checks"])
 
 
 def led(families: dict[str, str], *masks: tuple[str, str]) -> dict[str, float]:
