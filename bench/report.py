@@ -15,6 +15,8 @@ from rich.table import Column, Table
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from semla_ros.errors import counted
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -100,7 +102,7 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
     machine = summary["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     console.print(
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['torch_threads']} torch threads, "
+        f"{machine['cpu']}, {counted(machine['cores'], 'core')}, {counted(machine['torch_threads'], 'torch thread')}, "
         f"{machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}; load before the run {machine['load_before']}"
     )
     console.print(f"Python {machine['python']}, {versions}", highlight=False)

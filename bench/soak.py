@@ -27,7 +27,7 @@ from bench.soak_client import IN_FLIGHT, SoakClient
 from bench.soak_images import COMPRESSED_FAULTS, FAULTS, Picture, Stamps, broken, make_pictures
 from bench.soak_library import ChangingLibrary
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.errors import ConfigError, SemlaError, counted
 from semla_ros.lab.isolation import free_domain, isolated_environment
 from semla_ros.lab.processes import Child
 from semla_ros.lab.world.caption import SYNONYMS
@@ -162,8 +162,8 @@ def _done(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     if found != settings:
         raise ConfigError(
-            f"{path} holds {len(parts)} parts of an unfinished run with other settings ({found}); go on with those, "
-            "give another --out or remove it"
+            f"{path} holds {counted(len(parts), 'part')} of an unfinished run of other settings ({found}); go on with "
+            "those, give another --out or remove it"
         )
     return parts
 
@@ -409,12 +409,14 @@ def failures(figures: Mapping[str, Any]) -> list[str]:
     answered, dropped, around = figures["answered"], figures["dropped"], figures["sent_around_changes"]
     expect(
         0 <= sent - received <= around,
-        f"{sent} images were sent, {around} of them around life-cycle changes, and {received} received",
+        f"{counted(sent, 'image')} sent, {around} of them around life-cycle changes, and {received} received",
     )
     missing = _unaccounted(figures)
-    expect(missing == 0, f"{missing} of {received} images are neither answered nor dropped for a reason: {dropped}")
+    expect(
+        missing == 0, f"{missing} of {counted(received, 'image')} neither answered nor dropped for a reason: {dropped}"
+    )
     unheard = answered - figures["masks"]
-    expect(0 <= unheard <= around, f"{answered} masks were published and {figures['masks']} heard")
+    expect(0 <= unheard <= around, f"{counted(answered, 'mask')} published and {figures['masks']} heard")
     for key, what in (
         ("masks_of_broken", "masks of broken images"),
         ("wrong_masks", "masks whose header or size is not their image's"),
@@ -430,16 +432,16 @@ def failures(figures: Mapping[str, Any]) -> list[str]:
     ):
         expect(figures[key] == 0, f"{figures[key]} {what}")
     failed, broken_images = dropped.get("failed", 0), dropped.get("broken image", 0)
-    expect(failed == 0, f"{failed} images could not be segmented")
+    expect(failed == 0, f"{counted(failed, 'image')} not segmented")
     expect(
         broken_images <= figures["sent_broken"],
-        f"{figures['sent_broken']} broken images were sent and {broken_images} found broken",
+        f"{counted(figures['sent_broken'], 'broken image')} sent and {broken_images} found broken",
     )
     unanswered = sent - figures["sent_broken"] - (answered - figures["masks_of_damaged"])
     excused = sent - received + sum(count for reason, count in dropped.items() if reason != "broken image")
     expect(
         unanswered <= excused,
-        f"{unanswered} valid images have no mask, and only {excused} were dropped for a reason or lost",
+        f"{counted(unanswered, 'valid image')} without a mask, and only {excused} dropped for a reason or lost",
     )
     expect(not figures["crashes"], f"the node crashed or hung: {figures['crash'].partition(chr(10))[0]}")
     expect(figures["exit_status"] == 0, f"the node ended with status {figures['exit_status']}")

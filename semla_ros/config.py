@@ -232,9 +232,9 @@ class InferenceConfig(Checked):
 
     @property
     def view(self) -> str:
-        """What the model sees of an image, in words: "whole", "whole at 480x768", "whole, 8 classes go on"."""
+        """What the model sees of an image, in words: "whole", "whole at 480x768", "whole, early rejection 8"."""
         size = f" at {self.working_resolution}" if self.working_resolution else ""
-        return self.inference + size + (f", {self.early_rejection} classes go on" if self.early_rejection else "")
+        return self.inference + size + (f", early rejection {self.early_rejection}" if self.early_rejection else "")
 
     @property
     def working_size(self) -> tuple[int, int] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.errors import ImageError
+from semla_ros.errors import ImageError, counted
 
 FloatArray = NDArray[np.float32] | NDArray[np.float64]
 ImageArray = NDArray[np.uint8]
@@ -103,7 +103,7 @@ class AdapterMix:
             raise ValueError(f"each adapter of a mix must have a name of its own, not '{BASE_MODEL}', got {self.names}")
         if self.weights.shape != (count,) or self.distances.shape != (count,):
             raise ValueError(
-                f"mix of {count} adapters has weights {self.weights.shape}, distances {self.distances.shape}"
+                f"mix of {counted(count, 'adapter')} has weights {self.weights.shape}, distances {self.distances.shape}"
             )
         total = float(self.weights.sum()) + self.base_weight
         if not np.isfinite(total) or abs(total - 1.0) > 1e-6 or min((self.base_weight, *self.weights)) < 0:

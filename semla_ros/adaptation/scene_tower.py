@@ -86,9 +86,9 @@ def build_tower(
             raise ConfigError(f"scene encoder {where}: open_clip refuses the vision settings: {error}") from None
     expected = {name: tensor.shape for name, tensor in tower.state_dict().items()}
     if missing := sorted(set(expected) - set(tensors)):
-        raise CheckpointError(f"scene encoder {where}: '{missing[0]}' and {len(missing) - 1} more tensors are missing")
+        raise CheckpointError(f"scene encoder {where}: missing tensors: {len(missing)}, the first '{missing[0]}'")
     if extra := sorted(set(tensors) - set(expected)):
-        raise CheckpointError(f"scene encoder {where}: '{extra[0]}' and {len(extra) - 1} more tensors are not expected")
+        raise CheckpointError(f"scene encoder {where}: unexpected tensors: {len(extra)}, the first '{extra[0]}'")
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise CheckpointError(

@@ -13,7 +13,7 @@ from semla_ros.adaptation.explanation import Explanation, explain
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import encoder_of
 from semla_ros.api.images import ImageLike, name_of, pixels_of
-from semla_ros.errors import ConfigError, LibraryError
+from semla_ros.errors import ConfigError, LibraryError, counted
 from semla_ros.file_integrity import write_atomically
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.finding import find_library
@@ -195,7 +195,7 @@ class Library:
         scenery, rows = self._scenery(found), self._rows()
         thumbnails = {name: _small(pixels) for name, (pixels, _) in zip(scenery.images, looked_at, strict=True)}
         figures = [item.as_json() for item in found]
-        words = [f"{len(self)} adapters in {self.folder}"]
+        words = [f"{counted(len(self), 'adapter')} in {self.folder}"]
         words += [
             f"{row['name']}: spread {row['spread']}"
             + (f", {row['gap']:.3g} from {row['neighbour']}" if row["neighbour"] else "")
@@ -213,7 +213,7 @@ class Library:
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"Library of {len(self)} adapters in {self.folder}: {', '.join(self.names)}"
+        return f"Library of {counted(len(self), 'adapter')} in {self.folder}: {', '.join(self.names)}"
 
     @cached_property
     def _encoder(self) -> SceneEncoder:

@@ -18,7 +18,7 @@ from PIL import Image
 from semla_ros.api.images import ImageLike, name_of, pixels_of
 from semla_ros.api.library import Library
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.errors import ConfigError, SemlaError, counted
 from semla_ros.file_integrity import write_atomically
 from semla_ros.labels import colour_of, overlay, palette_of
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
@@ -253,7 +253,8 @@ class Pipeline:
 
     def __repr__(self) -> str:
         names = self._inner.library.names
-        return f"Pipeline of {len(self.classes)} classes and {len(names)} adapters; mix: {self.mix}"
+        classes, adapters = counted(len(self.classes), "class", "classes"), counted(len(names), "adapter")
+        return f"Pipeline of {classes} and {adapters}; mix: {self.mix}"
 
     def _look_at(self, frame: Frame, *, is_new: bool) -> Mapping[str, float]:
         """One turn of the adaptation path; milliseconds by stage."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, counted
 
 MEASURES = {  # key of a variant -> heading, format
     "miou": ("mIoU", ".3f"),
@@ -46,7 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
     if first["frames"] != second["frames"]:
-        print(f"warning: of {first['frames']} and {second['frames']} frames; were they the same?", file=sys.stderr)
+        print(
+            f"warning: {counted(first['frames'], 'frame')} against {second['frames']}; were they the same?",
+            file=sys.stderr,
+        )
     shown = [key for key in MEASURES if any(None not in row[key] for row in rows.values())]
     table = Table("variant", *(MEASURES[key][0] for key in shown), box=None, padding=(0, 2, 0, 0))
     for name, row in rows.items():

@@ -31,7 +31,7 @@ from rich.text import Text
 
 from semla_ros.commands.options import add_model_options, output_folder
 from semla_ros.engines.cache import CacheEntry, EngineCache
-from semla_ros.errors import ConfigError, EngineError, SemlaError
+from semla_ros.errors import ConfigError, EngineError, SemlaError, counted
 
 if TYPE_CHECKING:  # torch and what stands on it, imported where a model is loaded
     from semla_ros.engines.component_engine import Runtime
@@ -288,8 +288,8 @@ def _check(arguments: argparse.Namespace, cache: EngineCache) -> int:
             _print_rows(f"{arguments.model}, engines in {cache.folder}", rows, subject.notes)
         if nothing:
             print(nothing)
-        intact = len(entries) - len(damaged)
-        print(f"{cache.folder}: {intact} engines intact, {len(damaged)} damaged, {len(wrong)} with a wrong answer")
+        intact = counted(len(entries) - len(damaged), "engine")
+        print(f"{cache.folder}: {intact} intact, {len(damaged)} damaged, {len(wrong)} with a wrong answer")
     return 2 if damaged or wrong else 0
 
 

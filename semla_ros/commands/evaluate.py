@@ -39,7 +39,7 @@ from semla_ros.commands.options import (
     view_settings,
 )
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
-from semla_ros.errors import ConfigError, DatasetError, ImageError
+from semla_ros.errors import ConfigError, DatasetError, ImageError, counted
 from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.drives import KINDS, make_drives
@@ -291,8 +291,8 @@ def _say_left_out(evaluation: Evaluation, arguments: argparse.Namespace) -> int:
         print(f"and {len(lines) - _SHOWN} more; '--json FILE' lists them all", file=sys.stderr)
     if lines:
         again = "; once they are mended, the same command scores them alone" if arguments.json else ""
-        cards = ", and are not in the cards" if arguments.cards else ""
-        print(f"the figures are without these {len(lines)} images{cards}{again}", file=sys.stderr)
+        cards = ", and not in the cards" if arguments.cards else ""
+        print(f"the figures are without {counted(len(lines), 'image')}{cards}{again}", file=sys.stderr)
     return 1 if lines else 0
 
 
@@ -397,7 +397,7 @@ def _write_cards(arguments: argparse.Namespace, results: Mapping[str, Any]) -> N
     model = find_model(arguments.model, arguments.model_dir)
     folder = model if model.is_dir() else model.parent
     written = write_card_figures(results, _library(arguments), folder, _command_line())
-    print(f"figures in {len(written)} cards")
+    print(f"figures in {counted(len(written), 'card')}")
 
 
 def _library(arguments: argparse.Namespace) -> Path:

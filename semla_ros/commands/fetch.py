@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semla_ros.commands.options import output_folder
-from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.errors import ConfigError, SemlaError, counted
 from semla_ros.hub.downloads import RECORD_NAME, FetchedFile, fetch, hub_folder, published_item
 from semla_ros.hub.published import PUBLISHED, PublishedItem, cached_file, is_hub_name, own_assets
 from semla_ros.lab.report.progress import progress
@@ -125,7 +125,7 @@ def _library_of(item: PublishedItem, archive: FetchedFile, dest: Path | None) ->
         if not any(folder.glob(f"*/{CONFIG_NAME}")):
             raise
         return f"adapters in {folder}, not yet a library: {error}"
-    return f"library of {len(names)} adapters for {base} in {folder}"
+    return f"library of {counted(len(names), 'adapter')} for {base} in {folder}"
 
 
 def _digest(base: PublishedItem, dest: Path | None) -> str:

@@ -31,7 +31,7 @@ from rich.text import Text
 
 from semla_ros.commands import library_views
 from semla_ros.commands.options import add_model_options, output_folder
-from semla_ros.errors import ConfigError, DatasetError, LibraryError
+from semla_ros.errors import ConfigError, DatasetError, LibraryError, counted
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
 from semla_ros.library.adapter_library import AdapterLibrary
@@ -161,7 +161,9 @@ def _check(arguments: argparse.Namespace) -> int:
         for problem in library.problems.values():
             print(f"broken: {problem}")
         against = f" against {arguments.model}" if arguments.model else ""
-        print(f"{library.folder}: {len(library.names)} adapters are sound{against}, {len(library.problems)} broken")
+        print(
+            f"{library.folder}: {counted(len(library.names), 'adapter')} sound{against}, {len(library.problems)} broken"
+        )
     return 2 if library.problems else 0
 
 
@@ -205,7 +207,7 @@ def _index(arguments: argparse.Namespace) -> int:
         print(json.dumps({"adapter": arguments.name, "encoder": encoder.id, **spread}, indent=2))
     else:
         print(
-            f"adapter '{arguments.name}': centroid of {statistics.images} images, "
+            f"adapter '{arguments.name}': centroid of {counted(statistics.images, 'image')}, "
             f"mean distance {statistics.spread_mean:.4g}, 95 % within {statistics.spread_p95:.4g}"
         )
     return 1 if failed else 0
@@ -224,7 +226,9 @@ def _import(arguments: argparse.Namespace) -> int:
         licence=arguments.licence,
         note=arguments.note,
     )
-    print(f"{arguments.library / 'library.yaml'}: {len(manifest.adapters)} adapters checked, digests written")
+    print(
+        f"{arguments.library / 'library.yaml'}: {counted(len(manifest.adapters), 'adapter')} checked, digests written"
+    )
     return 0
 
 
@@ -234,7 +238,7 @@ def _push(arguments: argparse.Namespace) -> int:
     planned = publication(arguments.library, arguments.repository)
     if not arguments.dry_run:
         print(push(planned, is_private=arguments.private, endpoint=arguments.endpoint))
-        print(f"{len(planned.adapters)} adapters are at hf://{planned.repository} now")
+        print(f"{counted(len(planned.adapters), 'adapter')} now at hf://{planned.repository}")
         return 0
     for path, file in planned.files.items():
         print(f"{path}: {file.stat().st_size / 1000:.1f} kB")

@@ -13,6 +13,7 @@ import time
 from rich.console import Console
 
 from semla_ros.commands.options import Listed, output_folder
+from semla_ros.errors import counted
 from semla_ros.lab.demo.demo_bag import DemoBagOptions, parse_size, record_demo_bag
 from semla_ros.lab.report.progress import progress
 from semla_ros.lab.world.cities import CITIES
@@ -104,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
         took_s = time.perf_counter() - began
         names = " and ".join(options.cameras)
         console.print(
-            f"wrote {arguments.out}: {options.frames} frames ({names}), {options.duration_s:.0f} s at "
+            f"wrote {arguments.out}: {counted(options.frames, 'frame')} ({names}), {options.duration_s:.0f} s at "
             f"{options.rate_hz:g} Hz, {size_bytes / 1e6:.0f} MB, in {took_s:.0f} s\n"
             f"replay it: semla replay {arguments.out} --out out/replay",
             soft_wrap=True,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semla_ros.commands.options import Listed, output_folder
-from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.errors import ConfigError, SemlaError, counted
 from semla_ros.lab.bags.image_bag import ImageBagOptions, Stretch, natural, record_images
 from semla_ros.lab.bags.label_map import read_class_list, read_label_map, trained_names
 from semla_ros.lab.report.progress import progress
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     truth = "with ground truth" if class_names else "without ground truth"
     print(
-        f"wrote {arguments.out}: {count - left_out} images over {length_s:.1f} s, {truth}\n"
+        f"wrote {arguments.out}: {counted(count - left_out, 'image')} over {length_s:.1f} s, {truth}\n"
         f"replay it: semla replay {arguments.out}"
     )
     return 1 if left_out else 0
@@ -116,7 +116,9 @@ def _of_folders(arguments: argparse.Namespace) -> tuple[tuple[str, ...], list[St
     from semla_ros.lab.training.samples import FolderSamples, image_files
 
     if arguments.labels and len(arguments.labels) != len(arguments.folders):
-        raise ConfigError(f"--labels names {len(arguments.labels)} folders for {len(arguments.folders)} of images")
+        raise ConfigError(
+            f"--labels names {len(arguments.labels)} for {counted(len(arguments.folders), 'folder')} of images"
+        )
     if bool(arguments.labels) != bool(arguments.classes or arguments.label_map):
         raise ConfigError("--labels needs --classes or --label-map, and these need --labels")
     label_map = read_label_map(arguments.label_map) if arguments.label_map else {}

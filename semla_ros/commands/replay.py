@@ -31,7 +31,7 @@ from semla_ros.commands.options import (
     view_settings,
 )
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, counted
 from semla_ros.lab.bags.frames import FrameOptions
 from semla_ros.lab.bags.label_map import read_label_map
 from semla_ros.lab.processes import terminate_like_interrupt
@@ -237,7 +237,7 @@ def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: Repl
     results: list[TaskResult] = []
     is_interrupted = False
     with progress(console) as bars:
-        bar = bars.add_task(f"replaying {len(tasks)} bags", total=len(tasks))
+        bar = bars.add_task(f"replaying {counted(len(tasks), 'bag')}", total=len(tasks))
 
         def told(done: int, total: int, latest: TaskResult | None) -> None:
             bars.update(bar, completed=done, total=total)
@@ -278,8 +278,8 @@ def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> N
         _print_worklist(console, summary["worklist"])
     time = summary["time"]
     console.print(
-        f"{summary['frames']} frames in {time['wall_s']:.1f} s, reading and decoding {time['read_decode_share']:.1%} "
-        f"of it, peak memory {time['peak_memory_mb']:.0f} MB",
+        f"{counted(summary['frames'], 'frame')} in {time['wall_s']:.1f} s, reading and decoding "
+        f"{time['read_decode_share']:.1%} of it, peak memory {time['peak_memory_mb']:.0f} MB",
         highlight=False,
         soft_wrap=True,
     )
@@ -292,7 +292,8 @@ def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> 
     if not worklist:
         console.print("every scene lay within the library: no adapter to propose", highlight=False)
         return
-    console.print(f"{len(worklist)} stretches that no adapter covers, the most to gain first:", highlight=False)
+    stretches = counted(len(worklist), "stretch", "stretches")
+    console.print(f"{stretches} without an adapter, the most to gain first:", highlight=False)
     console.print(terminal_table(worklist_table(worklist, most=20), without=["length"]))
 
 
@@ -307,14 +308,16 @@ def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
         if entry["cameras"]
     )
     for topics, count in read.most_common():
-        console.print(f"images of {count} bags: {topics}", highlight=False, soft_wrap=True)
+        console.print(f"images of {counted(count, 'bag')}: {topics}", highlight=False, soft_wrap=True)
     for entry in merged["bags"]:
         for topic in entry["topics"]:
             if topic["lost"]:
-                words = f"{entry['bag']}: {topic['lost']} of {topic['counted']} messages of {topic['topic']} are lost"
+                messages = counted(topic["counted"], "message")
+                words = f"{entry['bag']}: {topic['lost']} of {messages} of {topic['topic']} lost"
                 console.print(words, style="yellow", highlight=False, soft_wrap=True)
     console.print(
-        f"{len(merged['bags'])} bags, {len(failed)} not complete, {warned} with warnings; report: {out / REPORT}",
+        f"{counted(len(merged['bags']), 'bag')}, {len(failed)} not complete, {warned} with warnings; "
+        f"report: {out / REPORT}",
         highlight=False,
         soft_wrap=True,
     )

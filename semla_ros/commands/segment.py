@@ -28,7 +28,7 @@ from semla_ros.commands.options import (
     unique_stems,
     view_settings,
 )
-from semla_ros.errors import SemlaError
+from semla_ros.errors import SemlaError, counted
 from semla_ros.image_files import read_image
 from semla_ros.results import BASE_MODEL
 from semla_ros.serving.memory import peak_resident_bytes
@@ -136,5 +136,5 @@ def _show(summary: dict[str, Any], records: Sequence[dict[str, Any]], out: Path)
     console.print(table)
     console.print(
         f"loaded in {summary['load_s']:.1f} s, peak memory {summary['peak_memory_mib']:.0f} MiB, "
-        f"{summary['threads']} threads; masks and overlays in {out}/"
+        f"{counted(summary['threads'], 'thread')}; masks and overlays in {out}/"
     )

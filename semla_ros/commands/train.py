@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from semla_ros.commands.options import add_log_option, add_model_options, logging_to, output_folder
 from semla_ros.config import InferenceConfig, SemlaConfig
-from semla_ros.errors import ConfigError, DatasetError, LibraryError, VocabularyError, known_names
+from semla_ros.errors import ConfigError, DatasetError, LibraryError, VocabularyError, counted, known_names
 from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.resources import find_model, share_folder
@@ -227,7 +227,7 @@ def _train_adapter(arguments: argparse.Namespace, device: torch.device) -> int:
                 _take_group(arguments, base, stretches, samples)
             for problem in samples.problems:
                 print(f"warning: {problem}", file=sys.stderr)
-            print(f"{len(source)} labelled frames from {arguments.from_bag}: {samples.topics}")
+            print(f"{counted(len(source), 'labelled frame')} from {arguments.from_bag}: {samples.topics}")
         tokens = _tokens(base, class_names)
         if not arguments.trust_labels:
             check_label_order(base.model, source, tokens, class_names, device)
@@ -334,7 +334,7 @@ def _validate(arguments: argparse.Namespace, class_names: Sequence[str]) -> None
         print(f"validation: none, there is no val split: {error}")
         return
     if seen := {path.image for path in images.paths} & {path.image for path in trained.paths}:
-        print(f"validation: none, {len(seen)} of its images were trained on; give '{arguments.domain}' a 'val_share'")
+        print(f"validation: none, trained on {len(seen)} of its images; give '{arguments.domain}' a 'val_share'")
         return
     config = SemlaConfig(
         model=arguments.model,
@@ -353,9 +353,10 @@ def _validate(arguments: argparse.Namespace, class_names: Sequence[str]) -> None
     if len(wrong) == len(images):
         print("validation: none, not one image can be used")
         return
+    classes = counted(len(class_names), "class", "classes")
     print(
-        f"validation mIoU of '{arguments.domain}' on {len(images) - len(wrong)} images that were not trained on, "
-        f"{len(class_names)} classes: {100 * before:.1f} before, {100 * after:.1f} with the adapter"
+        f"validation mIoU of '{arguments.domain}' on {counted(len(images) - len(wrong), 'image')} not trained on, "
+        f"{classes}: {100 * before:.1f} before, {100 * after:.1f} with the adapter"
     )
 
 
@@ -381,8 +382,8 @@ def _take_group(
     if arguments.group > len(groups) or (len(groups) > 1 and not arguments.group):
         shown = "; ".join(f"{n}: {', '.join(str(stretches[at]) for at in g)}" for n, g in enumerate(groups, start=1))
         raise ConfigError(
-            f"worklist {arguments.worklist}: its {len(labelled)} stretches with ground truth are {len(groups)} kinds "
-            f"of scene, and an adapter is for one: choose it with --group ({shown})"
+            f"worklist {arguments.worklist}: {counted(len(labelled), 'stretch', 'stretches')} with ground truth, of "
+            f"{counted(len(groups), 'kind')} of scene, and an adapter is for one: choose it with --group ({shown})"
         )
     samples.take(groups[max(arguments.group, 1) - 1])
 
@@ -458,7 +459,7 @@ def _train_on(
     state.unlink()
     print(
         f"adapter '{arguments.name}' in {target}: rank {config.rank}, alpha {config.alpha}, centroid of "
-        f"{statistics.images} images, mean distance {statistics.spread_mean:.3g} "
+        f"{counted(statistics.images, 'image')}, mean distance {statistics.spread_mean:.3g} "
         f"(95 % within {statistics.spread_p95:.3g})"
     )
     return 0

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from semla_ros.commands.options import add_library_option, rerun_target
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, counted
 from semla_ros.extras import require
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.finding import find_library
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
             if len(bridge.shown) > offered:
                 offered = len(bridge.shown)
                 console.print(f"topics: {' '.join(sorted(bridge.shown))}", soft_wrap=True)
-        console.print(f"passed on {sum(bridge.sent.values())} messages")
+        console.print(f"passed on {counted(sum(bridge.sent.values()), 'message')}")
     return 0
 
 
@@ -93,7 +93,7 @@ def _run_rerun(arguments: argparse.Namespace) -> int:
             print(f"{bridge.node_name} to {arguments.rerun}; Ctrl-C ends it")
             for _ in _turns(bridge, arguments.duration):
                 pass
-            print(f"passed on {sum(bridge.sent.values())} messages")
+            print(f"passed on {counted(sum(bridge.sent.values()), 'message')}")
     return 0
 
 

@@ -22,7 +22,7 @@ from semla_ros.config import InferenceConfig
 from semla_ros.engines.base import AGREEMENT, EngineOutput, Stage, agreement, check_image
 from semla_ros.engines.fallback import HALF, INSTEAD, explained, safer_ways
 from semla_ros.engines.mask_from_maps import mask_from_maps
-from semla_ros.errors import EngineError, NotFiniteError, first_line
+from semla_ros.errors import EngineError, NotFiniteError, counted, first_line
 from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
 from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view, windows_of
@@ -57,7 +57,9 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise EngineError(f"device '{name}' is not one; use auto, cpu, cuda or cuda:1") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise EngineError(f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
+        raise EngineError(
+            f"device '{name}' was asked for, but torch sees {counted(torch.cuda.device_count(), 'CUDA device')}"
+        )
     if device.type not in ("cpu", "cuda"):
         raise EngineError(f"device '{name}' is not supported; use auto, cpu, cuda or cuda:1")
     return device

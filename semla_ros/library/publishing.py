@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from semla_ros.errors import FetchError, LibraryError, first_line
+from semla_ros.errors import FetchError, LibraryError, counted, first_line
 from semla_ros.library.adapter_files import file_names
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.importing import ALONG
@@ -77,7 +77,7 @@ def push(publication: Publication, *, is_private: bool = False, endpoint: str | 
     operations.append(CommitOperationAdd(CARD_NAME, publication.card.encode()))
     try:
         hub.create_repo(repository, private=is_private, exist_ok=True)
-        message = f"{len(publication.adapters)} adapters"
+        message = counted(len(publication.adapters), "adapter")
         return str(hub.create_commit(repository, operations, commit_message=message).commit_url)
     except Exception as error:  # the hub's transport library, and with it the errors, changes between releases
         raise FetchError(

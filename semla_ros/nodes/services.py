@@ -11,7 +11,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
 from std_srvs.srv import SetBool, Trigger
 
-from semla_ros.errors import ConfigError, SemlaError
+from semla_ros.errors import ConfigError, SemlaError, counted
 from semla_ros.nodes.aside import Aside
 from semla_ros.nodes.rclpy_internals import Serve, lifecycle_state
 from semla_ros.serving.frame_loop import FrameLoop
@@ -68,7 +68,7 @@ class NodeServices:
         self._troubles.library_problem = ""
         status = self._bank.any.status()
         problems = "".join(f"; left out: {reason}" for _, reason in sorted(status.library_problems.items()))
-        return f"{status.library_size} adapters{problems}"
+        return f"{counted(status.library_size, 'adapter')}{problems}"
 
     def _freeze(self, request: Any) -> str:
         self._bank.freeze(request.data)

@@ -8,6 +8,7 @@ from typing import Any
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
+from semla_ros.errors import counted
 from semla_ros.serving.model_bank import ModelBank, device_of
 from semla_ros.serving.parameters import SPECS, Settings
 
@@ -25,9 +26,9 @@ def start_lines(node: Node, settings: Settings, bank: ModelBank, subscriptions: 
     engine, status = pipeline.engine, pipeline.status()
     device = device_of(pipeline) or settings.pipeline.inference.device
     how = f"on {device} by {engine.name} {getattr(engine, 'precision', '')}"
-    yield f"model {settings.pipeline.model}, {len(pipeline.class_names)} classes, {how}"
-    frozen = ", frozen" if status.is_frozen else ""
-    yield f"library {bank.library_folder}, {status.library_size} adapters; mix {pipeline.generation.mix}{frozen}"
+    yield f"model {settings.pipeline.model}, {counted(len(pipeline.class_names), 'class', 'classes')}, {how}"
+    frozen, adapters = ", frozen" if status.is_frozen else "", counted(status.library_size, "adapter")
+    yield f"library {bank.library_folder}, {adapters}; mix {pipeline.generation.mix}{frozen}"
     for item in subscriptions:
         yield f"listens to {item.topic_name} ({item.msg_type.__name__}, {in_words(item.qos_profile)})"
     values = settings.values

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from semla_ros.config import DiagnosticsConfig
+from semla_ros.errors import counted
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.pipeline_status import PipelineStatus
 from semla_ros.results import Level, Status
@@ -172,10 +173,10 @@ def _judge_flow(worries: _Worries, snapshot: CameraSnapshot, config: Diagnostics
         is_bad = broken / received > config.max_broken_ratio
         worries.add(
             Level.ERROR if is_bad else Level.WARN,
-            f"{broken} of {received} images were broken, the latest: {snapshot.last_error}",
+            f"{broken} of {counted(received, 'image')} broken, the latest: {snapshot.last_error}",
         )
     if failed:
-        worries.add(Level.ERROR, f"{failed} of {received} images could not be segmented: {snapshot.last_error}")
+        worries.add(Level.ERROR, f"{failed} of {counted(received, 'image')} not segmented: {snapshot.last_error}")
     overtaken = snapshot.recent_dropped.get(OVERTAKEN, 0) / received
     if overtaken > config.max_drop_ratio:
         worries.add(
@@ -205,15 +206,15 @@ def _judge_transport(worries: _Worries, snapshot: CameraSnapshot, config: Diagno
     if snapshot.recent_lost > config.max_lost_ratio * sent:
         worries.add(
             Level.WARN,
-            f"{snapshot.recent_lost} of {sent} images were lost on the way: on one machine give the camera's process "
-            "the Fast DDS profile config/fastdds.xml, too; over a network take compressed images or raise "
+            f"{snapshot.recent_lost} of {counted(sent, 'image')} lost on the way: on one machine give the camera's "
+            "process the Fast DDS profile config/fastdds.xml, too; over a network take compressed images or raise "
             "net.core.rmem_max",
         )
     if snapshot.recent_late:
         worries.add(
             Level.WARN,
-            f"{snapshot.recent_late} times no image came within the deadline: check the camera's rate, or raise "
-            "deadline in qos_overrides",
+            f"{counted(snapshot.recent_late, 'time')} no image came within the deadline: check the camera's rate, or "
+            "raise deadline in qos_overrides",
         )
     if not snapshot.is_alive:
         worries.add(Level.WARN, "no publisher of the images asserts its liveliness any more: check the camera's driver")

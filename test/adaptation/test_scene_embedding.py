@@ -297,8 +297,8 @@ def test_a_truncated_file_is_a_checkpoint_error(file: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("ln_post.weight", None, "'ln_post.weight' and 0 more tensors are missing"),
-        ("ln_post.gain", torch.zeros(1), "'ln_post.gain' and 0 more tensors are not expected"),
+        ("ln_post.weight", None, "missing tensors: 1, the first 'ln_post.weight'"),
+        ("ln_post.gain", torch.zeros(1), "unexpected tensors: 1, the first 'ln_post.gain'"),
         ("proj", torch.zeros(3, 4), r"'proj' has shape \(3, 4\), expected \(64, 12\)"),
         ("proj", torch.full((64, DIM), torch.nan), "'proj' has values that are not finite"),
     ],

@@ -176,7 +176,7 @@ def test_images_that_cannot_be_used_are_left_out_of_every_variant_named_and_scor
     assert [Path(line.split(str(tmp_path))[1].split()[0].strip(":,'")).name for line in told.splitlines()[:3]] == [
         "02.png", "09.png", "10.png",
     ]  # fmt: skip
-    assert "the figures are without these 3 images; once they are mended, the same command scores them alone" in told
+    assert "the figures are without 3 images; once they are mended, the same command scores them alone" in told
     assert [line.removeprefix("left out: ") for line in told.splitlines()[:3]] == found["left_out"]["own"]
     assert "all images per domain and seed, without 3 that could not be used" in (tmp_path / "table.md").read_text()
     assert {entry["image"] for entry in found["weights"]["own"]}.isdisjoint({"02", "09", "10"})

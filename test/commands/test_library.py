@@ -193,7 +193,7 @@ def test_list_shows_what_is_broken(library: Path, capsys: pytest.CaptureFixture[
 
 def test_check_is_content_with_a_sound_library(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = semla(capsys, "check", library)
-    assert (status, out) == (0, f"{library}: 3 adapters are sound, 0 broken\n")
+    assert (status, out) == (0, f"{library}: 3 adapters sound, 0 broken\n")
 
 
 @pytest.mark.parametrize(("damage", "reason"), BREAKS)
@@ -205,7 +205,7 @@ def test_check_fails_on_a_broken_adapter(
     assert status == 2
     assert f"broken: adapter 'night'" in out  # noqa: F541
     assert reason in out
-    assert "2 adapters are sound, 1 broken" in out
+    assert "2 adapters sound, 1 broken" in out
 
 
 def test_check_holds_a_library_to_the_encoder(library: Path, capsys: pytest.CaptureFixture[str]) -> None:

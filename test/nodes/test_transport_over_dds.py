@@ -160,7 +160,7 @@ def test_images_that_the_middleware_loses_are_told_with_what_helps(graph: Graph)
         return int(client.values("camera").get("Images lost on the way", "0")) > 0
 
     wait_for(has_lost, "images that are lost")
-    client.wait_for_message("camera", "images were lost on the way: on one machine give the camera's process")
+    client.wait_for_message("camera", "lost on the way: on one machine give the camera's process")
     assert process.stop() == 0, process.output
     graph.destroy(sender)
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from semla_ros.errors import BagError, ConfigError
+from semla_ros.errors import BagError, ConfigError, counted
 from semla_ros.lab.bags.label_map import MONO
 from semla_ros.lab.bags.own_output import own_topics
 from semla_ros.lab.bags.reader import BagReader
@@ -134,8 +134,8 @@ def _find_truths(bag: BagReader, topics: list[str], choice: tuple[str, ...], can
         )
     if len(choice) != len(topics):
         raise ConfigError(
-            f"--truth names {len(choice)} topics for {len(topics)} image topics ({', '.join(topics)}); "
-            "name one for each, in the same order"
+            f"--truth names {counted(len(choice), 'topic')} for {counted(len(topics), 'image topic')} "
+            f"({', '.join(topics)}); name one for each, in the same order"
         )
     return [bag.require(topic).name for topic in choice]
 

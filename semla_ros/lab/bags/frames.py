@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from semla_ros.errors import BagError, ConfigError, SemlaError
+from semla_ros.errors import BagError, ConfigError, SemlaError, counted
 from semla_ros.image_codec import ImageDecoder
 from semla_ros.lab.bags.cameras import Camera, find_cameras, truth_folder
 from semla_ros.lab.bags.label_map import LabelMap, decode_mask, label_names, raw_mask, read_mask
@@ -189,7 +189,7 @@ class FrameSource:
                     self.problems.add(f"{name} {text}", f"images on {name}: {text}")
             for topic in self.account():
                 if topic["lost"]:
-                    text = f"{topic['lost']} of {topic['counted']} messages of {topic['topic']} are lost"
+                    text = f"{topic['lost']} of {counted(topic['counted'], 'message')} of {topic['topic']} lost"
                     self.problems.add(text, text)
 
     def account(self) -> list[dict[str, Any]]:

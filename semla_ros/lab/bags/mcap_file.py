@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from semla_ros.errors import counted
 from semla_ros.lab.bags.packing import decompress_chunk
 from semla_ros.lab.bags.stored import Contents, Note, Part, StoredMessage, type_as
 
@@ -125,11 +126,11 @@ class McapFile:
         for topic in sorted(held.keys() | contents.claims.keys()):
             if self._statistics is not None and held[topic] != contents.claims[topic]:
                 self._note(
-                    f"{self._path.name}: its statistics count {contents.claims[topic]} messages of {topic}, "
-                    f"{held[topic]} are found"
+                    f"{self._path.name}: its statistics count {counted(contents.claims[topic], 'message')} of {topic}, "
+                    f"{held[topic]} found"
                 )
         if contents.nameless:
-            self._note(f"{self._path.name}: what topic {contents.nameless} messages are of is not in the file")
+            self._note(f"{self._path.name}: the topic of {counted(contents.nameless, 'message')} is not in the file")
 
     def _by_topic(self, by_channel: Counter[int]) -> Counter[str]:
         counts: Counter[str] = Counter()

@@ -20,7 +20,7 @@ from typing import Any
 
 from rosbags.typesys import Stores, get_typestore
 
-from semla_ros.errors import BagError
+from semla_ros.errors import BagError, counted
 from semla_ros.lab.bags import packing
 from semla_ros.lab.bags.mcap_file import MCAP_MAGIC, McapFile
 from semla_ros.lab.bags.metadata import Metadata
@@ -295,7 +295,9 @@ class BagReader:
                 held.update(part.counts)
         for topic, claimed in self._metadata.counts.items():
             if held[topic] != claimed:
-                self.note(f"{METADATA_FILE} counts {claimed} messages of {topic}, the files hold {held[topic]}")
+                self.note(
+                    f"{METADATA_FILE} counts {counted(claimed, 'message')} of {topic}, the files hold {held[topic]}"
+                )
         for topic in (topic for topic, msgtype in types.items() if not msgtype):
             self.note(f"the type of {topic} is not in the bag")
         return {topic: msgtype or _UNKNOWN_TYPE for topic, msgtype in types.items()}
@@ -361,7 +363,7 @@ class BagReader:
                     raise
                 self.note(str(error))
         if not files:
-            raise BagError(f"bag {self.path}: none of its {len(paths)} files is readable: {'; '.join(self.problems)}")
+            raise BagError(f"bag {self.path}: no readable file of {len(paths)}: {'; '.join(self.problems)}")
         return files
 
     def _open_file(self, path: Path) -> Contents:

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from semla_ros.errors import counted
 from semla_ros.lab.bags.stored import Contents, Note, Part, StoredMessage, type_as
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
@@ -121,7 +122,7 @@ class SqliteFile:
         rows = [row for row in rows if abs(row[0] - rows[len(rows) // 2][0]) < _YEAR_NS]  # others are damaged
         self.contents.nameless = len(known) - len(rows)
         if self.contents.nameless:
-            self._note(f"{self._path.name}: {self.contents.nameless} messages lie on unreadable pages and are left out")
+            self._note(f"{self._path.name}: {counted(self.contents.nameless, 'message')} on unreadable pages left out")
         return rows
 
     def _checked(self, row: int, log_ns: object, topic: object) -> _Row | None:
@@ -203,9 +204,8 @@ def take_in_journal(path: Path) -> str | None:
     if was_sound and not is_sound(path):
         raise sqlite3.DatabaseError("it is of another database")
     if pages > max(0, taken):
-        return (
-            f"{journal.name}: {pages - max(0, taken)} of its {pages} pages are damaged or of an unfinished transaction"
-        )
+        lost = f"{pages - max(0, taken)} of {counted(pages, 'page')}"
+        return f"{journal.name}: {lost} damaged or of an unfinished transaction"
     return None
 
 

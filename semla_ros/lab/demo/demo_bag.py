@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, counted
 from semla_ros.lab.bags.writer import NANOSECONDS, SEGMENT_TOPIC, START_NS, BagWriter
 from semla_ros.lab.processes import worker_pool
 from semla_ros.lab.world.camera import view
@@ -64,7 +64,9 @@ class DemoBagOptions:
 
     def __post_init__(self) -> None:
         if self.frames < 1 or not 0 <= self.rate_hz <= 1000:
-            raise ConfigError(f"a recording needs frames and a rate, got {self.frames} frames at {self.rate_hz:g} Hz")
+            raise ConfigError(
+                f"a recording needs frames and a rate, got {counted(self.frames, 'frame')} at {self.rate_hz:g} Hz"
+            )
         if self.rate_hz == 0:
             object.__setattr__(self, "rate_hz", min(30.0, max(1.0, round(self.instants / DRIVE_S, 1))))
         if not 0 <= self.seed < 2**31:

@@ -24,7 +24,7 @@ from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header, String
 
 from semla_ros.config import Checked, Count, Positive, Range, fixed, from_mapping, settings_of
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, counted
 from semla_ros.lab.demo.demo_bag import TRANSITION, ahead, camera_matrix
 from semla_ros.lab.world.cities import city_style
 from semla_ros.lab.world.drive import Drive, demo_drive
@@ -106,7 +106,7 @@ class SceneCameraNode(Node):
                 with ThreadPoolExecutor(1, "semla-render") as pool, closing(self._frames(pool, drive)) as frames:
                     self._drive_once(frames, wait=is_first)
                 is_first = False
-            self.get_logger().info(f"the drive is over: {self._sent} images")
+            self.get_logger().info(f"the drive is over: {counted(self._sent, 'image')}")
         except Exception as error:
             if self.context.ok():
                 self.get_logger().error(f"the drive ended: {type(error).__name__}: {error}")
@@ -137,7 +137,8 @@ class SceneCameraNode(Node):
             frame = next(frames, None)
         if late:
             self.get_logger().warning(
-                f"{late} images came late: fewer than {self._config.rate_hz:g} per second were rendered; lower rate_hz"
+                f"{counted(late, 'image')} came late: fewer than {self._config.rate_hz:g} per second were rendered; "
+                "lower rate_hz"
             )
 
     def _wait_for_subscribers(self) -> None:

@@ -75,7 +75,7 @@ class Evaluation:
                 left_out[result.job.domain].update(dict.fromkeys(result.left_out))
         if left_out and not any(traces.values()):
             wrong = [line for lines in left_out.values() for line in lines]
-            raise DatasetError(f"none of the {len(wrong)} images can be used; the first: {wrong[0]}")
+            raise DatasetError(f"no image of {len(wrong)} can be used; the first: {wrong[0]}")
         return cls(
             plan=plan,
             class_names={result.job.domain: result.class_names for result in results},

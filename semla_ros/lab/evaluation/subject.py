@@ -14,7 +14,7 @@ from torch import Tensor
 from semla_ros.adaptation.fusion import Fuser, PreparedModel
 from semla_ros.adaptation.retrieval import Retriever
 from semla_ros.config import DriftConfig, RetrievalConfig, SemlaConfig
-from semla_ros.errors import VocabularyError
+from semla_ros.errors import VocabularyError, counted
 from semla_ros.lab.evaluation.published_retrieval import PublishedRetriever
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
@@ -125,7 +125,7 @@ class PipelineSubject:
         fade = f", fade {settings.fade_start:g} to {settings.fade_end:g}" if settings.fade_out_of_library else ""
         return {
             "model": self._config.model + (f" ({manifest.base.sha256[:12]})" if manifest.base.sha256 else ""),
-            "library": f"{self._parts.library.folder.name}, {len(self.adapter_names)} adapters",
+            "library": f"{self._parts.library.folder.name}, {counted(len(self.adapter_names), 'adapter')}",
             "retrieval": f"{settings.distance}, temperature {settings.temperature:g}, top_k {settings.top_k}{fade}",
             "inference": f"{inference.view} on {self._device.type}",
         }

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from semla_ros.errors import counted
 from semla_ros.lab.report.label_places import label_places
 from semla_ros.lab.report.palette import Colour, domain_colour, tint
 
@@ -105,7 +106,7 @@ def dots(title: str, rows: Mapping[str, Sequence[Value]]) -> Chart:
                 body.append(_tag("circle", told, cx=_share(value.value), cy=y, r=5, **value.css))
     columns = list(zip(*rows.values(), strict=True))
     ranges = [_range(column[0].label, [value.value for value in column], "{:.0%}".format) for column in columns]
-    words = f"{len(rows)} rows from 0 to 100 %. {'; '.join(ranges)}"
+    words = f"{counted(len(rows), 'row')} from 0 to 100 %. {'; '.join(ranges)}"
     legend = [(column[0].label + (" (ring)" if column[0].is_hollow else ""), column[0].colour) for column in columns]
     return _chart(title, words, body, height, (0, 22, 26, _room(rows)), legend)
 
@@ -171,7 +172,8 @@ def scatter(
         _tag("text", axes[0], x="50%", y=height + 18, text_anchor="middle"),
         _tag("text", axes[1], transform=f"translate(-8 {height // 2}) rotate(-90)", text_anchor="middle"),
     ]
-    words = f"{sum(map(len, points.values()))} points of {len(points)} domains, and {', '.join([*named, *images])}"
+    extent = f"{counted(sum(map(len, points.values())), 'point')} of {counted(len(points), 'domain')}"
+    words = f"{extent}, and {', '.join([*named, *images])}"
     shown = dict.fromkeys(families.get(name, name) for name in (*points, *named))
     legend = [(family, domain_colour(family)) for family in shown]
     return _chart(title, words, body, height, (0, 10, 26, 20), legend)
@@ -322,7 +324,7 @@ def shares(
 
     body.append(_readings(axis, reading, height))
     means = "; ".join(f"{name} {np.mean(values):.0%}" for name, values in series.items())
-    words = f"Over {axis.clock(axis.end_s)}, on average {means}. {len(marks)} changes are marked."
+    words = f"Over {axis.clock(axis.end_s)}, on average {means}. Marked: {counted(len(marks), 'change')}."
     return _chart(title, words, body, height, (24, 22, 30, 48), [(name, domain_colour(name)) for name in series])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from semla_ros.errors import counted
 from semla_ros.lab.report.charts import Value, bars, dots, percent
 from semla_ros.lab.report.embedding_map import Scenery, embedding_map
 from semla_ros.lab.report.evaluation_tables import extent_of, label, rows_by_group, variants_of
@@ -44,8 +45,9 @@ def write_html(results: Mapping[str, Any], path: Path, *, scenery: Scenery | Non
     facts = {**results.get("subject", {}), **({"command": command} if command else {})}
     page = Page(
         title=f"SemLA on {benchmark}",
-        subtitle=f"{len(results['domains'])} domains, {len(results['unseen'])} unseen combinations, "
-        f"{extent_of(results)}. mIoU in percent; ± is the standard deviation over the seeds.",
+        subtitle=f"{counted(len(results['domains']), 'domain')}, "
+        f"{counted(len(results['unseen']), 'unseen combination')}, {extent_of(results)}. "
+        "mIoU in percent; ± is the standard deviation over the seeds.",
         tiles=_tiles(results),
         sections=[
             _means(results),

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from semla_ros.errors import counted
 from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.report.charts import percent
 
@@ -122,10 +123,10 @@ def markdown_table(results: Mapping[str, Any]) -> str:
 
 def extent_of(results: Mapping[str, Any]) -> str:
     """How many images of which seeds a run saw."""
-    count = "all" if results["images"] == 0 else results["images"]
+    count = "all images" if results["images"] == 0 else counted(results["images"], "image")
     left_out = sum(map(len, results["left_out"].values()))
     without = f", without {left_out} that could not be used" if left_out else ""
-    return f"{count} images per domain and seed{without}, seeds {', '.join(map(str, results['seeds']))}"
+    return f"{count} per domain and seed{without}, seeds {', '.join(map(str, results['seeds']))}"
 
 
 def write_card_figures(results: Mapping[str, Any], library: Path, model: Path, command: str) -> list[Path]:
@@ -140,15 +141,15 @@ def write_card_figures(results: Mapping[str, Any], library: Path, model: Path, c
     Returns:
         The cards written. Domains without a card are passed over.
     """
-    origin = f"mIoU on {len(results['seeds'])} x {results['images']} test scenes, `{command}`:"
+    origin = f"mIoU on {len(results['seeds'])} x {counted(results['images'], 'test scene')}, `{command}`:"
     written = []
     for name, scores in results["domains"].items():
         rows = [(label, scores[key]) for key, label in _CARD_ROWS if scores.get(key) is not None]
         written += _replace_section(library / name / "CARD.md", origin, rows)
     rows = [(f"{name}, no adapter", scores.get("zero_shot")) for name, scores in results["source"].items()]
-    means = results["h_mean"]
+    means, domains = results["h_mean"], counted(len(results["domains"]), "domain")
     rows += [
-        (f"{len(results['domains'])} domains, h-mean: {label.replace('this adapter', 'the own adapter')}", means[key])
+        (f"{domains}, h-mean: {label.replace('this adapter', 'the own adapter')}", means[key])
         for key, label in _CARD_ROWS
         if means.get(key) is not None
     ]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from PIL import Image
 
+from semla_ros.errors import counted
 from semla_ros.lab.report.charts import Value, bars
 from semla_ros.lab.report.embedding_map import Scenery, embedding_map
 from semla_ros.lab.report.label_places import label_places
@@ -108,7 +109,7 @@ def map_page(
     ]
     head = ["adapter", "family", "images", "spread", "to the next", "which is"]
     return Page(
-        title=f"{len(rows)} adapters and where they lie",
+        title=f"Map of {counted(len(rows), 'adapter')}",
         name="Adapter library",
         subtitle=folder,
         sections=[

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from semla_ros import __version__
+from semla_ros.errors import counted
 from semla_ros.lab.report.page import Cell, Page, Section, Table, write_page
 from semla_ros.lab.report.replay_page import (
     VARIANTS_NOTE,
@@ -30,9 +31,9 @@ def write_many_report(path: Path, merged: Mapping[str, Any]) -> None:
     primary, reference = merged["primary"], merged["reference"]
     complete = sum(bool(bag["complete"]) for bag in merged["bags"])
     page = Page(
-        title=f"Replay of {len(merged['bags'])} bags",
-        subtitle=f"{merged['frames']} frames over {duration(merged['duration_s'])} of recording · {complete} bags "
-        "complete",
+        title=f"Replay of {counted(len(merged['bags']), 'bag')}",
+        subtitle=f"{counted(merged['frames'], 'frame')} over {duration(merged['duration_s'])} of recording · "
+        f"{counted(complete, 'bag')} complete",
         sections=[
             Section(
                 title="All bags together",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from semla_ros.errors import counted
 from semla_ros.lab.report import charts
 from semla_ros.lab.report.page import (
     Cell,
@@ -57,8 +58,8 @@ def write_report(path: Path, summary: Mapping[str, Any], data: Mapping[str, Any]
     page = Page(
         title=_headline(summary),
         name=f"Replay of {name}",
-        subtitle=f"Replay of {name} · {summary['frames']} frames over {duration(float(summary['duration_s']))}{topics} "
-        f"· model {summary['settings']['model']}",
+        subtitle=f"Replay of {name} · {counted(summary['frames'], 'frame')} over "
+        f"{duration(float(summary['duration_s']))}{topics} · model {summary['settings']['model']}",
         warnings=_warnings(summary),
         tiles=_tiles(summary),
         sections=[
@@ -102,7 +103,7 @@ def _headline(summary: Mapping[str, Any]) -> str:
 def _warnings(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[str]]]:
     warnings: list[tuple[str, Sequence[str]]] = []
     if not summary["complete"]:
-        words = f"These are the results of the {summary['frames']} frames done so far. {summary['error'] or ''}"
+        words = f"These are the results so far, of {counted(summary['frames'], 'frame')}. {summary['error'] or ''}"
         warnings.append(("Interrupted." if summary["interrupted"] else "Ended early.", [words]))
     if summary["problems"]:
         warnings.append(("About the recording:", summary["problems"]))
@@ -117,7 +118,8 @@ def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
         for key, title in (("miou", f"mIoU of {primary}"), ("shifted_miou", "mIoU, shifted")):
             if entry[key] is not None and (reference or key == "miou"):
                 gain = difference(entry[key], other.get(key))
-                more = f"{signed(gain)} against {reference}" if reference else f"{entry['frames_with_truth']} frames"
+                seen = counted(entry["frames_with_truth"], "frame")
+                more = f"{signed(gain)} against {reference}" if reference else seen
                 tiles.append(Tile(label=title, value=figure(entry[key]), more=more, tone=tone(gain)))
     elif pairs := [pair for pair in summary["agreement"].values() if pair is not None]:
         tiles.append(Tile(label="lowest agreement", value=share(min(pairs)), more="of two variants, share of pixels"))
@@ -128,7 +130,7 @@ def _tiles(summary: Mapping[str, Any]) -> list[Tile]:
     outside, whole = entry["out_of_library_s"], float(summary["duration_s"])
     more = f"{share(outside / whole if whole else 0.0, 0)} of the time"
     tiles += [
-        Tile(label="fusions", value=str(entry["fusions"]), more=f"{entry['recalls']} recalls besides"),
+        Tile(label="fusions", value=str(entry["fusions"]), more=f"{counted(entry['recalls'], 'recall')} besides"),
         Tile(label="out of library", value=f"{outside:.1f} s", more=more),
     ]
     if total := entry["latency_ms"].get("total"):
@@ -423,7 +425,9 @@ def _settings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     lines = [("bag", str(summary["bag"]))]
     for camera in summary["cameras"]:
         truth = f"truth from {camera['truth']}" if camera["truth"] else "no truth topic"
-        lines.append((f"camera {camera['name']}".strip(), f"{camera['topic']}, {camera['frames']} frames, {truth}"))
+        lines.append(
+            (f"camera {camera['name']}".strip(), f"{camera['topic']}, {counted(camera['frames'], 'frame')}, {truth}")
+        )
     lines += [("topic", line) for line in topic_lines(summary)]
     for key, value in summary["settings"].items():
         if isinstance(value, dict):
@@ -453,7 +457,7 @@ def topic_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def _counts(topic: Mapping[str, Any]) -> str:
     numbers = [(topic["lost"], "lost"), (topic["left_out"], "not asked for")]
-    words = [f"{topic['delivered']} of {topic['counted']} messages read"]
+    words = [f"{topic['delivered']} of {counted(topic['counted'], 'message')} read"]
     return ", ".join(words + [f"{number} {what}" for number, what in numbers if number])
 
 

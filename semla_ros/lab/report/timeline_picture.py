@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
+from semla_ros.errors import counted
 from semla_ros.lab.report.charts import BETWEEN
 from semla_ros.lab.report.palette import domain_colour, to_hex
 from semla_ros.results import BASE_MODEL
@@ -81,7 +82,8 @@ def _draw_shares(
         changes, np.ones(len(changes)), linestyle="", marker="v", markersize=6, color=INK, markeredgecolor="white",
         markeredgewidth=0.6, clip_on=False, zorder=5,
     )  # fmt: skip
-    axes.text(1.008, 1.0, f"▼ {len(changes)} changes", transform=axes.transAxes, fontsize=9.5, color=INK, va="bottom")
+    told = f"▼ {counted(len(changes), 'change')}"
+    axes.text(1.008, 1.0, told, transform=axes.transAxes, fontsize=9.5, color=INK, va="bottom")
 
 
 def most_used(weights: Mapping[str, Sequence[float]], count: int) -> dict[str, NDArray[np.float64]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semla_ros.config import RetrievalConfig
-from semla_ros.errors import BagError, ConfigError, DatasetError, ImageError
+from semla_ros.errors import BagError, ConfigError, DatasetError, ImageError, counted
 from semla_ros.image_files import read_image, read_labels
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
 from semla_ros.lab.bags.label_map import label_names
@@ -203,8 +203,9 @@ class BagSamples:
             where = ", ".join(map(str, stretches[:3])) + (", ..." if len(stretches) > 3 else "") or "the whole bag"
             reason = f"; {self.problems[0]}" if self.problems else ""
             raise DatasetError(
-                f"bag {bag.path}: no frame with ground truth in {where} ({frames_inside} of {frames} images lie there)"
-                f"{reason}; choose other stretches, --topic or --truth; the bag has {bag.describe_topics()}"
+                f"bag {bag.path}: no frame with ground truth in {where} "
+                f"({frames_inside} of {counted(frames, 'image')} there){reason}; "
+                f"choose other stretches, --topic or --truth; the bag has {bag.describe_topics()}"
             )
 
     def _keep(self, item: ReplayFrame, stretch: int) -> None:

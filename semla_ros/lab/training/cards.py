@@ -42,20 +42,20 @@ LoRA adapter of `{base}` for {what}, from {images} rendered scenes of {cities} (
 
 _OWN_MODEL = """# {name}
 
-{base} was trained on from there on {images} images of {domains} ({benchmark}).
+{base} was trained on from there on {domains} ({benchmark}); images: {images}.
 
 - works at {height} x {width} pixels; classes: {classes}
 - scene encoder: {encoder}
-- {steps} steps, made by `semla train library`; licence of the images: {licence}
+- steps: {steps}, made by `semla train library`; licence of the images: {licence}
 """
 
 _OWN_ADAPTER = """# {name}
 
-LoRA adapter of `{base}` for {name} ({benchmark}), from {images} images.
+LoRA adapter of `{base}` for {name} ({benchmark}); images: {images}.
 
 - rank {rank}, alpha {alpha}, {targets} target modules
-- {steps} steps of {batch} images
-- centroid of {images} scene embeddings, mean distance {spread_mean:.3g}, 95 % within {spread_p95:.3g}
+- steps: {steps}, images in each: {batch}
+- centroid of their scene embeddings, mean distance {spread_mean:.3g}, 95 % within {spread_p95:.3g}
 - made by `semla train library`; licence of the images: {licence}
 """
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from semla_ros.errors import ConfigError, TrainingError
+from semla_ros.errors import ConfigError, TrainingError, counted
 from semla_ros.file_integrity import atomic_file
 
 log = logging.getLogger(__name__)
@@ -295,7 +295,7 @@ def _difference(state: Mapping[str, Any], config: LoopConfig, run: Run) -> str:
         if name not in ("steps", "restart", "restart_factor") and getattr(former, name) != value:
             return f"{name} {getattr(former, name)}, not {value}"
     if any(schedule_factor(step, former) != schedule_factor(step, config) for step in range(state["step"])):
-        return f"a schedule of {former.steps} steps, not {config.steps}"
+        return f"a schedule of {counted(former.steps, 'step')}, not {config.steps}"
     names = {**state["made_from"], **run.made_from}
     changed = [name for name in names if state["made_from"].get(name) != run.made_from.get(name)]
     return f"another {changed[0]}" if changed else ""

@@ -162,7 +162,7 @@ class FolderSamples(LabelledImages):
 def _encoding(class_names: Sequence[str], label_map: Mapping[int, str]) -> Encoding:
     if not label_map:
         return Encoding(
-            what=f"values 0 to {len(class_names) - 1} of the {len(class_names)} classes in the list, nor 255 (void); "
+            what=f"values 0 to {len(class_names) - 1} of the class list, nor 255 (void); "
             "--label-map says what others mean"
         )
     known = known_names(label_map, class_names)

@@ -214,7 +214,7 @@ def test_terminal_report_and_summary_tell_topics_truth_and_losses(
     for line in (f"images: {TOPIC}, 8 of 10 messages read, 2 lost", "truth: none"):
         assert line in printed
         assert line in page
-    for problem in (f"2 of 10 messages of {TOPIC} are lost", "its checksum is wrong"):
+    for problem in (f"2 of 10 messages of {TOPIC} lost", "its checksum is wrong"):
         assert problem in printed
         assert problem in page
         assert any(problem in line for line in summary["problems"])
@@ -248,5 +248,5 @@ def test_a_batch_tells_topics_truth_and_losses_of_its_bags(tmp_path: Path, capsy
     assert main(["replay", str(bags), "--out", str(bags / "out"), *arguments]) == 0
     printed = capsys.readouterr().err
     assert f"images of 2 bags: {TOPIC} against no truth topic" in printed
-    assert f"{bags / 'two'}: 2 of 10 messages of {TOPIC} are lost" in printed
+    assert f"{bags / 'two'}: 2 of 10 messages of {TOPIC} lost" in printed
     assert f"{bags / 'one'}: " not in printed

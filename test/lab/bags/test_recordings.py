@@ -171,12 +171,8 @@ KINDS = [
     Kind("mcap with attachments and metadata", mcap(extras=True), ALL),
     Kind("mcap with records of an application", mcap(private=True), ALL, "record of the unknown kind 144"),
     Kind("several channels of one topic", mcap(channels=3), ALL),
-    Kind(
-        "statistics that are wrong", mcap(statistics=2), ALL, f"statistics count 12 messages of {TOPIC}, 10 are found"
-    ),
-    Kind(
-        "statistics that are wrong", mcap(statistics=-2), ALL, f"statistics count 8 messages of {TOPIC}, 10 are found"
-    ),
+    Kind("statistics that are wrong", mcap(statistics=2), ALL, f"statistics count 12 messages of {TOPIC}, 10 found"),
+    Kind("statistics that are wrong", mcap(statistics=-2), ALL, f"statistics count 8 messages of {TOPIC}, 10 found"),
     Kind(
         "a chunk whose checksum is wrong",
         mcap(wrong_crc=(0,), per_chunk=3),
@@ -206,7 +202,7 @@ KINDS = [
         Kind("a -wal beside a db3", db3(drive(), journal="wal", left_in_journal=left), ALL, "was read, too")
         for left in (1, 9, 14, 15)  # the last: not even the tables are in the file itself
     ),
-    Kind("a damaged -wal", damaged_journal, [0, 1, 2, 3], "pages are damaged or of an unfinished transaction"),
+    Kind("a damaged -wal", damaged_journal, [0, 1, 2, 3], "pages damaged or of an unfinished transaction"),
     Kind("a -wal of another db3", foreign_journal, ALL[5:], "is not usable (it is of another database)"),
     Kind("a -journal beside a db3", db3(drive(), journal="delete", left_in_journal=4), ALL[:7], "was read, too"),
     Kind("a cut db3", cut(db3(drive()), 0.6), [0, 1, 2, 3], "cut after"),
@@ -356,7 +352,7 @@ def test_each_kind_is_read_or_refused_as_promised_and_nothing_is_lost_unsaid(kin
         for topic in account:
             assert topic["delivered"] + topic["lost"] + topic["left_out"] == topic["counted"]
             assert topic["left_out"] == (0 if topic["used_as"] else topic["counted"] - topic["lost"])
-            lost = f"{topic['lost']} of {topic['counted']} messages of {topic['topic']} are lost"
+            lost = f"{topic['lost']} of {topic['counted']} messages of {topic['topic']} lost"
             assert (lost in problems) == bool(topic["lost"])
     after = {file: file.stat() for file in tmp_path.rglob("*")}
     assert [(file, stat.st_size, stat.st_mtime_ns) for file, stat in before.items()] == [

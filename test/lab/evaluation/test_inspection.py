@@ -74,7 +74,7 @@ def test_a_sound_set_is_counted(root: Path, capsys: pytest.CaptureFixture[str]) 
         (
             lambda root: (root / "own.yaml").write_text(FILE.replace("val_share: 0.25, ", "")),
             "home",
-            ["8 images are trained and validated on"],
+            ["8 images both trained and validated on"],
         ),
         (lambda root: (root / "yard").rename(root / "garden"), "yard", ["there is no val image", "yard/{name}.jpg"]),
     ],

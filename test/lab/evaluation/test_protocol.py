@@ -299,5 +299,5 @@ def test_a_domain_without_a_usable_image_has_no_figures_and_takes_none_from_the_
 
 def test_without_a_single_usable_image_there_is_nothing_to_report() -> None:
     plan = toy_plan(benchmark=PartlyUnusable(broken="a-fog"), domains=("a-fog",), unseen=(), sources=(), seeds=(0,))
-    with pytest.raises(DatasetError, match=r"none of the 7 images can be used; the first: label file 0\.png holds 77"):
+    with pytest.raises(DatasetError, match=r"no image of 7 can be used; the first: label file 0\.png holds 77"):
         Evaluation.collect(plan, run(plan, ToySpec()))

@@ -98,7 +98,7 @@ def test_the_files_are_gone_afterwards(bag: Path) -> None:
 
 
 def test_a_stretch_without_truth_is_refused_with_the_topics_there_are(bag: Path) -> None:
-    with pytest.raises(DatasetError, match=r"2 of 8 images lie there.*/front/image"):
+    with pytest.raises(DatasetError, match=r"2 of 8 images there.*/front/image"):
         BagSamples(bag, CLASSES, FrameOptions(), [Stretch.parse("0.6:")])
 
 
@@ -169,7 +169,7 @@ def test_a_worklist_of_unlike_stretches_is_refused_with_the_groups_to_choose_fro
     assert train(bag, tmp_path / "library", *options) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "3 stretches with ground truth are 2 kinds of scene" in line
+    assert "3 stretches with ground truth, of 2 kinds of scene" in line
     assert "--group (1: 0..0.3 s, 0.8..1.1 s; 2: 0.4..0.7 s)" in line
     assert train(bag, tmp_path / "library", *options, "--group", "3") == 2
     assert train(bag, tmp_path / "library", *options, "--group", "1") == 0

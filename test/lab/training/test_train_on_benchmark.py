@@ -95,7 +95,7 @@ def test_a_domain_without_a_val_split_of_its_own_is_trained_and_not_measured(
     (root / "own.yaml").write_text(FILE.replace("val_share: 0.4, ", ""))
     assert train(root, "--name", "street") == 0
     shown = capsys.readouterr().out
-    assert "validation: none, 5 of its images were trained on; give 'suburb' a 'val_share'" in shown
+    assert "validation: none, trained on 5 of its images; give 'suburb' a 'val_share'" in shown
     assert (root / "library" / "street" / "adapter_model.safetensors").is_file()
 
 
@@ -106,7 +106,7 @@ def test_a_validation_image_that_cannot_be_read_is_named_and_costs_neither_adapt
     last.write_bytes(last.read_bytes()[:40])
     assert train(root) == 0
     shown = capsys.readouterr()
-    assert "validation mIoU of 'suburb' on 1 images that were not trained on" in shown.out
+    assert "validation mIoU of 'suburb' on 1 image not trained on" in shown.out
     (told,) = (line for line in shown.err.splitlines() if line.startswith("left out of the validation"))
     assert last.name in told
 

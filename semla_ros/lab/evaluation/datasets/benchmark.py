@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from semla_ros.config import from_mapping
-from semla_ros.errors import ConfigError, DatasetError, SemlaError, known_names
+from semla_ros.errors import ConfigError, DatasetError, SemlaError, counted, known_names
 from semla_ros.lab.evaluation.datasets.images import LabelledImages
 from semla_ros.lab.evaluation.datasets.labels import Encoding
 from semla_ros.lab.evaluation.datasets.layouts import NAME, Layout, SamplePaths, folder_wildcards
@@ -184,7 +184,9 @@ class DiskBenchmark:
             except DatasetError as error:
                 problems.append(str(error))
         if problems:
-            raise DatasetError("\n  ".join([f"{len(problems)} domains cannot be read below {self.root}:", *problems]))
+            raise DatasetError(
+                "\n  ".join([f"{counted(len(problems), 'domain')} cannot be read below {self.root}:", *problems])
+            )
 
     def open(self, domain: str) -> DomainImages:
         """The images of one domain.

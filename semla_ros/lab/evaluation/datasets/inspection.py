@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from semla_ros.errors import DatasetError
+from semla_ros.errors import DatasetError, counted
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, DomainImages
 from semla_ros.results import UNLABELLED, ImageArray, MaskArray
 
@@ -103,7 +103,9 @@ def inspect_domain(
         found.images[split] = len(source)
         files = {sample.image for sample in source.paths}
         if found.role != "unseen" and (both := files & seen):
-            found.problems.append(f"{len(both)} images are trained and validated on: give the domain a 'val_share'")
+            found.problems.append(
+                f"{counted(len(both), 'image')} both trained and validated on: give the domain a 'val_share'"
+            )
         seen |= files
         chosen = _spread(len(source), images)
         shown = {chosen[place] for place in _spread(len(chosen), SHOWN)}
