@@ -20,6 +20,7 @@ import numpy as np
 from rich.table import Table
 
 from semla_ros.commands import evaluate
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import SemlaError
 from semla_ros.lab.evaluation.aggregate import Evaluation, number
 from semla_ros.lab.evaluation.protocol import Benchmark, make_plan
@@ -126,9 +127,10 @@ def run(
         for kind, rows in found.items()
         if kind in ("own", "unseen")
     }
-    evaluate.print_tables(
-        [_table(kind, rows, found["mean"].get(kind)) for kind, rows in found.items() if kind != "mean"]
-    )
+    for kind, rows in found.items():
+        if kind != "mean":
+            print_table(_table(kind, rows, found["mean"].get(kind)))
+            print()
     if arguments.json:
         evaluate.write_json(found, arguments.json)
     return found

@@ -15,6 +15,7 @@ from rich.table import Column, Table
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import counted
 
 
@@ -128,8 +129,9 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
             f"[{colour}]{short(value)} {goal.unit}[/{colour}]",
             f"{'≥' if goal.is_minimum else '≤'} {goal.bound:g}",
         )
-    console.print(table)
-    rows = Table("benchmark", "size", "row", "median (ms)", "p95 (ms)", "runs", box=None, header_style="bold")
+    print_table(table, console)
+    timings = (Column(heading, justify="right") for heading in ("median (ms)", "p95 (ms)", "runs"))
+    rows = Table("benchmark", "size", "row", *timings, box=None, header_style="bold")
     for name in ("fusion", "frame", "stall", "engines"):
         for size, figures in (look_up(summary, f"{name}.by_size") or {}).items():
             for row, timing in figures.items():
@@ -137,13 +139,13 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
                     median, p95 = short(timing["median_ms"]), short(timing["p95_ms"])
                     rows.add_row(name, size, row, median, p95, str(timing["runs"]))
     if rows.row_count:
-        console.print(rows)
+        print_table(rows, console)
     for size, figures in (look_up(summary, "engines.by_size") or {}).items():
         console.print(_scene_encoder_line(size, figures))
     if "start" in summary:
         console.print(_start_line(summary["start"]))
     if parts := look_up(summary, "soak.parts"):
-        console.print(_soak_table(parts, summary["soak"]))
+        print_table(_soak_table(parts, summary["soak"]), console)
     for sentence in look_up(summary, "soak.failures") or ():
         console.print(f"[red]soak: {sentence}[/red]")
     for size, figures in (look_up(summary, "memory.by_size") or {}).items():
@@ -154,7 +156,8 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
 def _soak_table(parts: Sequence[Mapping[str, Any]], total: Mapping[str, Any]) -> Table:
     """The parts of a soak, and their sums."""
     keys = ("sent", "received", "answered", "unaccounted", "wrong_masks", "crashes")
-    table = Table("soak", *(key.replace("_", " ") for key in keys), "memory", box=None, header_style="bold")
+    sums = (Column(key.replace("_", " "), justify="right") for key in (*keys, "memory"))
+    table = Table("soak", *sums, box=None, header_style="bold")
     for number, part in enumerate(parts, 1):
         counts = (str(part[key]) for key in keys)
         table.add_row(f"{number} {part['transport']}", *counts, f"{part['memory_growth']:+.2%}")

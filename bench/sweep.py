@@ -18,6 +18,7 @@ from typing import Any
 from rich.table import Table
 
 from semla_ros.commands import evaluate
+from semla_ros.commands.tables import print_table
 from semla_ros.config import DistanceName, RetrievalConfig
 from semla_ros.errors import SemlaError
 from semla_ros.lab.evaluation.aggregate import Evaluation, harmonic_mean, number
@@ -169,7 +170,7 @@ def run(
     )
     evaluation = Evaluation.collect(plan, evaluate.run_with_progress(plan, spec, subject, arguments))
     sweep = sweep_json(evaluation, settings, subject.recommended, "val")
-    evaluate.print_tables([sweep_table(sweep)])
+    print_table(sweep_table(sweep))
     if arguments.json:
         evaluate.write_json(sweep, arguments.json)
     return sweep

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semla_ros.commands.options import Listed, output_file
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import ConfigError, known_names
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.datasets.inspection import SPLITS, DomainFindings, inspect_domain
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print(benchmark: DiskBenchmark, found: Sequence[DomainFindings]) -> None:
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console()
     console.print(Text(f"{benchmark.title or benchmark.name}; licence: {benchmark.licence or 'not stated'}"))
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("domain", "role", "train", "val", "sizes", "no class"):
@@ -81,10 +82,10 @@ def _print(benchmark: DiskBenchmark, found: Sequence[DomainFindings]) -> None:
         more = f" and {len(item.sizes) - 3} more" if len(item.sizes) > 3 else ""
         counts = (str(item.images.get(split, "-")) for split in SPLITS)
         table.add_row(Text(item.name), item.role, *counts, sizes + more, f"{item.unlabelled_share:.1%}")
-    console.print(table)
+    print_table(table, console)
     read = [item for item in found if item.sizes]
     for class_names in dict.fromkeys(item.class_names for item in read):
-        console.print(_share_table(class_names, [item for item in read if item.class_names == class_names]))
+        print_table(_share_table(class_names, [item for item in read if item.class_names == class_names]), console)
     for item in found:
         for line in item.problems[:_MOST_LINES]:
             console.print(Text(f"{item.name}: {line}"), style="yellow", soft_wrap=True)

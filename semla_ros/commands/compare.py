@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import ConfigError, counted
 
 MEASURES = {  # key of a variant -> heading, format
@@ -51,10 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     shown = [key for key in MEASURES if any(None not in row[key] for row in rows.values())]
-    table = Table("variant", *(MEASURES[key][0] for key in shown), box=None, padding=(0, 2, 0, 0))
+    measures = (Column(MEASURES[key][0], justify="right") for key in shown)
+    table = Table("variant", *measures, box=None, padding=(0, 2, 0, 0))
     for name, row in rows.items():
         table.add_row(Text(name), *(_in_words(row[key], MEASURES[key][1]) for key in shown))
-    Console().print(table)
+    print_table(table)
     return 0
 
 

@@ -24,6 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from semla_ros.commands.options import add_library_option, output_folder
+from semla_ros.commands.tables import print_table
 from semla_ros.config import SemlaConfig
 from semla_ros.lab.demo.demo_bag import DRIVE_S, DemoBagOptions, parse_size
 from semla_ros.lab.demo.run import FAST_SPEED, drive_options, replay_options, run_demo
@@ -86,9 +87,11 @@ def _print_tables(summary: Mapping[str, Any], console: Console) -> None:
         right = [f"{led[name]:.0%}" if name in led else "–" for name in stretches]
         rows = [[*row, share] for row, share in zip(table.rows, right, strict=True)]
         table = replace(table, head=[*table.head, "right adapter led"], rows=rows)
-        console.print(terminal_table(table, without=["heaviest"]))
+        print_table(terminal_table(table, without=["heaviest"]), console)
     variants = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
-    console.print("", terminal_table(variants, without=["frames"]), "")
+    console.print()
+    print_table(terminal_table(variants, without=["frames"]), console)
+    console.print()
 
 
 def _print_checks(summary: Mapping[str, Any], console: Console) -> None:

@@ -30,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semla_ros.commands.options import add_model_options, output_folder
+from semla_ros.commands.tables import print_table
 from semla_ros.engines.cache import CacheEntry, EngineCache
 from semla_ros.errors import ConfigError, EngineError, SemlaError, counted
 
@@ -222,7 +223,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obj
         )
     for row in rows:
         table.add_row(*(words[item] if isinstance(item, bool | None) else str(item) for item in row))
-    Console().print(table)
+    print_table(table)
 
 
 def _list(arguments: argparse.Namespace, cache: EngineCache) -> int:

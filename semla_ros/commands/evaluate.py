@@ -19,14 +19,13 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
 
 from semla_ros.commands.options import (
     Listed,
@@ -38,6 +37,7 @@ from semla_ros.commands.options import (
     output_file,
     view_settings,
 )
+from semla_ros.commands.tables import print_table
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, ImageError, counted
 from semla_ros.file_integrity import write_atomically
@@ -263,7 +263,9 @@ def _run_protocol(arguments: argparse.Namespace, benchmark: Benchmark, spec: Pip
         results["subject"]["classes not scored"] = ", ".join(benchmark.left_out)
     for line in _wrong_orders(evaluation):
         print(f"warning: {line}", file=sys.stderr)
-    print_tables(terminal_tables(results))
+    for table in terminal_tables(results):
+        print_table(table)
+        print()
     log_scalars(_figures(results), 0)
     if arguments.json:
         write_json(results, arguments.json)
@@ -356,12 +358,14 @@ def _run_drives(arguments: argparse.Namespace, spec: PipelineSpec) -> int:
         by_name = dict(zip(names, rows, strict=True))
         kind_of = {name: drive.kind for name, (_, drive) in zip(names, drives, strict=True)}
         results |= {"summary": following.summary(by_name, kind_of), "drives": by_name}
-        print_tables([drive_table(results["summary"])])
+        print_table(drive_table(results["summary"]))
+        print()
     if arguments.frames is not None:
         looks = _photographs(arguments, subject)
         retrieve = subject.retriever(subject.recommended).retrieve
         results["photographs"] = following.photograph_scores(looks, subject.drift, retrieve)
-        print_tables([photograph_table(results["photographs"])])
+        print_table(photograph_table(results["photographs"]))
+        print()
     if arguments.json:
         write_json(results, arguments.json)
     if arguments.markdown and drives:
@@ -419,15 +423,6 @@ def run_with_progress(
         return run_plan(
             plan, spec, jobs=jobs, ray_address=arguments.ray, subject=subject, kept=kept, on_progress=advance
         )
-
-
-def print_tables(tables: Sequence[Any]) -> None:
-    """Print rich tables, unfolded where the output has no width of its own."""
-    # A pipe has no width of its own: 80 columns would fold the table.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    for table in tables:
-        console.print(table)
-        console.print()
 
 
 def write_json(results: Mapping[str, Any], path: Path) -> None:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from semla_ros.commands.options import output_folder
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import ConfigError, SemlaError, counted
 from semla_ros.hub.downloads import RECORD_NAME, FetchedFile, fetch, hub_folder, published_item
 from semla_ros.hub.published import PUBLISHED, PublishedItem, cached_file, is_hub_name, own_assets
@@ -151,4 +151,4 @@ def _print_items(is_json: bool) -> None:
         table.add_column(heading, no_wrap=heading == "name", overflow="fold")
     for item in PUBLISHED.values():
         table.add_row(item.id, item.summary, f"{item.repository}: {', '.join(item.files)}")
-    Console().print(table)
+    print_table(table)

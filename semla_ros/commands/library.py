@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from semla_ros.commands import library_views
 from semla_ros.commands.options import add_model_options, output_folder
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import ConfigError, DatasetError, LibraryError, counted
 from semla_ros.lab.report.progress import progress
 from semla_ros.library.adapter_files import Signature
@@ -323,8 +323,7 @@ def _print_table(library: AdapterLibrary, rows: list[dict[str, Any]]) -> None:
             str(row["images"] or ""),
             f"~{estimate:.3g}" if estimate is not None else f"{spread:.3g}" if spread else "unknown",
         )
-    console = Console()
-    console.print(table)
+    print_table(table)
     manifest = library.manifest
     if any(row.get("spread_estimate") is not None for row in rows):
         print("~: estimated from the library; 'semla library index' measures it on images of the domain")

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from semla_ros.commands.options import add_library_option, add_model_options, output_folder, unique_stems
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import LibraryError, SemlaError, known_names
 from semla_ros.file_integrity import file_sha256
 from semla_ros.image_files import read_image
@@ -97,7 +98,7 @@ def _show(arguments: argparse.Namespace) -> int:
         if shown not in (None, ""):
             table.add_row(key.replace("_", " "), Text(str(shown), overflow="fold"))
     console = Console()
-    console.print(table)
+    print_table(table, console)
     if text:
         console.print()
         console.print(Text(text.strip()))
@@ -191,7 +192,7 @@ def _diff(arguments: argparse.Namespace) -> int:
         table = Table("of", "what", escape(arguments.first), escape(arguments.second), box=None)
         for row in rows:
             table.add_row(*(Text(item) for item in row))
-        Console().print(table)
+        print_table(table)
     else:
         print(f"{arguments.first} and {arguments.second} do not differ")
     return 1 if rows else 0

@@ -30,6 +30,7 @@ from semla_ros.commands.options import (
     rerun_target,
     view_settings,
 )
+from semla_ros.commands.tables import print_table
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, counted
 from semla_ros.lab.bags.frames import FrameOptions
@@ -269,7 +270,7 @@ def _run_many(arguments: argparse.Namespace, bags: Sequence[Path], options: Repl
 
 def _print_summary(console: Console, summary: Mapping[str, Any], out: Path) -> None:
     table = variant_table(summary["variants"], summary["primary"], summary["reference"], rate=summary["rate"])
-    console.print(terminal_table(table, without=["frames"]))
+    print_table(terminal_table(table, without=["frames"]), console)
     for line in topic_lines(summary):
         console.print(line, highlight=False, soft_wrap=True)
     for problem in summary["problems"]:
@@ -292,14 +293,15 @@ def _print_worklist(console: Console, worklist: Sequence[Mapping[str, Any]]) -> 
     if not worklist:
         console.print("every scene lay within the library: no adapter to propose", highlight=False)
         return
-    stretches = counted(len(worklist), "stretch", "stretches")
-    console.print(f"{stretches} without an adapter, the most to gain first:", highlight=False)
-    console.print(terminal_table(worklist_table(worklist, most=20), without=["length"]))
+    console.print(
+        f"{counted(len(worklist), 'stretch', 'stretches')} without an adapter, the most to gain first:", highlight=False
+    )
+    print_table(terminal_table(worklist_table(worklist, most=20), without=["length"]), console)
 
 
 def _print_many(console: Console, merged: Mapping[str, Any], out: Path) -> None:
     table = variant_table(merged["variants"], merged["primary"], merged["reference"])
-    console.print(terminal_table(table, without=["frames"]))
+    print_table(terminal_table(table, without=["frames"]), console)
     failed = [entry for entry in merged["bags"] if not entry["complete"]]
     warned = sum(bool(entry["problems"]) for entry in merged["bags"])
     read = Counter(

@@ -28,6 +28,7 @@ from semla_ros.commands.options import (
     unique_stems,
     view_settings,
 )
+from semla_ros.commands.tables import print_table
 from semla_ros.errors import SemlaError, counted
 from semla_ros.image_files import read_image
 from semla_ros.results import BASE_MODEL
@@ -121,7 +122,9 @@ def _failure(path: Path, error: SemlaError) -> dict[str, str]:
 
 def _show(summary: dict[str, Any], records: Sequence[dict[str, Any]], out: Path) -> None:
     console = Console()
-    table = Table("image", "adapters", "largest classes", "adapt (ms)", "segment (ms)", box=None, header_style="bold")
+    table = Table("image", "adapters", "largest classes", box=None, header_style="bold")
+    for heading in ("adapt (ms)", "segment (ms)"):
+        table.add_column(heading, justify="right")
     for record in records:
         latency, mix, share = record["latency_ms"], record["mix"], record["share_of_pixels"]
         adaptation = sum(latency.get(stage, 0.0) for stage in ("embed", "retrieve", "prepare", "commit"))
@@ -133,7 +136,7 @@ def _show(summary: dict[str, Any], records: Sequence[dict[str, Any]], out: Path)
             f"{adaptation:.0f}",
             f"{latency['total']:.0f}",
         )
-    console.print(table)
+    print_table(table, console)
     console.print(
         f"loaded in {summary['load_s']:.1f} s, peak memory {summary['peak_memory_mib']:.0f} MiB, "
         f"{counted(summary['threads'], 'thread')}; masks and overlays in {out}/"

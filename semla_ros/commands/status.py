@@ -98,7 +98,7 @@ def as_table(reports: Mapping[str, Status]) -> Group:
     tables = [summary]
     for name, report in rows:
         table = Table(title=name, title_justify="left", title_style="bold", box=None, show_header=False, pad_edge=False)
-        table.add_column(style="dim")
+        table.add_column(style="dim", overflow="fold")
         table.add_column(overflow="fold")
         for key, value in folded(report.values).items():
             table.add_row(f"  {key}", value)
