@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ from rich.console import Console
 from semla_ros.commands.options import add_library_option, rerun_target
 from semla_ros.errors import ConfigError, counted
 from semla_ros.extras import require
+from semla_ros.lab.processes import terminate_like_interrupt
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.finding import find_library
 from semla_ros.resources import share_folder
@@ -64,20 +65,13 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.port <= 65535:
         raise ConfigError(f"--port must be 0 to 65535, got {arguments.port}")
     require("ros", "rerun" if arguments.rerun else "view")
+    terminate_like_interrupt()  # a recording that is cut off lacks its index
     if arguments.rerun:
         return _run_rerun(arguments)
     from semla_ros.nodes.view_bridge import ViewBridge
 
     with ViewBridge(arguments.node, arguments.host, arguments.port, arguments.topics) as bridge:
-        console = Console(highlight=False)
-        for line in introduction(bridge):
-            console.print(line, soft_wrap=True)
-        offered = 0
-        for _ in _turns(bridge, arguments.duration):
-            if len(bridge.shown) > offered:
-                offered = len(bridge.shown)
-                console.print(f"topics: {' '.join(sorted(bridge.shown))}", soft_wrap=True)
-        console.print(f"passed on {counted(sum(bridge.sent.values()), 'message')}")
+        _serve(bridge, introduction(bridge), arguments.duration)
     return 0
 
 
@@ -87,14 +81,25 @@ def _run_rerun(arguments: argparse.Namespace) -> int:
     from semla_ros.nodes.rerun_bridge import RerunBridge
 
     library = AdapterLibrary.load(find_library(arguments.library), eager_bytes=0)
-    with closing(RerunLog(arguments.rerun)) as log:
+    with closing(RerunLog(arguments.rerun, is_dated=True)) as log:
         log.library(scenery_of(library))
         with closing(RerunBridge(arguments.node, log)) as bridge:
-            print(f"{bridge.node_name} to {arguments.rerun}; Ctrl-C ends it")
-            for _ in _turns(bridge, arguments.duration):
-                pass
-            print(f"passed on {counted(sum(bridge.sent.values()), 'message')}")
+            _serve(bridge, [f"{bridge.node_name} to {arguments.rerun}; Ctrl-C ends it"], arguments.duration)
     return 0
+
+
+def _serve(bridge: ViewBridge | RerunBridge, introduced: Iterable[str], duration_s: float) -> None:
+    """Pass messages on until the time is over or Ctrl-C, and say what there is."""
+    console = Console(highlight=False)
+    for line in introduced:
+        console.print(line, soft_wrap=True)
+    offered = 0
+    for _ in _turns(bridge, duration_s):
+        if len(bridge.shown) > offered:
+            offered = len(bridge.shown)
+            console.print(f"topics: {' '.join(sorted(bridge.shown))}", soft_wrap=True)
+    missing = "" if offered else f": {bridge.node_name} was not there; is ROS_DOMAIN_ID the same?"
+    console.print(f"passed on {counted(sum(bridge.sent.values()), 'message')}{missing}", soft_wrap=True)
 
 
 def _turns(bridge: ViewBridge | RerunBridge, duration_s: float) -> Iterator[None]:

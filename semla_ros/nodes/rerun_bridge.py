@@ -55,6 +55,7 @@ class RerunBridge:
         sink: Gets it, in the thread that calls `spin`.
 
     Attributes:
+        shown: Topics that are listened to.
         sent: Topic -> messages handed on.
     """
 
@@ -69,7 +70,7 @@ class RerunBridge:
         )
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self._node)
-        self._heard: set[str] = set()
+        self.shown: set[str] = set()
         self._cameras: set[str] = set()  # that the node has masks of; "" where it has one without a name
         self._node.create_timer(LOOK_EVERY_S, self.look_for_topics)
         self.look_for_topics()
@@ -102,8 +103,8 @@ class RerunBridge:
                 self._listen(String, topic, self._show_labels, LATCHED)
 
     def _listen(self, kind: Any, topic: str, show: Any, qos: QoSProfile) -> None:
-        if topic not in self._heard:
-            self._heard.add(topic)
+        if topic not in self.shown:
+            self.shown.add(topic)
             self._node.create_subscription(kind, topic, partial(self._pass_on, topic, show), qos)
 
     def _pass_on(self, topic: str, show: Any, message: Any) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from graph import PerceptionClient
 
+from semla_ros.cli import main
 from semla_ros.nodes.rerun_bridge import RerunBridge
 
 
@@ -69,3 +71,11 @@ def test_images_masks_classes_and_the_mix_arrive(perception: PerceptionClient, s
     assert camera == same_camera == "camera"
     assert sum(sink.mixes[0].values()) == pytest.approx(1, abs=1e-6)
     assert sink.seconds
+
+
+def test_a_node_that_is_not_there_is_named_at_the_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+    file = tmp_path / "drive.rrd"
+    assert main(["view", "--node", "/nobody", "--rerun", str(file), "--duration", "0.1"]) == 0
+    assert "passed on 0 messages: /nobody was not there" in capsys.readouterr().out
+    assert file.is_file()

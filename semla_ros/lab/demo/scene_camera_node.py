@@ -144,7 +144,7 @@ class SceneCameraNode(Node):
     def _wait_for_subscribers(self) -> None:
         needed, counted_s = self._config.wait_for_subscribers, time.monotonic()
         if self._image.get_subscription_count() < needed:
-            self.get_logger().info(f"waiting for {needed} subscription(s) to {self._image.topic_name}")
+            self.get_logger().info(f"waiting for {counted(needed, 'subscription')} to {self._image.topic_name}")
         while needed and not self._is_stopping.wait(0.05):
             if self._image.get_subscription_count() < needed:
                 counted_s = time.monotonic()

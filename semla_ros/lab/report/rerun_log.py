@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.errors import ConfigError
+from semla_ros.errors import ConfigError, first_line
 from semla_ros.extras import how_to_install
 from semla_ros.lab.report.embedding_map import Scenery
 from semla_ros.lab.report.palette import domain_colour
@@ -26,13 +29,14 @@ class RerunLog:
 
     Args:
         target: A file (`.rrd`); "viewer", which is started; or the address of one that runs (`rerun+http://…`).
+        is_dated: Times are since 1970, not since the begin of a drive.
 
     Raises:
-        ConfigError: rerun-sdk is not installed, or the target is none of these.
+        ConfigError: rerun-sdk is not installed, the target is none of these, or no viewer answers.
         OSError: The file cannot be written.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, is_dated: bool = False) -> None:
         try:
             rerun = importlib.import_module("rerun")
             blueprint = importlib.import_module("rerun.blueprint")
@@ -47,15 +51,20 @@ class RerunLog:
                 blueprint.Spatial2DView(origin="library", name="map of the library"),
             ),
         )
-        if target == VIEWER:
-            recording.spawn(default_blueprint=views)
-        elif target.startswith("rerun+"):
-            recording.connect_grpc(target, default_blueprint=views)
-        elif target.endswith(".rrd"):
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            recording.save(target, default_blueprint=views)
-        else:
-            raise ConfigError(f"--rerun takes FILE.rrd, '{VIEWER}' or rerun+http://HOST:PORT/proxy, got '{target}'")
+        self._target, self._moment = target, "timestamp" if is_dated else "duration"
+        with self._told():
+            if target == VIEWER:
+                scripts = Path(sys.executable).parent  # has the viewer; on PATH where its environment is active
+                os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}{os.pathsep}{scripts}"
+                recording.spawn(default_blueprint=views)
+            elif target.startswith("rerun+"):
+                recording.connect_grpc(target, default_blueprint=views)
+                recording.flush()  # fails where nothing answers
+            elif target.endswith(".rrd"):
+                Path(target).parent.mkdir(parents=True, exist_ok=True)
+                recording.save(target, default_blueprint=views)
+            else:
+                raise ConfigError(f"--rerun takes FILE.rrd, '{VIEWER}' or rerun+http://HOST:PORT/proxy, got '{target}'")
         self._classes: tuple[str, ...] = ()
         self._shown: list[str] = []  # adapters with a line, in the order of their first weight
         self._scenery: Scenery | None = None
@@ -77,27 +86,29 @@ class RerunLog:
             colour = _shade(scenery, name)
             places = _upright(scenery.plane.place(points))
             self._recording.log(
-                f"library/scenes/{name}", self._rerun.Points2D(places, colors=[*colour, 110], radii=0.12), static=True
+                ["library", "scenes", name],
+                self._rerun.Points2D(places, colors=[*colour, 110], radii=0.12),
+                static=True,
             )
         self._draw_centroids({})
 
     def time(self, seconds: float) -> None:
         """What follows happened then, in seconds of the drive or since 1970."""
-        self._recording.set_time(TIMELINE, duration=seconds)
+        self._recording.set_time(TIMELINE, **{self._moment: seconds})
 
     def image(self, camera: str, pixels: ImageArray) -> None:
         """What a camera saw, RGB."""
-        self._recording.log(f"cameras/{camera}/image", self._rerun.Image(pixels).compress(jpeg_quality=85))
+        self._recording.log(["cameras", camera, "image"], self._rerun.Image(pixels).compress(jpeg_quality=85))
 
     def mask(self, camera: str, mask: MaskArray, variant: str = "mask") -> None:
         """What was made of it: class index per pixel."""
-        self._recording.log(f"cameras/{camera}/{variant}", self._rerun.SegmentationImage(mask))
+        self._recording.log(["cameras", camera, variant], self._rerun.SegmentationImage(mask))
 
     def figures(self, path: str, values: Mapping[str, float]) -> None:
         """A number of each name at this time; NaN is left out."""
         for name, value in values.items():
             if not np.isnan(value):
-                self._recording.log(f"{path}/{name}", self._rerun.Scalars([value]))
+                self._recording.log([path, name], self._rerun.Scalars([value]))
 
     def mix(self, shares: Mapping[str, float]) -> None:
         """Weight of each adapter in the model, and of the base model."""
@@ -105,9 +116,9 @@ class RerunLog:
             if name not in self._shown:
                 self._shown.append(name)
                 style = self._rerun.SeriesLines(names=name, colors=[*domain_colour(name), 255], widths=2)
-                self._recording.log(f"mix/{name}", style, static=True)
+                self._recording.log(["mix", name], style, static=True)
         for name in self._shown:
-            self._recording.log(f"mix/{name}", self._rerun.Scalars([shares.get(name, 0.0)]))
+            self._recording.log(["mix", name], self._rerun.Scalars([shares.get(name, 0.0)]))
         if self._scenery is not None:
             self._draw_centroids(shares)
 
@@ -119,9 +130,24 @@ class RerunLog:
             self._recording.log("library/scene", mark)
 
     def close(self) -> None:
-        """Write what is left, and end the recording."""
-        self._recording.flush()
-        self._recording.disconnect()
+        """Write what is left, and end the recording.
+
+        Raises:
+            ConfigError: Something could not be written, as on a full disk, or the viewer went away.
+        """
+        try:
+            with self._told():
+                self._recording.flush()
+        finally:
+            self._recording.disconnect()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Rerun's own errors in one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConfigError(f"--rerun {self._target}: {first_line(error)}") from None
 
     def _draw_centroids(self, shares: Mapping[str, float]) -> None:
         """Each adapter where its domain lies, the larger the more it weighs; named while it takes part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -75,6 +76,64 @@ def test_a_replay_writes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         rows[path] += int(count)  # an entity lies in as many chunks as time made of it
     assert {rows[f"/cameras/camera/{name}"] for name in ("image", "truth", "base", "semla")} == {12}
     assert rows["/miou/semla"] == rows["/confidence/semla"] == 12
+
+
+@pytest.mark.usefixtures("rerun")
+@pytest.mark.parametrize("is_dated", [True, False])
+def test_a_node_s_stamps_are_dates_and_a_replay_s_seconds_since_its_begin(is_dated: bool, tmp_path: Path) -> None:
+    log = RerunLog(str(tmp_path / "drive.rrd"), is_dated=is_dated)
+    log.time(1.8e9)
+    log.figures("miou", {"semla": 0.5})
+    log.close()
+    assert ("type: Duration(ns)" in printed(tmp_path / "drive.rrd")) is not is_dated
+
+
+@pytest.mark.usefixtures("rerun")
+def test_a_name_is_one_part_of_a_path_whatever_is_in_it(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    log = RerunLog(str(tmp_path / "drive.rrd"))
+    log.time(0.0)
+    log.mix({"base model": 1.0})
+    log.figures("miou", {"semla@a/b": 0.5})
+    log.close()
+    assert capfd.readouterr().err == ""  # Rerun warns of blanks that are not escaped
+    text = printed(tmp_path / "drive.rrd")
+    assert r"/mix/base\ model" in text
+    assert r"/miou/semla\@a\/b" in text
+
+
+@pytest.mark.usefixtures("rerun")
+def test_a_disk_that_is_full_is_one_error_that_names_the_file(tmp_path: Path) -> None:
+    program = """
+import resource, signal, sys
+import numpy as np
+from semla_ros.errors import ConfigError
+from semla_ros.lab.report.rerun_log import RerunLog
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+log = RerunLog(sys.argv[1])
+rng = np.random.default_rng(0)
+for second in range(20):
+    log.time(second)
+    log.image("front", rng.integers(0, 255, (90, 120, 3), np.uint8))
+try:
+    log.close()
+except ConfigError as error:
+    print(error)
+"""
+    file = tmp_path / "drive.rrd"
+    ended = subprocess.run([sys.executable, "-c", program, str(file)], check=True, capture_output=True, text=True)
+    assert re.fullmatch(rf"--rerun {re.escape(str(file))}: .+\n", ended.stdout)
+
+
+@pytest.mark.usefixtures("rerun")
+def test_the_viewer_is_found_where_its_environment_is_not_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rerun
+
+    monkeypatch.setenv("PATH", "/nowhere")
+    found: list[str | None] = []
+    monkeypatch.setattr(rerun.RecordingStream, "spawn", lambda *_, **__: found.append(shutil.which("rerun")))
+    RerunLog("viewer").close()
+    assert found == [str(Path(sys.executable).with_name("rerun"))]
 
 
 @pytest.mark.usefixtures("rerun")
