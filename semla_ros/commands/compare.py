@@ -46,10 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return 0
     if first["frames"] != second["frames"]:
-        print(
-            f"warning: {counted(first['frames'], 'frame')} against {second['frames']}; were they the same?",
-            file=sys.stderr,
-        )
+        frames = counted(second["frames"], "frame")
+        print(f"warning: of {first['frames']} and {frames}; were they the same?", file=sys.stderr)
     shown = [key for key in MEASURES if any(None not in row[key] for row in rows.values())]
     measures = (Column(MEASURES[key][0], justify="right") for key in shown)
     table = Table("variant", *measures, box=None, padding=(0, 2, 0, 0))

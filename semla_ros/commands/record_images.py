@@ -116,9 +116,8 @@ def _of_folders(arguments: argparse.Namespace) -> tuple[tuple[str, ...], list[St
     from semla_ros.lab.training.samples import FolderSamples, image_files
 
     if arguments.labels and len(arguments.labels) != len(arguments.folders):
-        raise ConfigError(
-            f"--labels names {len(arguments.labels)} for {counted(len(arguments.folders), 'folder')} of images"
-        )
+        folders = counted(len(arguments.labels), "folder")
+        raise ConfigError(f"--labels names {folders} for {len(arguments.folders)} of images")
     if bool(arguments.labels) != bool(arguments.classes or arguments.label_map):
         raise ConfigError("--labels needs --classes or --label-map, and these need --labels")
     label_map = read_label_map(arguments.label_map) if arguments.label_map else {}

@@ -41,7 +41,9 @@ def print_table(table: Table, console: Console | None = None) -> None:
         parts[-1].append(item)
     for number, items in enumerate(parts):
         part = _with_widths(table, items, _spare(table, items, console))
-        part.title = None if number else table.title
+        if number:
+            part.title = None
+            console.print()
         console.print(part)
 
 

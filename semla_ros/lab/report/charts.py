@@ -343,15 +343,18 @@ def _path(axis: TimeAxis, values: Values, low: float, high: float) -> str:
 def _frame(axis: TimeAxis, low: float, high: float, height: int, in_words: Callable[[float], str]) -> list[Markup]:
     """Named stretches as bands, levels of the value axis, moments below."""
     parts = []
+    stretches = []
     for name, run in itertools.groupby(zip(axis.segments, axis.edges(), strict=True), key=lambda part: part[0]):
         edges = [edge for _, edge in run]
-        begin, width = edges[0][0], edges[-1][1] - edges[0][0]
-        if name in BETWEEN:
-            continue
-        band: dict[str, object] = {"x": _share(begin), "width": _share(width), "height": height}
+        if name not in BETWEEN:
+            stretches.append((name, edges[0][0], edges[-1][1]))
+    ends, begins = [0.0, *(end for _, _, end in stretches)], [*(begin for _, begin, _ in stretches[1:]), 1.0]
+    for (name, begin, end), before, after in zip(stretches, ends, begins, strict=False):
+        band: dict[str, object] = {"x": _share(begin), "width": _share(end - begin), "height": height}
         parts.append(_tag("rect", css="band tint", style=tint(domain_colour(name)), **band))
-        if width * 900 > _LETTER_PX * len(name):  # narrow screens leave the names out
-            parts.append(_tag("text", name, css="wide", x=_share(begin + width / 2), y=-8, text_anchor="middle"))
+        room = end - begin + min(begin - before, after - end)  # up to the middle between two bands
+        if room * 900 > _LETTER_PX * len(name):  # narrow screens leave the names out
+            parts.append(_tag("text", name, css="wide", x=_share((begin + end) / 2), y=-8, text_anchor="middle"))
     for value in _steps(low, high, 4):
         y = height * (high - value) / (high - low)
         parts += [_level(y), _tag("text", in_words(value), x=-8, y=y, dy=4, text_anchor="end")]

@@ -126,7 +126,8 @@ def extent_of(results: Mapping[str, Any]) -> str:
     count = "all images" if results["images"] == 0 else counted(results["images"], "image")
     left_out = sum(map(len, results["left_out"].values()))
     without = f", without {left_out} that could not be used" if left_out else ""
-    return f"{count} per domain and seed{without}, seeds {', '.join(map(str, results['seeds']))}"
+    seeds = "seed" if len(results["seeds"]) == 1 else "seeds"
+    return f"{count} per domain and seed{without}, {seeds} {', '.join(map(str, results['seeds']))}"
 
 
 def write_card_figures(results: Mapping[str, Any], library: Path, model: Path, command: str) -> list[Path]:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from replay_toys import ToyPipeline, write_toy_bag
 from toy_world import ADAPTED, PLACES, ToyBenchmark, ToySpec, ToySubject, family_of
 
@@ -83,11 +84,12 @@ def many_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def written_library_report(folder: Path, kind: str) -> Path:
-    """Of the shipped library and an image of nothing, without looking at it by the encoder."""
+    """Of the shipped library and an image of nothing with a long name, without looking at it by the encoder."""
     library = Library()
     encoder = SimpleNamespace(id=library._inner.manifest.encoder.id, embed=lambda _: library._inner.centroids[0] + 3)
     vars(library)["_encoder"] = encoder
-    image = np.zeros((30, 40, 3), np.uint8)
+    image = folder / f"{'frankfurt_000000_000294_leftImg8bit_' * 3}.png"
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(image)
     report = library.map(image, image) if kind == "map" else library.explain(image)
     return report.save(folder / f"{kind}.html")
 

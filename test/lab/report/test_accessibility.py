@@ -64,10 +64,16 @@ def test_a_page_fits_the_screen_without_a_complaint_and_has_the_grounds_of_its_s
     width = browser.evaluate("window.innerWidth")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     wide = browser.evaluate(
-        "[...document.querySelectorAll('svg text, p, h1, h2, h3, figure, li')].filter(node => !node.closest('.scroll')"
+        "[...document.querySelectorAll('svg text, p, h1, h2, h3, figure, figcaption, li, b, dd')]"
+        ".filter(node => !node.closest('.scroll')"
         " && node.getBoundingClientRect().right > window.innerWidth).map(node => node.textContent)"
     )
     assert wide == []
+    outside_their_own = browser.evaluate(
+        "[...document.querySelectorAll('figcaption, .tile, h1, p, li, dd')].filter(node => node.clientWidth"
+        " && node.scrollWidth > node.clientWidth + 1).map(node => node.textContent)"
+    )
+    assert outside_their_own == []  # a long name covers what stands beside it
     for scheme in SCHEMES:
         browser.emulate(color_scheme=scheme)
         browser.screenshot(tmp_path / "page.png")

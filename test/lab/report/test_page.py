@@ -97,3 +97,21 @@ def test_a_line_is_broken_where_the_recording_pauses() -> None:
     assert path
     assert path[1].count("M") == 2
     assert lines("mIoU", axis, {"semla": [None] * 4}, {"semla": (0, 0, 0)}) is None
+
+
+def test_a_stretch_is_named_where_its_name_covers_no_other() -> None:
+    def named(segments: list[str]) -> list[str]:
+        axis = TimeAxis(seconds=[0.5 + second for second in range(len(segments))], stretch_s=1.0, segments=segments)
+        chart = lines("mIoU", axis, {"semla": [0.5] * len(segments)}, {"semla": (0, 0, 0)})
+        assert chart is not None
+        return re.findall(r'class="wide"[^>]*>([^<]+)<', chart.svg)
+
+    gap = ["transition"] * 2
+    drive = [*["night"] * 3, *gap, *["night-rain"] * 2, *gap, *["rain"] * 3]
+    assert named([*drive, *["fog"] * 28]) == [
+        "night",
+        "night-rain",
+        "rain",
+        "fog",
+    ]  # wider than its band, not than its room
+    assert named([*drive, *["fog"] * 200]) == ["fog"]
