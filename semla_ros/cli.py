@@ -11,7 +11,9 @@ import importlib
 import logging
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NoReturn
@@ -88,12 +90,19 @@ def build_parser(*names: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(
             command,
             help=summary,
-            description=module.__doc__,
+            description=_as_wide_as_the_terminal(module.__doc__ or ""),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run)
     return parser
+
+
+def _as_wide_as_the_terminal(text: str) -> str:
+    """Paragraphs are wrapped; those with indented lines, which are examples, stay as they are."""
+    width = max(40, shutil.get_terminal_size().columns - 2)
+    paragraphs = text.strip("\n").split("\n\n")
+    return "\n\n".join(part if "  " in part else textwrap.fill(part, width) for part in paragraphs)
 
 
 def _load(name: str, *, is_alone: bool) -> ModuleType | None:

@@ -274,6 +274,20 @@ def test_outputs_of_equal_names_get_numbers() -> None:
     assert stems == ["x", "x-3", "x-2"]
 
 
+def test_every_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def helps() -> dict[str, str]:
+        actions = [action for _, action in actions_of(build_parser(*COMMANDS))]
+        groups = [action.choices for action in actions if isinstance(action, argparse._SubParsersAction)]
+        return {parser.prog: parser.format_help() for parsers in groups for parser in parsers.values()}
+
+    monkeypatch.setenv("COLUMNS", "80")
+    assert [line for text in helps().values() for line in text.splitlines() if len(line) > 80] == []
+    monkeypatch.setenv("COLUMNS", "200")
+    view = helps()["semla view"]
+    assert "live, in Foxglove or in Rerun.\n" in view
+    assert "\n  semla view --rerun drive.rrd\n" in view
+
+
 def test_completion_knows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for shell in ("bash", "zsh"):
         assert main(["completion", shell]) == 0

@@ -1,13 +1,13 @@
 """Measure fusion, frames, stalls, retrieval, memory, start, node and transport, against peers or floors in one run.
 
-    semla bench                              # all, at the sizes that each is usually measured at; tens of minutes
-    semla bench fusion stall --size tiny     # some of them, at one size
-    semla bench frame --size b               # the published loop runs one B-size image: a minute or more on 2 cores
-    semla bench start --against ../old       # process start to first mask, and of another checkout, in turns
-    semla bench engines                      # not part of "all": what engines serve, in each runtime that is installed
-    semla bench soak --frames 100000         # not part of "all": endurance of the node, resumed where interrupted
-    semla bench gpu                          # alone, on a GPU: the acceptance run, at most 8 minutes; see docs/gpu.md
-    semla bench gpu --only parity stall      # some phases of it again
+    semla bench                           # all, each at its usual size: long
+    semla bench fusion stall --size tiny  # some of them, at one size
+    semla bench frame --size b            # one B-size image: a minute or more
+    semla bench start --against ../old    # that of another checkout, too
+    semla bench engines                   # not in "all": all runtimes there are
+    semla bench soak --frames 100000      # not in "all": endurance, resumes
+    semla bench gpu                       # alone, on a GPU: see docs/gpu.md
+    semla bench gpu --only parity stall   # some phases of it again
 
 Models have random weights, except in engines, node, soak, start and stall at tiny size, which run the embedded
 default: no weights need to be fetched. Writes summary.json, which keeps what earlier runs measured of other benchmarks,

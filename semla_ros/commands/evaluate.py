@@ -1,10 +1,10 @@
 """Measure mIoU over the domains: zero-shot, uniform, SemLA, late fusion, oracle, each with and without the own adapter.
 
-    semla evaluate --seeds 0 1 2 --images 100 --json out/results.json --html out/report.html
-    semla evaluate --variants paper extra --domains boulevard-fog-night monsoon-rain --images 20
+    semla evaluate --seeds 0 1 2 --images 100 --html out/report.html
+    semla evaluate --variants paper extra --domains monsoon-rain --images 20
     semla evaluate --drive --seeds 0 --markdown out/drive.md
-    semla evaluate --drive steady tunnel --images 0 --frames ~/recorded/images --frame-rate 2
-    semla evaluate --benchmark semla20 --data ~/datasets --model catseg-l --library adapters/catseg-l
+    semla evaluate --drive steady --images 0 --frames ~/images --frame-rate 2
+    semla evaluate --benchmark semla20 --data ~/datasets --model catseg-l
 
 The world's scenes are rendered by seed; test scenes are never seen in training. With --benchmark semla20
 the published 20 domains are read from the folders that the data sets come in, and with a file of your own your images.

@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", default=f"{default.width}x{default.height}", metavar="WxH", help="pixels (%(default)s)"
     )
-    parser.add_argument("--city", choices=sorted(CITIES), default=default.city, help="where (%(default)s)")
+    cities = sorted(CITIES)
+    parser.add_argument(
+        "--city", choices=cities, default=default.city, metavar="CITY", help=f"{', '.join(cities)} (%(default)s)"
+    )
     parser.add_argument(
         "--transport", choices=("raw", "jpeg", "png"), default=default.transport, help="image messages (%(default)s)"
     )

@@ -1,8 +1,8 @@
 """Write a bag of image files, to be replayed or played to a node: folder after folder, or domains of a benchmark.
 
-    semla record-images day/ dusk/ --rate 5 --out out/bag
-    semla record-images drive/ --stamps names --labels drive_labels/ --classes classes.txt --out out/bag
-    semla record-images --benchmark camvid --data DIR --domains day-b dusk day-a --images 40 --out out/bag
+    semla record-images day/ dusk/ --rate 5 --stamps names --out bag
+    semla record-images drive/ --labels masks/ --classes names.txt --out bag
+    semla record-images --benchmark camvid --data DIR --domains dusk --out bag
 
 Images are upright by their EXIF data and have 8 bits, as `semla segment` reads them. Labels become the ground truth
 that `semla replay` scores against. Each folder or domain is a named stretch; the source domain is named by its family.

@@ -1,9 +1,10 @@
-"""Replay recorded bags through the pipeline, compare variants over the same frames, and report.
+r"""Replay recorded bags through the pipeline, compare variants over the same frames, and report.
 
     semla replay out/demo-bag --out out/replay
-    semla replay drive.mcap --topic /front/image_raw --truth masks/ --compare base,uniform,semla,oracle:fog,frozen@12.5
-    semla replay bags/ --out out/replays                    # every bag below bags/, all cores, resumes
-    semla replay bags/ --out out/replays --ray auto         # the same on a Ray cluster
+    semla replay drive.mcap --topic /front/image_raw --truth masks/ \
+      --compare base,uniform,semla,oracle:fog,frozen@12.5
+    semla replay bags/ --out out/replays             # every bag below; resumes
+    semla replay bags/ --out out/replays --ray auto  # the same on a Ray cluster
 
 Reads rosbag2 (mcap and sqlite3, compressed or not) without ROS. Writes report.html, summary.json, trace.jsonl and the
 masks as a new bag; the same bag and options give the same masks and trace, byte for byte.

@@ -1,7 +1,7 @@
 """Segment image files, each with the adapters that fit its scene.
 
     semla segment street.png fog.jpg --out out/segment
-    semla segment *.png --model catseg-l --library adapters/catseg-l --inference sliding --classes road,car,sky
+    semla segment *.png --model catseg-l --inference sliding --classes road,car
 
 Writes <name>_mask.png (class index per pixel, 255 = unlabelled; 16 bits above 254 classes) and <name>_overlay.png, and
 prints the mix, the time and the peak memory. An image that cannot be segmented is named, and the others follow.

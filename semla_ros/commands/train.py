@@ -1,11 +1,13 @@
-"""Train the tiny models, a library for your own camera, or one adapter for a model of your own.
+r"""Train the tiny models, a library for your own camera, or one adapter for a model of your own.
 
 Examples:
   semla train all
   semla train library --benchmark camvid --data DIR --minutes 60 --out MY
-  semla train adapter --name dusk --model catseg-l --images DIR --labels DIR --classes FILE --library DIR
+  semla train adapter --name dusk --model catseg-l --library DIR \
+    --images DIR --labels DIR --classes FILE
   semla train adapter --benchmark camvid --data DIR --domain dusk --library DIR
-  semla train adapter --name dusk --from-bag BAG --worklist out/replay/worklist.json --library DIR
+  semla train adapter --name dusk --library DIR \
+    --from-bag BAG --worklist out/replay/worklist.json
 """
 
 from __future__ import annotations
