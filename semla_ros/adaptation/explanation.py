@@ -52,6 +52,7 @@ class Explanation:
         home_weight: Share of the base model by distance, as the scene is near its own domain.
         nearest_known: Distance to the nearest known scene; infinite where the library has no examples.
         nearest_strange: Likewise to the nearest strange image.
+        novelty: See `Strangeness.novelty`.
         fade: Strangeness where the fade begins, and where the base model has all.
     """
 
@@ -62,6 +63,7 @@ class Explanation:
     home_weight: float
     nearest_known: float
     nearest_strange: float
+    novelty: float
     fade: tuple[float, float]
 
     def as_json(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Explanation:
             "base_weight_by_distance": _six(self.home_weight),
             "nearest_known_scene": _six(self.nearest_known),
             "nearest_strange_image": _six(self.nearest_strange),
+            "novelty": _six(self.novelty),
             "fade_start": self.fade[0],
             "fade_end": self.fade[1],
             "adapters": [
@@ -109,7 +112,8 @@ class Explanation:
         if math.isfinite(self.nearest_known) and math.isfinite(self.nearest_strange):
             lines.append(
                 f"The nearest known scene is {self.nearest_known:.3g} away, the nearest strange image "
-                f"{self.nearest_strange:.3g}."
+                f"{self.nearest_strange:.3g}; the scene is {self.novelty:.2f} new, where 95 % of the known scenes are "
+                "at most 1 new to each other."
             )
         return lines
 
@@ -158,7 +162,8 @@ def explain(
                 weight=weights.get(adapter, 0.0),
             )
         )
-    known, strange = strangeness_of(library).company(np.asarray(embedding, np.float32))
+    judge, scene = strangeness_of(library), np.asarray(embedding, np.float32)
+    known, strange = judge.company(scene)
     return Explanation(
         name=name,
         embedding=embedding,
@@ -167,6 +172,7 @@ def explain(
         home_weight=found.home_weight,
         nearest_known=known,
         nearest_strange=strange,
+        novelty=judge.novelty(scene),
         fade=(retriever.config.fade_start, retriever.config.fade_end),
     )
 
