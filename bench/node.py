@@ -33,7 +33,7 @@ def measure(model: str, library: str, seconds: float = 20.0, size: tuple[int, in
     environment = isolated_environment(free_domain())
     os.environ.update(environment)
     parameters = {"model": model, "library": library, "device": "cpu"}
-    command = [sys.executable, "-m", "semla_ros.nodes.perception_node", "--ros-args"]
+    command = [sys.executable, "-m", "semla_ros.nodes.perception", "--ros-args"]
     command += [item for key, value in parameters.items() if value for item in ("-p", f"{key}:={value}")]
     inference = InferenceConfig(device="cpu")
     pipeline = PerceptionPipeline.load(SemlaConfig(model=model, library=library, inference=inference))

@@ -252,7 +252,7 @@ def _command(model: str, library: Path, transport: str) -> list[str]:
         "qos_overrides./perception/mask.publisher.depth": 100,
     }
     given = [item for key, value in parameters.items() for item in ("-p", f"{key}:={value}")]
-    return [sys.executable, "-m", "semla_ros.nodes.perception_node", "--ros-args", *given]
+    return [sys.executable, "-m", "semla_ros.nodes.perception", "--ros-args", *given]
 
 
 def _drive(

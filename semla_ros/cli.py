@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def perception() -> int:
     """Run the node `perception`; status 2 with one line where it cannot start: a package is missing, ROS refuses to."""
-    return _run_node("perception", "semla_ros.nodes.perception_node")
+    return _run_node("perception", "semla_ros.nodes.perception")
 
 
 def scene_camera() -> int:

@@ -237,7 +237,8 @@ def test_a_module_of_the_package_that_is_missing_is_no_extra(monkeypatch: pytest
 def test_the_node_names_ros_where_it_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "semla_ros.nodes.perception_node", raising=False)
+    for module in ("perception", "perception_node"):
+        monkeypatch.delitem(sys.modules, f"semla_ros.nodes.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "rclpy", None)
     assert perception() == 2
     assert re.fullmatch(

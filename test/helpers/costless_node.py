@@ -197,7 +197,8 @@ class CostlessPipeline:
 
 
 def main() -> None:
-    from semla_ros.nodes.perception_node import PerceptionNode, spin
+    from semla_ros.nodes.perception import spin
+    from semla_ros.nodes.perception_node import PerceptionNode
     from semla_ros.serving.memory import keep_large_blocks
 
     if not os.environ.get("TEST_WITHOUT_MALLOC_TUNING"):

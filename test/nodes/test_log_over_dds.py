@@ -71,7 +71,7 @@ def test_what_ros_refuses_of_a_command_line_ends_with_one_line_and_status_2(
 
 
 def test_help_explains_and_starts_no_node() -> None:
-    command = [sys.executable, "-m", "semla_ros.nodes.perception_node", "--help"]
+    command = [sys.executable, "-m", "semla_ros.nodes.perception", "--help"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "usage: perception" in answer.stdout
     assert "--ros-args -r image:=" in answer.stdout

@@ -28,7 +28,7 @@ def test_the_node_serves_and_adapts(graph: Graph, tmp_path: Path, monkeypatch: p
     client = PerceptionClient(graph, kind)
     masks = graph.collect(Image, f"{client.prefix}/mask")
     process = graph.start(
-        "-m", "semla_ros.nodes.perception_node", namespace=kind, model=model, library=library,
+        "-m", "semla_ros.nodes.perception", namespace=kind, model=model, library=library,
         **{"diagnostics.period_s": 0.1, "diagnostics.hardware_id": kind},
     )  # fmt: skip
     client.wait_for_state("active")

@@ -23,7 +23,7 @@ from semla_ros.results import BASE_MODEL
 
 CYCLES = 25
 KINDS = ("rgb8", "bgra8", "nv12", "yuv422", "bayer_rggb16", "mono8")
-MODULE = ("-m", "semla_ros.nodes.perception_node")
+MODULE = ("-m", "semla_ros.nodes.perception")
 
 
 def start(graph: Graph, name: str, model: Path, library: Path):

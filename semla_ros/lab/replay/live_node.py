@@ -60,7 +60,7 @@ class LiveRunner(NodeRunner):
         SemlaError: The node does not start; the message holds the reason that it gives.
     """
 
-    module = "semla_ros.nodes.perception_node"
+    module = "semla_ros.nodes.perception"
     answers = (*MASKS, "mask_info")
 
     def __init__(

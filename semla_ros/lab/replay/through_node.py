@@ -40,7 +40,8 @@ from semla_ros.lab.replay.run import ReplayOptions
 from semla_ros.lab.replay.runners import NEAREST, Answer, Outcome
 from semla_ros.nodes import messages
 from semla_ros.nodes.outputs import LATCHED_QOS
-from semla_ros.nodes.perception_node import PerceptionNode, spin
+from semla_ros.nodes.perception import spin
+from semla_ros.nodes.perception_node import PerceptionNode
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import AdaptationStep, Frame, Generation, Level, Segmentation, Status
 from semla_ros.serving.memory import keep_large_blocks
