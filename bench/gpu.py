@@ -20,8 +20,8 @@ import torch
 from bench.children import Children
 from bench.report import Goal, look_up, short
 from bench.traffic import frame_traffic
+from semla_ros.atomic_files import write_atomically
 from semla_ros.errors import ConfigError, known_names
-from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.processes import Child
 from semla_ros.resources import share_folder
 from semla_ros.segmentation.inference import InferenceMode

@@ -49,10 +49,10 @@ from bench.stall import measure as measure_stall
 from bench.timing import Timing, clock_of, time_alternating, time_runs
 from semla_ros.adaptation.fusion import Fuser
 from semla_ros.adaptation.retrieval import Retriever
+from semla_ros.atomic_files import write_atomically
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.engines.base import agreement
 from semla_ros.engines.torch_engine import TorchEngine
-from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.world.drive import demo_drive
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.pipeline import PerceptionPipeline

@@ -22,7 +22,7 @@ PACKAGE = "semla_ros"
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = (
     "errors results timing config resources labels image_codec image_samples image_bytes image_files codec_warnings "
-    "file_integrity hub extras interrupts torchvision_compat"
+    "file_integrity atomic_files hub extras interrupts torchvision_compat"
 )
 # From the ground up; a room imports only from its own and those before it. What stands in one line is one storey.
 ORDER = tuple(

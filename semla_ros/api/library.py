@@ -13,8 +13,8 @@ from semla_ros.adaptation.explanation import Explanation, explain
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import encoder_of
 from semla_ros.api.images import ImageLike, name_of, pixels_of
+from semla_ros.atomic_files import write_atomically
 from semla_ros.errors import ConfigError, LibraryError, counted
-from semla_ros.file_integrity import write_atomically
 from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.finding import find_library
 from semla_ros.library.importing import add_adapter

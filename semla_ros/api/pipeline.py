@@ -17,9 +17,9 @@ from PIL import Image
 
 from semla_ros.api.images import ImageLike, name_of, pixels_of
 from semla_ros.api.library import Library
+from semla_ros.atomic_files import write_atomically
 from semla_ros.config import InferenceConfig, SemlaConfig
 from semla_ros.errors import ConfigError, SemlaError, counted
-from semla_ros.file_integrity import write_atomically
 from semla_ros.labels import colour_of, overlay, palette_of
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.pipeline import PerceptionPipeline

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from semla_ros.atomic_files import write_atomically
 from semla_ros.commands.options import (
     Listed,
     add_library_option,
@@ -40,7 +41,6 @@ from semla_ros.commands.options import (
 from semla_ros.commands.tables import print_table
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig
 from semla_ros.errors import ConfigError, DatasetError, ImageError, counted
-from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, load_benchmark
 from semla_ros.lab.evaluation.drives import KINDS, make_drives
 from semla_ros.lab.evaluation.protocol import Benchmark, JobResult, Plan, make_plan

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from semla_ros.atomic_files import atomic_file, write_atomically
 from semla_ros.errors import EngineError
-from semla_ros.file_integrity import atomic_file, file_sha256, write_atomically
+from semla_ros.file_integrity import file_sha256
 from semla_ros.resources import engine_folder
 
 _ABANDONED_S = 3600.0  # a file that is half-made and has not grown for so long was left by a build that died

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from semla_ros.atomic_files import write_atomically
 from semla_ros.errors import ConfigError, FetchError, known_names
-from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.file_integrity import file_sha256
 from semla_ros.hub.published import PUBLISHED, PublishedItem, own_assets
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.file_integrity import write_atomically
+from semla_ros.atomic_files import write_atomically
 from semla_ros.library.domain_statistics import CENTROID_KEY, NUMBERS, SCENES, DomainStatistics, nearest_gaps
 
 MAX_KNOWN = 128  # of a domain's own scenes that are kept

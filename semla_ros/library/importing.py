@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from semla_ros.atomic_files import atomic_folder, locked, write_atomically
 from semla_ros.errors import AdapterError, LibraryError
-from semla_ros.file_integrity import atomic_folder, file_sha256, locked, write_atomically
+from semla_ros.file_integrity import file_sha256
 from semla_ros.library.adapter_files import AdapterFiles, AdapterReader, Signature, file_names
 from semla_ros.library.adapter_library import AdapterLibrary, adapter_folders
 from semla_ros.library.manifest import (

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from semla_ros import __version__
-from semla_ros.file_integrity import atomic_file
+from semla_ros.atomic_files import atomic_file
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark
 from semla_ros.lab.evaluation.protocol import ImageTrace, Job, JobResult, Plan
 

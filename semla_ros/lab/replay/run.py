@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semla_ros import __version__
+from semla_ros.atomic_files import write_atomically
 from semla_ros.config import SemlaConfig
 from semla_ros.errors import BagError, ConfigError
-from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.bags.frames import FrameOptions, FrameSource, ReplayFrame
 from semla_ros.lab.bags.reader import BagReader
 from semla_ros.lab.replay.comparison import ReplayVariant, choose_primary, parse_variants, reference_of

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from semla_ros.atomic_files import write_atomically
 from semla_ros.errors import counted
-from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.report.charts import percent
 
 _LABELS = {"zero_shot": "zero-shot", "semla": "SemLA", "late_fusion": "late fusion"}

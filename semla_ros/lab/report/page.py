@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
+from semla_ros.atomic_files import write_atomically
 from semla_ros.errors import ConfigError
-from semla_ros.file_integrity import write_atomically
 from semla_ros.lab.report import palette
 from semla_ros.lab.report.charts import Chart
 from semla_ros.lab.report.palette import Colour

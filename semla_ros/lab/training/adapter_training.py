@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
+from semla_ros.atomic_files import atomic_folder
 from semla_ros.errors import AdapterError, ConfigError, TrainingError
-from semla_ros.file_integrity import atomic_folder
 from semla_ros.lab.training.batches import AugmentConfig, draw_batch
 from semla_ros.lab.training.loop import LoopConfig, Run, run_loop
 from semla_ros.lab.training.losses import segmentation_loss, sigmoid_loss

@@ -28,9 +28,10 @@ import torch.nn.functional as F  # noqa: N812
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE, encoder_of
 from semla_ros.adaptation.scene_tower import SceneTower
+from semla_ros.atomic_files import write_atomically
 from semla_ros.config import InferenceConfig, RetrievalConfig, SemlaConfig, from_mapping
 from semla_ros.errors import ConfigError, DatasetError, SemlaError, TrainingError
-from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.file_integrity import file_sha256
 from semla_ros.lab.evaluation.aggregate import Evaluation
 from semla_ros.lab.evaluation.datasets.benchmark import DiskBenchmark, DomainImages
 from semla_ros.lab.evaluation.miou import MiouMeter

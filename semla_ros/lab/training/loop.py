@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from semla_ros.atomic_files import atomic_file
 from semla_ros.errors import ConfigError, TrainingError, counted
-from semla_ros.file_integrity import atomic_file
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from semla_ros.adaptation.scene_embedding import SceneEncoder
 from semla_ros.adaptation.scene_encoder_files import ENCODER_FILE
+from semla_ros.atomic_files import write_atomically
 from semla_ros.config import RetrievalConfig, from_mapping
 from semla_ros.errors import ConfigError, known_names
-from semla_ros.file_integrity import file_sha256, write_atomically
+from semla_ros.file_integrity import file_sha256
 from semla_ros.lab.processes import worker_pool
 from semla_ros.lab.report.progress import training_progress
 from semla_ros.lab.training.adapter_training import AdapterTrainingConfig, embed_source, train_adapter

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from semla_ros.adaptation.scene_tower import build_own
+from semla_ros.atomic_files import atomic_file
 from semla_ros.errors import CheckpointError
-from semla_ros.file_integrity import atomic_file, file_sha256
+from semla_ros.file_integrity import file_sha256
 from semla_ros.segmentation.checkpoint import HEADER_KEY
 from semla_ros.segmentation.protocol import SegmentationModel
 from semla_ros.segmentation.text_prompts import Vocabulary
