@@ -1,9 +1,7 @@
-"""How the process ends in time whatever hangs, and what it tells systemd meanwhile; no ROS."""
+"""How the process ends in time after a signal, whatever hangs; no ROS."""
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import os
 import select
 import signal
@@ -14,42 +12,12 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
+from semla_ros.serving.supervisor import end_at_once, notify
+
 ORDERLY_S = 4.0  # how long threads may take to end
 AT_LAST_S = 4.7  # when the kernel ends the process by SIGALRM, should nothing else be able to
 LOOK_S = 0.1  # between two looks at what there is still to wait for
 ECHO_S = 0.25  # a terminal and a launch program may both pass on one Ctrl-C
-HUNG_STATUS = 70  # exit status where the watchdog ends the process
-
-
-def notify(state: str) -> bool:
-    """Tell systemd a state, such as "READY=1", where it asks for that; never waits, never raises.
-
-    Returns:
-        False where it could not be told, as while its queue is full.
-    """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address.startswith(("/", "@")):
-        try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-                sender.setblocking(False)
-                sender.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
-        except OSError:
-            return False
-    return True
-
-
-def end_at_once(status: int, reason: str) -> None:
-    """End the process without waiting for anything; what each thread was doing goes to the standard error."""
-    # A reader of the standard error that hangs keeps nobody.
-    timer = threading.Timer(0.3, os._exit, [status])
-    timer.daemon = True
-    timer.start()
-    running = ", ".join(thread.name for thread in threading.enumerate() if thread.name.startswith(("Main", "semla-")))
-    text = f"[FATAL] semla_ros: {reason}; threads: {running}; exit status {status}\n"
-    with contextlib.suppress(OSError):
-        os.write(2, text.encode())
-        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-    os._exit(status)
 
 
 def is_importing() -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from semla_ros.serving.frame_loop import FrameLoop
-from semla_ros.serving.process_end import HUNG_STATUS, end_at_once, notify
+from semla_ros.serving.supervisor import HUNG_STATUS, end_at_once, notify
 
 logger = logging.getLogger(__name__)
 LOOK_S = 0.25

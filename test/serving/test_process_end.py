@@ -1,17 +1,13 @@
-"""The end of the process, in processes of their own, and what systemd is told."""
+"""The end of the process, in processes of their own."""
 
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-from semla_ros.serving.process_end import notify
 
 HANGING_MAIN = """
 import threading, time
@@ -113,24 +109,6 @@ def test_an_orderly_end_is_left_alone() -> None:
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60.0) == ("", "")
     assert process.returncode == 0
-
-
-@pytest.mark.parametrize("kind", ["path", "abstract"])
-def test_systemd_is_told_where_it_asks_for_it(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    address = str(tmp_path / "notify") if kind == "path" else f"@semla-{tmp_path.name}-{time.time_ns()}"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.bind(address.replace("@", "\0", 1))
-        monkeypatch.setenv("NOTIFY_SOCKET", address)
-        assert notify("READY=1")
-        systemd.settimeout(5.0)
-        assert systemd.recv(100) == b"READY=1"
-        while notify("WATCHDOG=1"):  # until its queue is full
-            pass
-        assert systemd.recv(100) == b"WATCHDOG=1"
-        assert notify("WATCHDOG=1")
-    assert not notify("READY=1")  # nobody is there any more
-    monkeypatch.delenv("NOTIFY_SOCKET")
-    assert notify("READY=1")
 
 
 def test_a_second_signal_while_the_interpreter_takes_itself_down_changes_no_status() -> None:
