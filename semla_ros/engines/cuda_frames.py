@@ -18,7 +18,8 @@ from torch import Tensor
 
 from semla_ros.engines.base import EngineOutput
 from semla_ros.engines.cuda_graph import Forward, GraphedForward
-from semla_ros.engines.mask_from_maps import Answer, packed_mask, unpacked_mask
+from semla_ros.engines.mask_from_maps import Answer
+from semla_ros.engines.packed_mask import packed_mask, unpacked_mask
 from semla_ros.results import ImageArray
 from semla_ros.segmentation.inference import InferenceMode, PixelStatistics, merged, views
 from semla_ros.segmentation.protocol import ModelConfig

@@ -17,7 +17,8 @@ from semla_ros.config import InferenceConfig
 from semla_ros.engines import cuda_frames
 from semla_ros.engines.cuda_frames import CudaFrames, PageLocked
 from semla_ros.engines.cuda_graph import GraphedForward
-from semla_ros.engines.mask_from_maps import mask_from_maps, packed_mask, unpacked_mask
+from semla_ros.engines.mask_from_maps import mask_from_maps
+from semla_ros.engines.packed_mask import packed_mask, unpacked_mask
 from semla_ros.engines.torch_engine import TorchEngine
 
 GRAPHS = frozenset({"batches", "graphs", "pinned", "device_masks"})
