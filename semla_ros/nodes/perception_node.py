@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import JumpThreshold
@@ -30,7 +30,6 @@ from semla_ros.errors import ConfigError, SemlaError
 from semla_ros.image_codec import ImageDecoder
 from semla_ros.library.manifest import NOT_FOR_CAMERAS, RENDERED
 from semla_ros.nodes.aside import Aside
-from semla_ros.nodes.bond import BEAT_S, Bond
 from semla_ros.nodes.messages import make_frame
 from semla_ros.nodes.outputs import SENSOR_QOS, Outputs, overridable
 from semla_ros.nodes.parameter_services import ParameterServices
@@ -46,6 +45,9 @@ from semla_ros.serving.ros_logging import forward_logs, stop_forwarding
 from semla_ros.serving.troubles import Troubles
 from semla_ros.serving.watch import LOOK_S, HangWatch, SteadyJobs
 from semla_ros.timing import JUMP_BACK_NS
+
+if TYPE_CHECKING:
+    from semla_ros.nodes.bond import Bond
 
 logger = logging.getLogger(__name__)
 SUCCESS, FAILURE, ERROR = (
@@ -83,16 +85,17 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         shared = (self._bank, self._frames, self._troubles)
         services = NodeServices(self, self._aside, *shared)
         report = Reporter(self, parameters, self._outputs, self._decoders, *shared).report
-        self._bond = Bond(self)
+        self._bond = bond_of(self)
         self._hang_watch = HangWatch(self._frames, config.watchdog_s, report)
         jobs: list[tuple[float, Callable[[], object]]] = [
             (LOOK_S, self._hang_watch.look),
             (config.diagnostics.period_s, report),
-            (BEAT_S, self._bond.beat),
             (GIVE_BACK_EVERY_S, give_back_free_pages),
         ]
         if config.watch_library_s:
             jobs.append((config.watch_library_s, services.look_at_library))
+        if self._bond is not None:
+            jobs.append((self._bond.BEAT_S, self._bond.beat))
         self._jobs = SteadyJobs(jobs, self._troubles.is_ending)
         threshold = JumpThreshold(
             min_forward=None, min_backward=Duration(nanoseconds=-JUMP_BACK_NS), on_clock_change=True
@@ -259,7 +262,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         except BaseException:
             self._deactivate()
             raise
-        self._bond.start()
+        if self._bond is not None:
+            self._bond.start()
         seconds = self._load_s + time.perf_counter() - started_s
         self._load_s = 0.0
         lines = start_lines(self, self._parameter_services.settings, bank, self._image_subscriptions)
@@ -286,7 +290,8 @@ class PerceptionNode(LifecycleNodeMixin, Node):
             self.destroy_subscription(self._image_subscriptions.pop())
 
     def _deactivate(self) -> None:
-        self._bond.stop()
+        if self._bond is not None:
+            self._bond.stop()
         self._aside.in_executor(self._unsubscribe)
         self._frames.stop()
         self._bank.stop()
@@ -333,6 +338,17 @@ class PerceptionNode(LifecycleNodeMixin, Node):
         self._stop_all()
         self._jump_handle.unregister()
         stop_forwarding(self._log_handler)
+
+
+def bond_of(node: Node) -> Bond | None:
+    """The node's end of a bond; None where package `bond` is not installed."""
+    try:
+        from bond.msg import Status
+    except ImportError:
+        return None
+    from semla_ros.nodes.bond import Bond
+
+    return Bond(node, Status)
 
 
 def _make_decoder(config: NodeConfig) -> tuple[ImageDecoder, str]:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from std_msgs.msg import Header
 
-from semla_ros.nodes.bond import Bond
+from semla_ros.nodes.perception_node import bond_of
+
+MODULE = "semla_ros.nodes.bond"
 
 
 @dataclass
@@ -50,7 +52,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Node:
 
 
 def test_an_active_node_beats_under_its_name_and_takes_leave_once(node: Node) -> None:
-    bond = Bond(node)  # type: ignore[arg-type]
+    bond = bond_of(node)
     assert node.topics == ["bond"]
     bond.beat()
     bond.stop()
@@ -67,7 +69,7 @@ def test_an_active_node_beats_under_its_name_and_takes_leave_once(node: Node) ->
 
 
 def test_each_activation_is_a_new_life(node: Node) -> None:
-    bond = Bond(node)  # type: ignore[arg-type]
+    bond = bond_of(node)
     for _ in range(2):
         bond.start()
         bond.beat()
@@ -77,7 +79,7 @@ def test_each_activation_is_a_new_life(node: Node) -> None:
 
 
 def test_nobody_is_told_who_does_not_listen(node: Node) -> None:
-    bond = Bond(node)  # type: ignore[arg-type]
+    bond = bond_of(node)
     node.listeners = 0
     bond.start()
     bond.beat()
@@ -85,10 +87,9 @@ def test_nobody_is_told_who_does_not_listen(node: Node) -> None:
 
 
 def test_without_the_package_nothing_is_said_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "bond.msg", None)
+    monkeypatch.setitem(sys.modules, "bond", None)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
     node = Node()
-    bond = Bond(node)  # type: ignore[arg-type]
-    bond.start()
-    bond.beat()
-    bond.stop()
-    assert (node.topics, node.sent) == ([], [])
+    assert bond_of(node) is None
+    assert node.topics == []
+    assert MODULE not in sys.modules
