@@ -111,7 +111,7 @@ def _retrieval(
 ) -> dict[str, object]:
     """What each runtime does to the weights of the shipped adapters, against torch in fp32."""
     library = AdapterLibrary.load(model_library(SHIPPED), encoder_id=encoder.id, encoder_dim=encoder.dim)
-    retriever = Retriever(library, library.retrieval or RetrievalConfig())
+    retriever = Retriever(library, library.manifest.retrieval or RetrievalConfig())
 
     def weights(image: ImageArray) -> np.ndarray:
         mix = retriever.retrieve(encoder.embed(image))

@@ -52,7 +52,7 @@ class Retriever:
     """
 
     def __init__(self, library: AdapterLibrary, config: RetrievalConfig | None = None) -> None:
-        self.config = config or library.retrieval or RetrievalConfig()
+        self.config = config or library.manifest.retrieval or RetrievalConfig()
         self._library = library
         self._is_cosine = self.config.distance == "cosine"
         self._points = _unit(library.centroids) if self._is_cosine else library.centroids

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +18,6 @@ from semla_ros.adaptation.scene_encoder_files import find_encoder
 from semla_ros.adaptation.scene_image import ScenePreprocessing
 from semla_ros.errors import ImageError
 from semla_ros.results import ImageArray
-
-if TYPE_CHECKING:
-    from semla_ros.adaptation.scene_tower import EncoderSource
 
 
 class SceneEncoder:
@@ -77,19 +73,8 @@ class SceneEncoder:
             CheckpointError: The weights are damaged or do not fit the architecture.
             ConfigError: There is no such file or model; the message says how to get it.
         """
-        return cls.from_source(find_encoder(source, model_dir), device=device)
-
-    @classmethod
-    def from_source(cls, source: EncoderSource, *, device: str | torch.device = "cpu") -> SceneEncoder:
-        """The encoder of a source that was found before."""
-        return cls(
-            source.tower,
-            source.preprocessing,
-            id=source.id,
-            dim=source.dim,
-            sha256=source.sha256,
-            device=device,
-        )
+        found = find_encoder(source, model_dir)
+        return cls(found.tower, found.preprocessing, id=found.id, dim=found.dim, sha256=found.sha256, device=device)
 
     def embed(self, image: ImageArray) -> NDArray[np.float32]:
         """Embed one image.

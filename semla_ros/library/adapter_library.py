@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semla_ros.config import DriftConfig, RetrievalConfig
 from semla_ros.errors import AdapterError, LibraryError, known_names
 from semla_ros.file_integrity import FileMark, mark_of
 from semla_ros.library.adapter_files import (
@@ -244,16 +243,6 @@ class AdapterLibrary:
         if not np.isfinite(self.spread).all():
             return "unknown"
         return "measured" if self.is_spread_measured.all() else "estimated"
-
-    @property
-    def retrieval(self) -> RetrievalConfig | None:
-        """Settings that the library recommends."""
-        return self.manifest.retrieval
-
-    @property
-    def drift(self) -> DriftConfig | None:
-        """Likewise for the drift gate."""
-        return self.manifest.drift
 
     def _read_layers(self, name: str) -> LoraLayers:
         try:

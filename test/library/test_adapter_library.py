@@ -96,7 +96,7 @@ def test_a_published_folder_set_loads_as_it_is(folder: Path) -> None:
     assert library.spread_source == "estimated"
     gaps = library.centroids[:, None] - library.centroids
     assert (library.spread >= np.linalg.norm(gaps, axis=-1).max()).all()
-    assert library.retrieval is None
+    assert library.manifest.retrieval is None
 
 
 def test_matrices_come_as_they_were_written(folder: Path) -> None:
@@ -333,8 +333,8 @@ def test_a_manifest_gives_order_spread_and_settings(folder: Path) -> None:
     assert library.problems == {}
     assert library.names == tuple(reversed(ADAPTERS))
     np.testing.assert_allclose(library.spread, [0.25, 1.25, 2.25, 3.25])
-    assert library.retrieval == RetrievalConfig(top_k=2, temperature=0.3)
-    assert library.drift == DriftConfig(mix_threshold=0.2)
+    assert library.manifest.retrieval == RetrievalConfig(top_k=2, temperature=0.3)
+    assert library.manifest.drift == DriftConfig(mix_threshold=0.2)
     assert library.entry("fog").family == "weather"
 
 
