@@ -23,6 +23,19 @@ BASE_MODEL = "base model"  # name of the part that a mix leaves to the unadapted
 UNLABELLED = 255  # index of "no class" in an 8-bit mask; 65535 in a 16-bit one
 
 
+def check_image(image: ImageArray, start: str = "") -> None:
+    """Refuse what is not a uint8 RGB image.
+
+    Raises:
+        ImageError: Says what came, after `start`.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError(
+            f"{start}expected a uint8 RGB image of shape (H, W, 3) with H and W at least 1, "
+            f"got {image.dtype} of shape {tuple(image.shape)}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
     """One camera image on its way through the pipeline.
@@ -40,12 +53,7 @@ class Frame:
     frame_id: str = ""
 
     def __post_init__(self) -> None:
-        image = self.image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ImageError(
-                f"frame of camera '{self.camera}' at {self.stamp_ns} ns: expected a uint8 RGB image of shape (H, W, 3) "
-                f"with H and W at least 1, got {image.dtype} of shape {tuple(image.shape)}"
-            )
+        check_image(self.image, f"frame of camera '{self.camera}' at {self.stamp_ns} ns: ")
 
 
 class Level(IntEnum):

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from semla_ros.errors import ImageError
-from semla_ros.results import ImageArray
+from semla_ros.results import ImageArray, check_image
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # OpenAI CLIP, RGB on the 0..1 scale
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -48,8 +47,7 @@ class ScenePreprocessing:
         Raises:
             ImageError: The image is of another form.
         """
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise ImageError(f"scene image must be uint8 RGB of shape (H, W, 3), got {image.dtype} {image.shape}")
+        check_image(image, "scene image: ")
         if self.resize == "stretch":
             return np.asarray(cv2.resize(image, (self.width, self.height), interpolation=cv2.INTER_AREA), np.uint8)
         rows, columns = image.shape[:2]

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semla_ros.errors import ImageError
 from semla_ros.results import UNLABELLED, ImageArray, MaskArray
 
 AGREEMENT = 0.995  # smallest share of probe pixels whose class must be that of torch, eager and in fp32
@@ -124,16 +123,3 @@ def agreement(given: Sequence[MaskArray], expected: Sequence[MaskArray]) -> floa
 def mask_dtype(class_count: int) -> type[np.uint8] | type[np.uint16]:
     """The smallest type that holds every class index and leaves its largest value for "unlabelled"."""
     return np.uint8 if class_count < UNLABELLED else np.uint16
-
-
-def check_image(image: ImageArray) -> None:
-    """Refuse what is not a uint8 RGB image.
-
-    Raises:
-        ImageError: Says what came.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ImageError(
-            f"expected a uint8 RGB image of shape (H, W, 3) with H and W at least 1, "
-            f"got {image.dtype} of shape {tuple(image.shape)}"
-        )

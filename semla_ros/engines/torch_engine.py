@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from semla_ros.config import InferenceConfig
-from semla_ros.engines.base import AGREEMENT, EngineOutput, Stage, agreement, check_image
+from semla_ros.engines.base import AGREEMENT, EngineOutput, Stage, agreement
 from semla_ros.engines.fallback import HALF, INSTEAD, explained, safer_ways
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.errors import EngineError, NotFiniteError, counted, first_line
-from semla_ros.results import ImageArray, MaskArray
+from semla_ros.results import ImageArray, MaskArray, check_image
 from semla_ros.segmentation.class_buckets import bucket_size, pad_vocabulary
 from semla_ros.segmentation.inference import probabilities, probability_maps, whole_view, windows_of
 from semla_ros.segmentation.protocol import SegmentationModel
