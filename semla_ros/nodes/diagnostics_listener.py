@@ -10,8 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 
-from semla_ros.nodes.messages import statuses_of
-from semla_ros.results import Status
+from semla_ros.results import Level, Status
 
 
 def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, Status]]:
@@ -43,3 +42,17 @@ def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, 
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown(context=context)
+
+
+def statuses_of(message: DiagnosticArray) -> list[Status]:
+    """The statuses of a diagnostic message, without ROS."""
+    return [
+        Status(
+            name=status.name,
+            level=Level(min(status.level[0], Level.STALE)),
+            message=status.message,
+            values={item.key: item.value for item in status.values},
+            hardware_id=status.hardware_id,
+        )
+        for status in message.status
+    ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from semla_ros.results import Frame, Generation, ImageArray, Level, MaskInfo, Status
+from semla_ros.results import Frame, Generation, ImageArray, MaskInfo, Status
 
 _ENCODING_OF = {("uint8", 2): "mono8", ("uint16", 2): "mono16", ("uint8", 3): "rgb8"}
 _PNG_SPEED = [cv2.IMWRITE_PNG_COMPRESSION, 1]  # id masks shrink well at the fastest setting
@@ -162,20 +162,6 @@ def mask_info_message(header: Header, info: MaskInfo, hardware_id: str) -> Diagn
     message = diagnostic_message([info.status()], header.stamp, hardware_id)
     message.header = header
     return message
-
-
-def statuses_of(message: DiagnosticArray) -> list[Status]:
-    """The statuses of a diagnostic message, without ROS."""
-    return [
-        Status(
-            name=status.name,
-            level=Level(min(status.level[0], Level.STALE)),
-            message=status.message,
-            values={item.key: item.value for item in status.values},
-            hardware_id=status.hardware_id,
-        )
-        for status in message.status
-    ]
 
 
 def label_info_message(header: Header, names: Sequence[str]) -> Any:

@@ -21,6 +21,7 @@ from std_msgs.msg import String
 from semla_ros.errors import ImageError
 from semla_ros.image_codec import ImageDecoder
 from semla_ros.nodes import messages
+from semla_ros.nodes.diagnostics_listener import statuses_of
 from semla_ros.results import Generation, ImageArray, MaskArray
 
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -129,7 +130,7 @@ class RerunBridge:
 
     def _show_mix(self, _topic: str, message: DiagnosticArray) -> None:
         self._sink.time(messages.stamp_ns(message.header.stamp) / 1e9)
-        self._sink.mix(Generation.from_statuses(messages.statuses_of(message)).mix.shares())
+        self._sink.mix(Generation.from_statuses(statuses_of(message)).mix.shares())
 
     def _show_labels(self, _topic: str, message: String) -> None:
         self._sink.classes([item["name"] for item in json.loads(message.data)["classes"]])

@@ -459,3 +459,16 @@ def to_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not name.endswith(("attn.k_proj.weight", "attn.v_proj.weight")):
             renamed[name] = tensor
     return renamed
+
+
+def clip_parameter_groups(model: nn.Module, clip: str) -> tuple[list[Tensor], list[Tensor]]:
+    """`SegmentationModel.parameter_groups` of a model whose CLIP stands below a path, its image tower as `visual`."""
+    visual, rest = [], []
+    for name, parameter in model.named_parameters():
+        if name.startswith(clip + "visual."):
+            visual.append(parameter.requires_grad_(True))
+        elif name.startswith(clip):
+            parameter.requires_grad_(False)
+        else:
+            rest.append(parameter.requires_grad_(True))
+    return visual, rest

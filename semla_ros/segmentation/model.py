@@ -18,14 +18,22 @@ from torch import Tensor, einsum, nn
 from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.segmentation import cached_inference
 from semla_ros.segmentation.aggregation_layers import AggregatorConfig, LinearAttention, WindowAttention, WindowMlp
-from semla_ros.segmentation.clip import Clip, ClipConfig, ConvStem, DenseFeatures, Mlp, SelfAttention, from_open_clip
+from semla_ros.segmentation.clip import (
+    Clip,
+    ClipConfig,
+    ConvStem,
+    DenseFeatures,
+    Mlp,
+    SelfAttention,
+    clip_parameter_groups,
+    from_open_clip,
+)
 from semla_ros.segmentation.cost_aggregation import CostAggregator, GroupedClassPart
 from semla_ros.segmentation.protocol import (
     CLIP_PIXEL_MEAN,
     CLIP_PIXEL_STD,
     SegmentationModel,
     SlidingConfig,
-    clip_parameter_groups,
     known_fields,
 )
 from semla_ros.segmentation.targets import targets_among

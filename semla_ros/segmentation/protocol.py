@@ -261,16 +261,3 @@ def known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ConfigError(f"unknown model setting '{unknown[0]}'; {known_names(str(unknown[0]), sorted(known))}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def clip_parameter_groups(model: nn.Module, clip: str) -> tuple[list[Tensor], list[Tensor]]:
-    """`SegmentationModel.parameter_groups` of a model whose CLIP stands below a path, its image tower as `visual`."""
-    visual, rest = [], []
-    for name, parameter in model.named_parameters():
-        if name.startswith(clip + "visual."):
-            visual.append(parameter.requires_grad_(True))
-        elif name.startswith(clip):
-            parameter.requires_grad_(False)
-        else:
-            rest.append(parameter.requires_grad_(True))
-    return visual, rest

@@ -18,15 +18,9 @@ from torch import Tensor, nn
 
 from semla_ros.errors import ConfigError
 from semla_ros.segmentation.aggregation_layers import ClassPart, LinearAttention, WindowMlp
-from semla_ros.segmentation.clip import HEAD_DIM, Mlp, TextTower, from_open_clip, to_open_clip
+from semla_ros.segmentation.clip import HEAD_DIM, Mlp, TextTower, clip_parameter_groups, from_open_clip, to_open_clip
 from semla_ros.segmentation.convnext import ConvNextTower
-from semla_ros.segmentation.protocol import (
-    CLIP_PIXEL_MEAN,
-    CLIP_PIXEL_STD,
-    SegmentationModel,
-    clip_parameter_groups,
-    known_fields,
-)
+from semla_ros.segmentation.protocol import CLIP_PIXEL_MEAN, CLIP_PIXEL_STD, SegmentationModel, known_fields
 from semla_ros.segmentation.sed_decoder import SedDecoder, SedDecoderConfig, SpatialMixing
 from semla_ros.segmentation.targets import targets_among
 

@@ -13,7 +13,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
 
-from semla_ros.nodes.messages import statuses_of
+from semla_ros.nodes.diagnostics_listener import statuses_of
 from semla_ros.results import MaskInfo
 
 MASKS = 200

@@ -31,6 +31,7 @@ from semla_ros.lab.replay.run import ReplayOptions
 from semla_ros.lab.replay.runners import Answer, Outcome
 from semla_ros.lab.replay.through_node import MASKS, NODE, QOS, NodeRunner, topic_of
 from semla_ros.nodes import messages
+from semla_ros.nodes.diagnostics_listener import statuses_of
 from semla_ros.results import Generation, MaskInfo, Segmentation, Status
 
 SILENCE_S = 20.0  # no mask for so long, of this image or a later one: something is stuck
@@ -219,7 +220,7 @@ class LiveRunner(NodeRunner):
         return all(parts) and (self._scope(camera), self._info(camera, stamp_ns).generation) in self._made
 
     def _info(self, camera: str, stamp_ns: int) -> MaskInfo:
-        return MaskInfo.from_status(messages.statuses_of(self._answers["mask_info", camera][stamp_ns])[0])
+        return MaskInfo.from_status(statuses_of(self._answers["mask_info", camera][stamp_ns])[0])
 
     def _check(self, camera: str, stamp_ns: int) -> None:
         if self._problem is not None:

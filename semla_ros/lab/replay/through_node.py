@@ -39,6 +39,7 @@ from semla_ros.lab.processes import Child
 from semla_ros.lab.replay.run import ReplayOptions
 from semla_ros.lab.replay.runners import NEAREST, Answer, Outcome
 from semla_ros.nodes import messages
+from semla_ros.nodes.diagnostics_listener import statuses_of
 from semla_ros.nodes.outputs import LATCHED_QOS
 from semla_ros.nodes.perception import spin
 from semla_ros.nodes.perception_node import PerceptionNode
@@ -265,10 +266,10 @@ class NodeRunner:
         self._answers[TOLD, content["camera"]][content["stamp_ns"]] = content
 
     def _store_generation(self, scope: str, message: DiagnosticArray) -> None:
-        self._generations[scope] = Generation.from_statuses(messages.statuses_of(message))
+        self._generations[scope] = Generation.from_statuses(statuses_of(message))
 
     def _store_reports(self, message: DiagnosticArray) -> None:
-        self._reports = messages.statuses_of(message)
+        self._reports = statuses_of(message)
 
     def _generation(self, camera: str, stamp_ns: int) -> Generation | None:
         """What a frame was answered with, once its weights have come."""
