@@ -16,7 +16,7 @@ from semla_ros.image_samples import DEPTHS, BitDepth, Buffer, as_rgb
 from semla_ros.results import ImageArray
 
 
-def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
+def read_image(path: Path) -> ImageArray:
     """Read an image file, upright by its EXIF data.
 
     Alpha is dropped. Of 16-bit files the bits in use are found; floats are taken for 0 to 1, or for 0 to 255 or 65535
@@ -24,7 +24,6 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
 
     Args:
         path: JPEG, PNG, TIFF, BMP, WebP, GIF or PPM.
-        max_pixels: Of one picture.
 
     Returns:
         RGB, shape (H, W, 3), uint8.
@@ -32,7 +31,7 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> ImageArray:
     Raises:
         ImageError: There is no such file, it is none of these or not whole, or it has too many pixels.
     """
-    return rgb_of(read_values(_bytes_of(path), str(path), max_pixels, is_upright=True), str(path))
+    return rgb_of(read_values(_bytes_of(path), str(path), is_upright=True), str(path))
 
 
 def rgb_of(values: NDArray[Any], what: str) -> ImageArray:
@@ -73,10 +72,10 @@ def read_exif(path: Path) -> dict[int, Any]:
     return exif_of(_bytes_of(path), f"image {path}")
 
 
-def label_values(data: Buffer, what: str, max_pixels: int = MAX_IMAGE_PIXELS) -> NDArray[Any]:
+def label_values(data: Buffer, what: str) -> NDArray[Any]:
     """As `read_labels`, of a file's bytes; `what` they are is for messages."""
     encoded = np.frombuffer(data, np.uint8)
-    if check_header(encoded, what, max_pixels) == "Jpeg":
+    if check_header(encoded, what, MAX_IMAGE_PIXELS) == "Jpeg":
         raise ImageError(f"{what}: labels must be lossless (PNG), a JPEG has changed their values")
     values = by_pillow(encoded, what)
     return values.astype(np.uint8 if values.dtype == bool else values.dtype.newbyteorder("="))

@@ -127,21 +127,18 @@ class Explanation:
         return f"{faded:.1%} fades to the base model: the scene is up to {strangest:.2f} strange to them ({scale})."
 
 
-def explain(
-    name: str, embedding: FloatArray, library: AdapterLibrary, retriever: Retriever | None = None
-) -> Explanation:
-    """Why a scene gets its mix.
+def explain(name: str, embedding: FloatArray, library: AdapterLibrary) -> Explanation:
+    """Why a scene gets its mix, by the library's own settings.
 
     Args:
         name: What to call it.
         embedding: Of the scene, shape (D,).
         library: Where the adapters are.
-        retriever: Chooses among them; one with the library's settings where None.
 
     Raises:
         SemlaError: See `Retriever.consider`.
     """
-    retriever = retriever or Retriever(library)
+    retriever = Retriever(library)
     found = retriever.consider(embedding)
     distances = retriever.distances(embedding)
     considered = {adapter: index for index, adapter in enumerate(found.names)}

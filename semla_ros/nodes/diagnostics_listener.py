@@ -13,12 +13,11 @@ from rclpy.executors import SingleThreadedExecutor
 from semla_ros.results import Level, Status
 
 
-def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, Status]]:
+def listen(timeout_s: float) -> Iterator[dict[str, Status]]:
     """Give all statuses heard so far, by name, each time a message comes in.
 
     Args:
         timeout_s: Stop this many seconds after the start.
-        topic: Where to listen.
 
     Yields:
         Name -> latest status; the same dict each time, updated.
@@ -30,7 +29,7 @@ def listen(timeout_s: float, topic: str = "/diagnostics") -> Iterator[dict[str, 
     executor.add_node(node)
     heard: dict[str, Status] = {}
     messages: list[DiagnosticArray] = []
-    node.create_subscription(DiagnosticArray, topic, messages.append, 50)
+    node.create_subscription(DiagnosticArray, "/diagnostics", messages.append, 50)
     end_s = time.monotonic() + timeout_s
     try:
         while (left_s := end_s - time.monotonic()) > 0:

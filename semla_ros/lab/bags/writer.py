@@ -157,7 +157,6 @@ class BagWriter:
         topic: str,
         statuses: Sequence[Status],
         stamp_ns: int,
-        frame_id: str = "",
         *,
         is_latched: bool = False,
         log_ns: int | None = None,
@@ -176,7 +175,7 @@ class BagWriter:
             )
             for status in statuses
         ]
-        message = _new(DIAGNOSTICS, header=_header(stamp_ns, frame_id), status=entries)
+        message = _new(DIAGNOSTICS, header=_header(stamp_ns, ""), status=entries)
         self.write(topic, DIAGNOSTICS, message, stamp_ns if log_ns is None else log_ns, is_latched=is_latched)
 
     def write(self, topic: str, msgtype: str, message: Any, log_ns: int, *, is_latched: bool = False) -> None:

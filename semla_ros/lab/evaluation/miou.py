@@ -100,10 +100,10 @@ class MiouMeter:
         """Add one frame; see `confusion_matrix`."""
         self.add_counts(confusion_matrix(truth, predicted, self.counts.shape[0], ignore=self._ignore))
 
-    def add_counts(self, counts: Counts, frames: int = 1) -> None:
-        """Add a confusion matrix that was counted elsewhere over `frames` frames."""
+    def add_counts(self, counts: Counts) -> None:
+        """Add one frame by a confusion matrix that was counted elsewhere."""
         self.counts += counts
-        self.frames += frames
+        self.frames += 1
 
     @property
     def per_class(self) -> FloatArray:

@@ -377,11 +377,9 @@ class _Measured:
         }
 
 
-def replay_bag(
-    bag_path: Path, out: Path, options: ReplayOptions, *, load: Load = load_pipeline, progress: Progress | None = None
-) -> dict[str, Any]:
+def replay_bag(bag_path: Path, out: Path, options: ReplayOptions, *, load: Load = load_pipeline) -> dict[str, Any]:
     """Replay one bag; see `Replay.run`."""
-    return Replay(bag_path, out, options, load=load).run(progress)
+    return Replay(bag_path, out, options, load=load).run()
 
 
 def _time(source: FrameSource, began_s: float, began_cpu_s: float) -> dict[str, float]:

@@ -63,8 +63,6 @@ STAGES = ("segmenter", "scene_encoder", "adapters", "library")
 CAMERA = "camera"  # images of a camera, as a model or a library states it
 TIMED_STEPS = 8
 
-Say = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LibraryRecipe:
@@ -127,7 +125,6 @@ class LibraryRun:
         trains_base: Whether the base model and its scene encoder are trained too.
         jobs: Adapters that are trained at once; 0 = one per core on a CPU, else one.
         ray_address: Train them on this Ray cluster, which shares the folders; empty = on this machine without Ray.
-        say: Told how the work goes, a line each.
     """
 
     recipe: LibraryRecipe
@@ -138,7 +135,6 @@ class LibraryRun:
     trains_base: bool = True
     jobs: int = 0
     ray_address: str = ""
-    say: Say = print
 
     @property
     def work(self) -> Path:
@@ -202,7 +198,6 @@ def library_run(
     trains_base: bool | None = None,
     jobs: int = 0,
     ray_address: str = "",
-    say: Say = print,
 ) -> LibraryRun:
     """Check what a training is to be made of.
 
@@ -216,7 +211,6 @@ def library_run(
             convolutional stem and a scene encoder beside it.
         jobs: See `LibraryRun`.
         ray_address: Likewise.
-        say: Told how the work goes.
 
     Raises:
         ConfigError: The base model is to be trained and the benchmark has no source domain, or several with different
@@ -228,7 +222,7 @@ def library_run(
     lacking = words_lacking(lambda names: base.tokenizer.tokenize(names, base.template), every)
     known = benchmark.without(lacking)
     if lacking:
-        say(f"{base.model_id} has no word for {', '.join(lacking)}: their pixels are neither trained on nor scored")
+        print(f"{base.model_id} has no word for {', '.join(lacking)}: their pixels are neither trained on nor scored")
     if trains_base is None:
         is_shipped_kind = base.model.trains_whole and (base.path.parent / ENCODER_FILE).is_file()
         trains_base = is_shipped_kind and bool(known.source_names)
@@ -254,7 +248,6 @@ def library_run(
         trains_base=trains_base,
         jobs=jobs,
         ray_address=ray_address,
-        say=say,
     )
 
 
@@ -305,17 +298,17 @@ def _plan(run: LibraryRun, minutes: float) -> dict[str, Any]:
             changed.append(f"number of minutes ({plan['minutes']:g})")
         if changed:
             raise ConfigError(f"{run.out} was begun with another {changed[0]}; give that again, or another --out")
-        run.say(f"going on with {path}")
+        print(f"going on with {path}")
         return plan
     steps, threads = _recipe_steps(run.recipe), torch.get_num_threads()
     if minutes:
-        run.say("timing a few steps of each stage")
+        print("timing a few steps of each stage")
         steps, threads = _steps_for(run, minutes)
     plan = {"minutes": minutes, "steps": steps, "threads": threads, "made_from": made_from}
     run.work.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(plan, indent=2) + "\n")
     told = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in steps.items())
-    run.say(f"steps: {told}; threads: {threads}")
+    print(f"steps: {told}; threads: {threads}")
     return plan
 
 
@@ -417,7 +410,7 @@ def _say_scores(run: LibraryRun, title: str, base: LoadedModel) -> None:
         if (indices := run.scored(domain))
     }
     told = ", ".join(f"{domain} {100 * value:.1f}" for domain, value in values.items())
-    run.say(f"validation mIoU in percent, {title}: {told}")
+    print(f"validation mIoU in percent, {title}: {told}")
 
 
 def _tokens(run: LibraryRun, domain: str, base: LoadedModel) -> torch.Tensor:
@@ -514,7 +507,7 @@ def _train_adapters(run: LibraryRun) -> None:
     with training_progress("train adapters", len(names)) as (advance, _):
         advance(len(names) - len(todo))
         for line in _adapters_of(run, todo):
-            run.say(line)
+            print(line)
             advance(1)
 
 
@@ -646,7 +639,7 @@ def _say_result(run: LibraryRun) -> None:
             f"{variant.replace('_', '-')} {100 * evaluation.mean_miou(name, variant):.1f}"
             for variant in evaluation.variants(name)
         )
-        run.say(f"validation mIoU in percent, {name}: {values}")
+        print(f"validation mIoU in percent, {name}: {values}")
 
 
 def _base_domain(run: LibraryRun) -> BaseDomain | None:

@@ -67,17 +67,17 @@ def level_quad(x: tuple[float, float], y: float, z: tuple[float, float]) -> list
     return [(x[0], y, z[0]), (x[1], y, z[0]), (x[1], y, z[1]), (x[0], y, z[1])]
 
 
-def clip_near(points: Sequence[Point], near_m: float = NEAR_M) -> list[Point]:
+def clip_near(points: Sequence[Point]) -> list[Point]:
     """Cut a polygon at the near plane; empty where all of it is nearer."""
-    if all(point[2] >= near_m for point in points):
+    if all(point[2] >= NEAR_M for point in points):
         return list(points)
     kept: list[Point] = []
     for index, (x1, y1, z1) in enumerate(points):
         x0, y0, z0 = points[index - 1]
-        if (z0 < near_m) != (z1 < near_m):
-            t = (near_m - z0) / (z1 - z0)
-            kept.append((x0 + t * (x1 - x0), y0 + t * (y1 - y0), near_m))
-        if z1 >= near_m:
+        if (z0 < NEAR_M) != (z1 < NEAR_M):
+            t = (NEAR_M - z0) / (z1 - z0)
+            kept.append((x0 + t * (x1 - x0), y0 + t * (y1 - y0), NEAR_M))
+        if z1 >= NEAR_M:
             kept.append((x1, y1, z1))
     return kept
 

@@ -117,7 +117,6 @@ def drive_through(
     seed: int,
     pure_s: float,
     transition_s: float,
-    speed_m_s: float = 8.0,
 ) -> Drive:
     """A drive that holds each condition for `pure_s` seconds, with transitions of `transition_s` seconds between."""
     if not segments or pure_s <= 0 or transition_s <= 0:
@@ -132,7 +131,7 @@ def drive_through(
         timeline += [(at, conditions), (at + pure_s, conditions)]
         names += [name, name]
         at += pure_s + transition_s
-    return Drive(city=city, seed=seed, timeline=tuple(timeline), speed_m_s=speed_m_s, names=tuple(names))
+    return Drive(city=city, seed=seed, timeline=tuple(timeline), names=tuple(names))
 
 
 def demo_drive(seed: int = 7, *, city: str = "boulevard", duration_s: float = 90.0) -> Drive:
