@@ -30,8 +30,9 @@ from semla_ros.engines.torch_engine import TorchEngine, choose_threads
 from semla_ros.errors import SemlaError
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.results import Frame
-from semla_ros.segmentation.inference import InferenceMode, segment_probabilities
+from semla_ros.segmentation.inference import InferenceMode
 from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.one_image import segment_probabilities
 from semla_ros.segmentation.protocol import SegmentationModel
 from semla_ros.timing import Stopwatch
 

@@ -22,7 +22,7 @@ from semla_ros.config import InferenceConfig
 from semla_ros.pipeline import PerceptionPipeline
 from semla_ros.resources import share_folder
 from semla_ros.results import Frame
-from semla_ros.serving.memory import peak_resident_bytes
+from semla_ros.serving.peak_memory import peak_resident_bytes
 
 RETRIEVALS = 200
 

@@ -29,7 +29,7 @@ from semla_ros.lab.training.library_training import LibraryRecipe, LibraryRun, l
 from semla_ros.resources import find_model, share_folder
 from semla_ros.results import ImageArray, MaskArray
 from semla_ros.segmentation.checkpoint import load_model
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 
 WITHOUT_LABELS = "without labels"
 SURE = 0.9  # least probability of a class that counts as a label

@@ -188,8 +188,8 @@ class AdapterMix:
         """As plain values; numbers have six digits, a distance that is not known is None."""
         return {
             "adapters": [
-                {"name": name, "weight": round(float(weight), 6), "distance": _number(float(distance))}
-                for name, weight, distance in zip(self.names, self.weights, self.distances, strict=True)
+                {"name": name, "weight": round(weight, 6), "distance": None if np.isnan(far) else round(far, 6)}
+                for name, weight, far in zip(self.names, self.weights.tolist(), self.distances.tolist(), strict=True)
             ],
             "base_weight": round(float(self.base_weight), 6),
             "out_of_library": bool(self.is_out_of_library),
@@ -375,8 +375,3 @@ class AdaptationStep:
     mix: AdapterMix | None = None
     error: str | None = None
     latency_ms: Mapping[str, float] = field(default_factory=dict)
-
-
-def _number(value: float) -> float | None:
-    """Six digits; None for NaN, which JSON has not."""
-    return None if np.isnan(value) else round(value, 6)

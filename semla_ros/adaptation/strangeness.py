@@ -33,9 +33,7 @@ WIDEST = 2.0  # times the median spread: a domain of everything would vouch for 
 FARTHEST = 1.4  # how much the way beyond the own spread adds where scenes are held against strange ones
 COMPANY, NOVELTY = 0.68, 1.21  # what each counts, as chosen on rendered scenes and photographs (docs/evaluation.md)
 CLOSE = 3.0  # how new it can be at most, as a multiple of its company: near known scenes and far from strange ones, not
-MOST_EXAMPLES = (
-    4096  # known scenes of a library that are compared with, and strange ones: those of 20 domains as written
-)
+MOST_EXAMPLES = 4096  # known scenes that are compared with, and strange ones: those of 20 domains as written
 LEAST_EXAMPLES = 8  # of a domain: fewer say nothing of its shape
 
 _of_library: WeakKeyDictionary[AdapterLibrary, Strangeness] = WeakKeyDictionary()

@@ -32,7 +32,7 @@ from semla_ros.commands.tables import print_table
 from semla_ros.errors import SemlaError, counted
 from semla_ros.image_files import read_image
 from semla_ros.results import BASE_MODEL
-from semla_ros.serving.memory import peak_resident_bytes
+from semla_ros.serving.peak_memory import peak_resident_bytes
 from semla_ros.timing import Stopwatch
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from semla_ros.errors import ConfigError, ImageError
-from semla_ros.segmentation.protocol import ModelConfig, SegmentationModel, SlidingConfig
+from semla_ros.segmentation.protocol import ModelConfig, SlidingConfig
 
 InferenceMode = Literal["whole", "sliding"]
 Predict = Callable[[Tensor], Tensor]  # normalised images (B, 3, h, w) at the working resolution -> logits (B, T, ., .)
@@ -143,32 +143,3 @@ def _corners(windows: SlidingConfig) -> list[tuple[int, int]]:
 def _view_maps(logits: Tensor, config: ModelConfig) -> Tensor:
     """Probability maps of one view at the windows' size."""
     return probabilities(resize(logits[None], windows_of(config).kernel), config)[0]
-
-
-def segment_probabilities(
-    model: SegmentationModel,
-    image: Tensor,
-    text_features: Tensor,
-    output_size: tuple[int, int],
-    mode: InferenceMode = "whole",
-) -> Tensor:
-    """Probability of each class at each pixel.
-
-    Args:
-        model: In evaluation mode.
-        image: RGB, shape (3, H, W), 0..255, on the model's device.
-        text_features: Class embeddings, see `SegmentationModel.encode_text`.
-        output_size: Height and width of the result.
-        mode: "whole", or "sliding" (published, used in all its experiments).
-
-    Returns:
-        Shape (T, *output_size), 0..1.
-    """
-
-    def predict(images: Tensor) -> Tensor:
-        logits: Tensor = model(images, text_features)
-        return logits
-
-    with torch.no_grad():
-        maps = probability_maps(predict, model.config, image, mode)
-        return resize(maps[None], output_size)[0]

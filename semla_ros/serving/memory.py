@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -18,7 +16,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # from malloc.h
 MMAP_THRESHOLD_BYTES = 256 << 20
 TRIM_THRESHOLD_BYTES = 512 << 20
 GIVE_BACK_EVERY_S = 20.0  # a frame is some 10 % longer after it, which is one frame in many
-_STATUS = Path("/proc/self/status")
 
 
 def keep_large_blocks() -> bool:
@@ -62,22 +59,6 @@ def give_back_free_pages() -> None:
 def resident_mb() -> float:
     """Physical memory that this process holds, MB."""
     return float(psutil.Process().memory_info().rss) / 1e6
-
-
-def peak_resident_bytes() -> int:
-    """The most physical memory that this process has held, in bytes; the kernel's own high-water mark.
-
-    `getrusage` counts what the parent held before this program was started, too: it serves where there is no /proc.
-    """
-    try:
-        for line in _STATUS.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == "VmHWM":
-                return int(value.split()[0]) * 1024
-    except (OSError, ValueError):
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def gpu_mb() -> float | None:

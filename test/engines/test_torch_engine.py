@@ -13,8 +13,9 @@ from semla_ros.engines import mask_from_maps as mask_from_maps_module
 from semla_ros.engines.mask_from_maps import mask_from_maps
 from semla_ros.engines.torch_engine import TorchEngine, choose_device
 from semla_ros.errors import EngineError, ImageError
-from semla_ros.segmentation.inference import segment_probabilities, whole_view
+from semla_ros.segmentation.inference import whole_view
 from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.one_image import segment_probabilities
 
 CLASSES = 5
 

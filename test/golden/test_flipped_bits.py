@@ -24,7 +24,7 @@ from semla_ros.pipeline_parts import PipelineParts
 from semla_ros.resources import find_model, model_library
 from semla_ros.results import Frame
 from semla_ros.segmentation.checkpoint import LoadedModel, load_model
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 from semla_ros.segmentation.targets import lora_signature
 
 FLIPS = 64

@@ -21,8 +21,8 @@ from semla_ros.lab.evaluation.variants import VARIANTS, shares
 from semla_ros.library.adapter_library import Adapter, AdapterLibrary
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.checkpoint import LoadedModel
-from semla_ros.segmentation.inference import segment_probabilities
 from semla_ros.segmentation.model import CatSeg
+from semla_ros.segmentation.one_image import segment_probabilities
 from semla_ros.segmentation.targets import lora_signature
 
 Arrays = Mapping[str, np.ndarray]

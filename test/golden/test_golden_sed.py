@@ -26,7 +26,8 @@ from semla_ros.library.adapter_library import AdapterLibrary
 from semla_ros.library.domain_statistics import statistics_name
 from semla_ros.results import AdapterMix
 from semla_ros.segmentation.checkpoint import read_weights
-from semla_ros.segmentation.inference import normalise, resize, segment_probabilities
+from semla_ros.segmentation.inference import normalise, resize
+from semla_ros.segmentation.one_image import segment_probabilities
 from semla_ros.segmentation.sed import Sed, SedConfig
 from semla_ros.segmentation.targets import lora_signature
 from semla_ros.segmentation.text_prompts import templates

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from reference_set import class_rows, image_tensor, largest_error
 
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 
 TOLERANCE = 5e-5
 

@@ -8,7 +8,7 @@ import torch
 from published_ways import duplicated_hooks, plain_maps, plain_probabilities
 from reference_set import class_rows, image_tensor, largest_error, load_golden_model, only_entry
 
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 
 TOLERANCE = 5e-5
 PLAIN = {r"plain_big_out\d+": "img_big", r"plain_odd_out\d+": "img_odd", r"plain_small_img0": "img0"}

@@ -15,7 +15,7 @@ from semla_ros.errors import CheckpointError, ConfigError
 from semla_ros.segmentation.checkpoint import load_model
 from semla_ros.segmentation.class_buckets import pad_vocabulary
 from semla_ros.segmentation.convnext import ConvNextBlock, ConvNextTrunk
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 from semla_ros.segmentation.sed import Sed, SedConfig
 from semla_ros.segmentation.sed_decoder import REJECTED
 

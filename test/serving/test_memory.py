@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from semla_ros.serving import memory
-from semla_ros.serving.memory import give_back_memory, gpu_mb, keep_large_blocks, peak_resident_bytes
+from semla_ros.serving import peak_memory
+from semla_ros.serving.memory import give_back_memory, gpu_mb, keep_large_blocks
+from semla_ros.serving.peak_memory import peak_resident_bytes
 
 MIB = 2**20
 
@@ -25,14 +26,14 @@ def test_the_peak_stays_when_memory_is_given_back() -> None:
 
 def test_a_new_process_does_not_count_what_its_parent_held() -> None:
     block = bytearray(300 * MIB)
-    program = "from semla_ros.serving.memory import peak_resident_bytes; print(peak_resident_bytes())"
+    program = "from semla_ros.serving.peak_memory import peak_resident_bytes; print(peak_resident_bytes())"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert len(block) < psutil.Process().memory_info().rss
     assert 1 * MIB < int(answer.stdout) < 200 * MIB
 
 
 def test_where_the_kernel_tells_nothing_the_older_count_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_STATUS", Path("/nowhere"))
+    monkeypatch.setattr(peak_memory, "_STATUS", Path("/nowhere"))
     assert peak_resident_bytes() >= psutil.Process().memory_info().rss // 2
 
 

@@ -18,7 +18,7 @@ from semla_ros.errors import VocabularyError, counted
 from semla_ros.lab.evaluation.published_retrieval import PublishedRetriever
 from semla_ros.pipeline_parts import PipelineParts, load_parts
 from semla_ros.results import AdapterMix, FloatArray, ImageArray
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,8 @@ from semla_ros.lab.replay.stretches import StretchFinder
 from semla_ros.lab.replay.timeline import Timeline
 from semla_ros.lab.report.replay_page import write_report
 from semla_ros.labels import palette_of
-from semla_ros.serving.memory import peak_resident_bytes
 from semla_ros.serving.model_bank import Load, load_pipeline
+from semla_ros.serving.peak_memory import peak_resident_bytes
 
 if TYPE_CHECKING:
     from semla_ros.pipeline import PerceptionPipeline

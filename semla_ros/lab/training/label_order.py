@@ -13,7 +13,7 @@ from torch import Tensor
 from semla_ros.errors import DatasetError
 from semla_ros.lab.evaluation.miou import Counts, confusion_matrix
 from semla_ros.lab.training.samples import SampleSource
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 from semla_ros.segmentation.protocol import SegmentationModel
 
 LOOKED_AT = 16  # images, spread evenly

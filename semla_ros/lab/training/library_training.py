@@ -56,7 +56,7 @@ from semla_ros.library.domain_statistics import parse_statistics
 from semla_ros.library.importing import completed_entry, write_manifest
 from semla_ros.library.manifest import BASE_STATISTICS_NAME, AdapterEntry, BaseDomain, LibraryManifest, ModelReference
 from semla_ros.segmentation.checkpoint import SEGMENTER_FILE, LoadedModel, load_model, model_file
-from semla_ros.segmentation.inference import segment_probabilities
+from semla_ros.segmentation.one_image import segment_probabilities
 from semla_ros.segmentation.protocol import SegmentationModel
 
 STAGES = ("segmenter", "scene_encoder", "adapters", "library")
