@@ -102,6 +102,13 @@ def test_nothing_outside_segmentation_names_a_model_s_class(module: str) -> None
     assert not names_a_model_s_class(module, FILES[module].read_text(encoding="utf-8"))
 
 
+def test_the_lines_of_the_rooms_are_all_that_there_are() -> None:
+    counts = house.room_lines(house.ROOT)
+    assert counts["nodes"] == sum(house.lines(FILES[name]) for name in FILES if stands_in_nodes(name))
+    assert counts["beside the folders"] > house.lines(FILES["config"])
+    assert counts.total() == sum(map(house.lines, FILES.values()))
+
+
 def test_each_rule_finds_what_breaks_it(tmp_path: Path) -> None:
     root = tree(
         tmp_path,

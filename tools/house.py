@@ -3,6 +3,7 @@
 
     tools/house.py                        # this tree
     tools/house.py --against OTHER_TREE   # beside another checkout
+    tools/house.py --rooms                # the lines of each room instead
 
 A room is a folder of `semla_ros`, or of its `lab`, or a module that stands beside the folders. Imports count wherever
 they stand, in functions too, but not those for type checkers alone. `test/test_house.py` holds the rules.
@@ -15,6 +16,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -225,17 +227,35 @@ def measure(root: Path) -> dict[str, str]:
     }
 
 
+def room_lines(root: Path) -> Counter[str]:
+    """Room -> lines of Python; what stands beside the folders counts as one."""
+    counts: Counter[str] = Counter()
+    for name, path in modules(root).items():
+        counts[room(name) if path.parent != root / PACKAGE else "beside the folders"] += lines(path)
+    return counts
+
+
+def by_room(trees: Iterable[Path]) -> list[dict[str, str]]:
+    """What the table of rooms shows of each tree, the largest rooms first."""
+    counts = [room_lines(root) for root in trees]
+    rooms = sorted(set().union(*counts), key=lambda name: (-counts[-1][name], name))
+    return [{name: f"{count[name]:,}" for name in rooms} for count in counts]
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, shown first")
+    parser.add_argument("--rooms", action="store_true", help="the lines of each room instead")
     arguments = parser.parse_args()
-    trees = [("before", arguments.against.resolve())] if arguments.against else []
-    measured = {label: measure(root) for label, root in [*trees, ("now", ROOT)]}
+    trees = {"before": arguments.against.resolve()} if arguments.against else {}
+    trees["now"] = ROOT
+    figures = by_room(trees.values()) if arguments.rooms else map(measure, trees.values())
+    measured = dict(zip(trees, figures, strict=True))
     print("| |" + "".join(f" {label} |" for label in measured))
     print("| --- |" + " ---: |" * len(measured))
     for key in next(iter(measured.values())):
-        print(f"| {key} |" + "".join(f" {figures[key]} |" for figures in measured.values()))
+        print(f"| {key} |" + "".join(f" {shown[key]} |" for shown in measured.values()))
     return 0
 
 
