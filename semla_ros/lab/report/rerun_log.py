@@ -22,6 +22,8 @@ from semla_ros.results import FloatArray, ImageArray, MaskArray
 
 VIEWER = "viewer"  # the target that starts one
 TIMELINE = "time"
+ROOM_BYTES = 1 << 20  # that a file must have: Rerun can hang where it has not enough for its begin
+FLUSH_S = 60.0  # a disk may be slow, but not so slow
 
 
 class RerunLog:
@@ -62,6 +64,7 @@ class RerunLog:
                 recording.flush()  # fails where nothing answers
             elif target.endswith(".rrd"):
                 Path(target).parent.mkdir(parents=True, exist_ok=True)
+                Path(target).write_bytes(bytes(ROOM_BYTES))
                 recording.save(target, default_blueprint=views)
             else:
                 raise ConfigError(f"--rerun takes FILE.rrd, '{VIEWER}' or rerun+http://HOST:PORT/proxy, got '{target}'")
@@ -135,11 +138,9 @@ class RerunLog:
         Raises:
             ConfigError: Something could not be written, as on a full disk, or the viewer went away.
         """
-        try:
-            with self._told():
-                self._recording.flush()
-        finally:
-            self._recording.disconnect()
+        with self._told():
+            self._recording.flush(timeout_sec=FLUSH_S)
+        self._recording.disconnect()  # hangs where something could not be written
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ def fading_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("library") / "adapters"
     shutil.copytree(share_folder() / "adapters" / SemlaConfig().model, library)
     manifest = (library / "library.yaml").read_text()
-    for key, value in {"temperature": 0.3, "fade_start": 0.4, "fade_end": 0.6}.items():
+    for key, value in {"temperature": 0.3, "fade_start": 0.5, "fade_end": 0.9}.items():
         manifest, count = re.subn(rf"(?m)^  {key}: .*$", f"  {key}: {value}", manifest)
         assert count == 1
     manifest += "drift: {mix_threshold: 0.0, steady_s: 0.0, max_fusions_per_min: 1000}\n"

@@ -116,7 +116,7 @@ def test_model_and_library_fit_each_other_and_say_what_they_are(trained: Path) -
     assert (manifest.base_domain.family, manifest.domain) == ("day", "camera")
     assert parts.retrieval.top_k == 2
     assert {entry.licence for entry in manifest.adapters.values()} == {"CC0"}
-    assert "4 images of home" in (out / "model" / "README.md").read_text(encoding="utf-8")
+    assert "home (benchmark); images: 4" in (out / "model" / "README.md").read_text(encoding="utf-8")
     assert "for fog" in (out / "library" / "fog" / "CARD.md").read_text(encoding="utf-8")
 
 
