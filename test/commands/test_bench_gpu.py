@@ -81,7 +81,10 @@ def test_a_phase_that_hangs_is_ended_with_what_it_started_and_keeps_what_it_had_
     assert answer["status"] == "stopped: over its budget of 3 s"
     assert answer["rate"] == 3
     stat = Path("/proc", (tmp_path / "pid").read_text(), "stat")
-    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+    deadline = time.monotonic() + 5.0  # a process that was killed still has to be scheduled once, on a busy machine
+    while stat.exists() and stat.read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_figures_of_an_earlier_run_are_not_taken_for_those_of_a_phase_that_left_none(tmp_path: Path) -> None:
